@@ -1,0 +1,95 @@
+"""Read a thread's APC lists: every queued KAPC, and how each list ended."""
+
+from __future__ import annotations
+
+from .drivers import Drivers
+from .layout import Layout
+from .memory import Memory
+from .model import Apc, Queue, QueueName, Thread, ThreadMembers
+from .queues import walk
+
+
+class ApcLists:
+    """Reads the lists of _KTHREAD.ApcState and, in an attached thread, of SavedApcState.
+
+    The lists of SavedApcState at ApcStateIndex 0 are stale leftovers and are never read.
+    """
+
+    def __init__(self, memory: Memory, layout: Layout, drivers: Drivers) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._drivers = drivers
+        self._holders: dict[int, tuple[int, str]] = {}
+
+    def quiet(self, address: int, members: ThreadMembers) -> bool:
+        """Tell whether every list of the thread is empty with both links intact, without reading any further."""
+        layout = self._layout
+        head = address + layout.kernel_head
+        user = address + layout.user_head
+        return (
+            members.apc_kernel_flink == head == members.apc_kernel_blink
+            and members.apc_user_flink == user == members.apc_user_blink
+            and (members.apc_state_index == 0 or self._saved_quiet(address, members))
+        )
+
+    def _saved_quiet(self, address: int, members: ThreadMembers) -> bool:
+        if members.apc_state_index != 1:
+            return True
+        kernel, user = address + self._layout.saved_kernel_head, address + self._layout.saved_user_head
+        return (
+            members.saved_kernel_flink == kernel == members.saved_kernel_blink
+            and members.saved_user_flink == user == members.saved_user_blink
+        )
+
+    def read(self, thread: Thread) -> tuple[Queue, ...]:
+        """Walk the lists of a thread; those that are intact and empty are left out."""
+        layout = self._layout
+        heads = [
+            (QueueName.KERNEL, thread.address + layout.kernel_head),
+            (QueueName.USER, thread.address + layout.user_head),
+        ]
+        if thread.members.apc_state_index == 1:
+            heads.append((QueueName.SAVED_KERNEL, thread.address + layout.saved_kernel_head))
+            heads.append((QueueName.SAVED_USER, thread.address + layout.saved_user_head))
+        queues = (self._queue(thread, name, head) for name, head in heads)
+        return tuple(queue for queue in queues if not queue.empty)
+
+    def _queue(self, thread: Thread, name: QueueName, head: int) -> Queue:
+        walked = walk(self._memory.links, head, pointer_size=self._layout.pointer_size)
+        apcs = []
+        for position, entry in enumerate(walked.entries):
+            address = entry - self._layout.apc_list_entry
+            place = (thread.address, f"the {name.value} list of thread {thread.address:#x} (TID {thread.members.tid})")
+            holder = self._holders.setdefault(address, place)
+            apcs.append(self.apc(address, name, position, also_on=None if holder == place else holder[1]))
+        return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at)
+
+    def apc(self, address: int, queue: QueueName, position: int, *, also_on: str | None = None) -> Apc:
+        """Read the KAPC at a virtual address; members in unreadable memory are None."""
+        decoder = self._layout.apc
+        data = self._memory.read(address, decoder.size)
+        if data is not None:
+            values = decoder(data)
+        else:
+            sparse, holes = self._memory.read_sparse(address, decoder.size)
+            values = decoder.partial(sparse, holes)
+        kind, size, thread, kernel, rundown, normal, context, argument1, argument2, index, mode, inserted = values
+        code = self._drivers.code
+        return Apc(
+            address=address,
+            queue=queue,
+            position=position,
+            type=kind,
+            size=size,
+            thread=thread,
+            kernel_routine=None if kernel is None else code(kernel),
+            rundown_routine=None if rundown is None else code(rundown),
+            normal_routine=None if normal is None else code(normal),
+            normal_context=context,
+            system_argument1=argument1,
+            system_argument2=argument2,
+            apc_state_index=index,
+            apc_mode=mode,
+            inserted=inserted,
+            also_on=also_on,
+        )

@@ -1,0 +1,158 @@
+"""The columns of the table, declared once: name, type, and how a row's value is had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from volatility3.framework import renderers
+from volatility3.framework.renderers import format_hints
+
+from . import facts as windows
+from .model import Apc, Audited, Facts, Finding, Queue, Severity, View
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: a thread and, unless it has none queued, one of its APCs."""
+
+    audited: Audited
+    facts: Facts
+    queue: Queue | None = None
+    apc: Apc | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The thread's findings and those of the row's APC."""
+        own = self.audited.apc_findings.get(self.apc.address, ()) if self.apc is not None else ()
+        return self.audited.findings + own
+
+    @property
+    def severity(self) -> Severity:
+        """The highest severity among the findings, INFO without any."""
+        return max((finding.severity for finding in self.findings), default=Severity.INFO)
+
+
+def rows_of(audited: Audited, facts: Facts) -> list[Row]:
+    """Make the rows of a thread: one a queued APC, one without an APC where none is queued."""
+    rows = [Row(audited, facts, queue, apc) for queue in audited.thread.queues for apc in queue.apcs]
+    return rows or [Row(audited, facts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its name, vol's type of it, the value of a row, and whether only `--wide` shows it."""
+
+    name: str
+    type: type
+    value: Callable[[Row], Any]
+    wide: bool = False
+
+
+def _known(value: Any, make: Callable[[Any], Any] = lambda value: value) -> Any:
+    return renderers.UnreadableValue() if value is None else make(value)
+
+
+def _member(name: str, make: Callable[[Any], Any]) -> Callable[[Row], Any]:
+    def value(row: Row) -> Any:
+        if name in row.facts.lacks:
+            return renderers.NotApplicableValue()
+        return _known(getattr(row.audited.thread.members, name), make)
+
+    return value
+
+
+def _apc(make: Callable[[Apc], Any]) -> Callable[[Row], Any]:
+    return lambda row: renderers.NotApplicableValue() if row.apc is None else make(row.apc)
+
+
+def _process(row: Row) -> Any:
+    owner = row.audited.thread.owner
+    return renderers.NotAvailableValue() if owner is None else _known(owner.name)
+
+
+def _pid(row: Row) -> Any:
+    thread = row.audited.thread
+    return _known(thread.owner.pid if thread.owner is not None else thread.members.pid)
+
+
+def _attached(row: Row) -> Any:
+    attached = row.audited.thread.attached
+    return renderers.NotApplicableValue() if attached is None else str(attached)
+
+
+def _state(row: Row) -> Any:
+    thread = row.audited.thread
+    state, reason = thread.members.state, thread.members.wait_reason
+    if state is None:
+        return renderers.UnreadableValue()
+    text = windows.state_name(state)
+    if state in windows.WAITING_STATES and reason is not None:
+        return f"{text}:{windows.wait_reason_name(reason)}"
+    return text if thread.processor is None else f"{text}:CPU{thread.processor}"
+
+
+def _views(row: Row) -> str:
+    return "+".join(view.value for view in View if view in row.audited.thread.views)
+
+
+def _start_routine(row: Row) -> Any:
+    start = row.audited.thread.start
+    if start is None:
+        return renderers.UnreadableValue()
+    if row.audited.thread.members.system_thread and start.module is None and start.address:
+        return "<no module>"
+    return start.text
+
+
+def _routine(name: str) -> Callable[[Row], Any]:
+    return _apc(lambda apc: _known(getattr(apc, name), str))
+
+
+def _origin(row: Row) -> Any:
+    return row.apc.origin if row.apc is not None and row.apc.origin else renderers.NotApplicableValue()
+
+
+def _findings(row: Row) -> str:
+    return ",".join(sorted({finding.code for finding in row.findings}))
+
+
+def _explanation(row: Row) -> str:
+    ordered = sorted(row.findings, key=lambda finding: (-finding.severity, finding.code))
+    return " ".join(f"{finding.code}: {finding.explanation}." for finding in ordered)
+
+
+def _yara(row: Row) -> Any:
+    return row.audited.yara or renderers.NotApplicableValue()
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("Thread", format_hints.Hex, lambda row: format_hints.Hex(row.audited.thread.address)),
+    Column("PID", int, _pid),
+    Column("TID", int, _member("tid", int)),
+    Column("Process", str, _process),
+    Column("Attached", str, _attached),
+    Column("State", str, _state),
+    Column("Views", str, _views, wide=True),
+    Column("ApcStateIndex", int, _member("apc_state_index", int)),
+    Column("KernelApcInProgress", bool, _member("kernel_apc_in_progress", bool), wide=True),
+    Column("KernelApcPending", bool, _member("kernel_apc_pending", bool)),
+    Column("UserApcPending", bool, _member("user_apc_pending", bool), wide=True),
+    Column("KernelApcDisable", int, _member("kernel_apc_disable", int), wide=True),
+    Column("SpecialApcDisable", int, _member("special_apc_disable", int), wide=True),
+    Column("WaitIrql", int, _member("wait_irql", int), wide=True),
+    Column("StartAddress", format_hints.Hex, _member("start_address", format_hints.Hex), wide=True),
+    Column("StartRoutine", str, _start_routine),
+    Column("Yara", str, _yara, wide=True),
+    Column("Queue", str, lambda row: renderers.NotApplicableValue() if row.queue is None else row.queue.name.value),
+    Column("Apc", format_hints.Hex, _apc(lambda apc: format_hints.Hex(apc.address))),
+    Column("Kind", str, _apc(lambda apc: _known(apc.kind)), wide=True),
+    Column("KernelRoutine", str, _routine("kernel_routine")),
+    Column("NormalRoutine", str, _routine("normal_routine"), wide=True),
+    Column("RundownRoutine", str, _routine("rundown_routine"), wide=True),
+    Column("Origin", str, _origin, wide=True),
+    Column("Severity", str, lambda row: str(row.severity)),
+    Column("Findings", str, _findings),
+    Column("Explanation", str, _explanation),
+)

@@ -1,0 +1,249 @@
+"""Offsets and sizes of kernel structures, taken once from the symbol table, as decoders over bytes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+
+from .model import ThreadMembers
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a member lies in its structure: offset and size in bytes, and which bits of it (None: all)."""
+
+    offset: int
+    size: int
+    signed: bool = False
+    shift: int = 0
+    bits: int | None = None
+
+
+MemberLookup = Callable[[str, str], "Member | None"]
+"""Finds a member by structure name and dotted path (`Tcb.ApcState.ApcListHead[0].Flink`); None if there is none."""
+
+_FORMATS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+class Decoder:
+    """Decodes the chosen members of one structure from its bytes, in the order given.
+
+    Calling it with the structure's bytes returns a tuple of integers, with None where the member
+    given was None. Members may overlap, as in unions.
+    """
+
+    __slots__ = ("_bitfields", "_members", "_pick", "_structs", "size")
+
+    def __init__(self, members: Sequence[Member | None], size: int) -> None:
+        self.size = size
+        self._members = tuple(members)
+        units = sorted({(m.offset, m.size, m.signed and m.bits is None) for m in members if m is not None})
+        self._structs: list[struct.Struct] = []
+        position: dict[tuple[int, int, bool], int] = {}
+        while units:
+            units = self._add_struct(units, position)
+        unpacked = len(position)
+        bitfields: list[tuple[int, int, int]] = []
+        picks: list[int] = []
+        for member in members:
+            if member is None:
+                picks.append(unpacked)
+            elif member.bits is None:
+                picks.append(position[member.offset, member.size, member.signed])
+            else:
+                picks.append(unpacked + 1 + len(bitfields))
+                unit = position[member.offset, member.size, False]
+                bitfields.append((unit, member.shift, (1 << member.bits) - 1))
+        self._bitfields = bitfields
+        self._pick = itemgetter(*picks, unpacked)
+
+    def _add_struct(
+        self, units: list[tuple[int, int, bool]], position: dict[tuple[int, int, bool], int]
+    ) -> list[tuple[int, int, bool]]:
+        """Lay the units that don't overlap into one struct format; return the others."""
+        text, end, rest = "<", 0, []
+        for unit in units:
+            offset, size, signed = unit
+            if offset < end:
+                rest.append(unit)
+                continue
+            letter = _FORMATS[size]
+            text += f"{offset - end}x" + (letter.lower() if signed else letter)
+            end = offset + size
+            position[unit] = len(position)
+        self._structs.append(struct.Struct(text))
+        return rest
+
+    def __call__(self, data: bytes, offset: int = 0) -> tuple[int | None, ...]:
+        """Decode the structure that starts at an offset of a buffer that holds it whole."""
+        values: tuple[int | None, ...] = ()
+        for part in self._structs:
+            values += part.unpack_from(data, offset)
+        bits = [(values[unit] >> shift) & mask for unit, shift, mask in self._bitfields]  # type: ignore[operator]
+        picked: tuple[int | None, ...] = self._pick((*values, None, *bits))
+        return picked[:-1]
+
+    def partial(self, data: bytes, holes: Iterable[tuple[int, int]]) -> tuple[int | None, ...]:
+        """Decode a structure some of whose bytes are unknown.
+
+        Args:
+            data: the structure's bytes, with anything in the holes.
+            holes: the unknown byte ranges [start, end) of it; a member that touches one becomes None.
+        """
+        holes = tuple(holes)
+        values = self(data)
+        return tuple(
+            None if member is not None and _touches(member, holes) else value
+            for member, value in zip(self._members, values, strict=True)
+        )
+
+
+def _touches(member: Member, holes: Iterable[tuple[int, int]]) -> bool:
+    return any(start < member.offset + member.size and member.offset < end for start, end in holes)
+
+
+# One row a member of ThreadMembers, in its order: the paths below _ETHREAD, newest Windows first.
+# Where a name moved, the comment says when; the symbol files of the builds named show it.
+_THREAD_PATHS: tuple[tuple[str, ...], ...] = (
+    ("Cid.UniqueProcess",),
+    ("Cid.UniqueThread",),
+    ("Tcb.Header.Type",),
+    ("Tcb.Process", "ThreadsProcess"),  # _ETHREAD.ThreadsProcess to 2003 and Vista, _KTHREAD.Process since
+    ("Tcb.State",),
+    ("Tcb.WaitReason",),
+    ("Tcb.WaitIrql",),
+    ("Tcb.Alertable",),
+    ("Tcb.ApcQueueable",),
+    ("Tcb.ApcStateIndex",),
+    ("Tcb.KernelApcDisable",),
+    ("Tcb.SpecialApcDisable",),  # since Server 2003: XP has no guarded regions
+    ("Terminated",),
+    ("Tcb.SystemThread", "SystemThread"),  # CrossThreadFlags to 7, _KTHREAD's MiscFlags since 8
+    ("StartAddress",),
+    ("Win32StartAddress",),
+    ("Tcb.NextProcessorNumber", "Tcb.NextProcessor"),
+    ("Tcb.KernelStack",),
+    ("Tcb.StackBase",),
+    ("Tcb.StackLimit",),
+    ("ThreadListEntry.Flink",),
+    ("ThreadListEntry.Blink",),
+    ("IrpList.Flink",),
+    ("CreateTime.QuadPart",),
+    ("ExitTime.QuadPart",),
+    ("Tcb.ApcState.ApcListHead[0].Flink",),
+    ("Tcb.ApcState.ApcListHead[0].Blink",),
+    ("Tcb.ApcState.ApcListHead[1].Flink",),
+    ("Tcb.ApcState.ApcListHead[1].Blink",),
+    ("Tcb.ApcState.Process",),
+    ("Tcb.ApcState.KernelApcInProgress",),  # a byte to 8, a bit of InProgressFlags since 8.1
+    ("Tcb.ApcState.SpecialApcInProgress",),
+    ("Tcb.ApcState.KernelApcPending",),
+    ("Tcb.ApcState.UserApcPendingAll", "Tcb.ApcState.UserApcPending"),  # two bits since 17763
+    ("Tcb.SavedApcState.ApcListHead[0].Flink",),
+    ("Tcb.SavedApcState.ApcListHead[0].Blink",),
+    ("Tcb.SavedApcState.ApcListHead[1].Flink",),
+    ("Tcb.SavedApcState.ApcListHead[1].Blink",),
+    ("Tcb.SavedApcState.Process",),
+)
+
+# Counted down by KeEnterCriticalRegion and its like: negative is disabled, whatever type the PDB gives (ULONG on XP).
+_SIGNED = frozenset({"kernel_apc_disable", "special_apc_disable"})
+
+_APC_MEMBERS = (
+    "Type",
+    "Size",
+    "Thread",
+    "KernelRoutine",
+    "RundownRoutine",
+    "NormalRoutine",
+    "NormalContext",
+    "SystemArgument1",
+    "SystemArgument2",
+    "ApcStateIndex",
+    "ApcMode",
+    "Inserted",
+)
+
+
+class LayoutError(Exception):
+    """The symbol table lacks a structure or member without which there is no audit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The structures of one kernel that the walk reads; sizes and offsets in bytes.
+
+    `kernel_head`, `user_head`, `saved_kernel_head`, `saved_user_head` and `thread_list_entry` are offsets in
+    _ETHREAD, `apc_list_entry` is one in _KAPC. `lacks` names the ThreadMembers that this Windows does not have.
+    """
+
+    pointer_size: int
+    thread: Decoder
+    apc: Decoder
+    apc_list_entry: int
+    kernel_head: int
+    user_head: int
+    saved_kernel_head: int
+    saved_user_head: int
+    thread_list_entry: int
+    lacks: frozenset[str]
+
+
+def read_layout(lookup: MemberLookup, size_of: Callable[[str], int | None]) -> Layout:
+    """Take from a symbol table what the walk needs.
+
+    Args:
+        lookup: finds a member.
+        size_of: size of a structure in bytes, None when the table lacks it.
+
+    Raises:
+        LayoutError: a structure or an indispensable member is missing; the message names it.
+    """
+    sizes = {name: size_of(name) for name in ("_ETHREAD", "_KTHREAD", "_KAPC", "_KAPC_STATE", "_EPROCESS")}
+    missing = [name for name, size in sizes.items() if not size]
+    if missing:
+        raise LayoutError(f"the symbol table has no {', '.join(missing)}")
+    thread = [_first(lookup, paths) for paths in _THREAD_PATHS]
+    names = ThreadMembers._fields
+    for index, name in enumerate(names):
+        member = thread[index]
+        if member is not None and name in _SIGNED:
+            thread[index] = Member(member.offset, member.size, signed=True)
+    lists = [_needed(lookup, "_ETHREAD", path) for path in _LIST_HEADS]
+    entry = _needed(lookup, "_KAPC", "ApcListEntry.Flink")
+    apc = [_needed(lookup, "_KAPC", name) for name in _APC_MEMBERS]
+    lacks = frozenset(name for name, member in zip(names, thread, strict=True) if member is None)
+    return Layout(
+        pointer_size=entry.size,
+        thread=Decoder(thread, sizes["_ETHREAD"] or 0),
+        apc=Decoder(apc, sizes["_KAPC"] or 0),
+        apc_list_entry=entry.offset,
+        kernel_head=lists[0].offset,
+        user_head=lists[1].offset,
+        saved_kernel_head=lists[2].offset,
+        saved_user_head=lists[3].offset,
+        thread_list_entry=lists[4].offset,
+        lacks=lacks,
+    )
+
+
+_LIST_HEADS = (
+    "Tcb.ApcState.ApcListHead[0].Flink",
+    "Tcb.ApcState.ApcListHead[1].Flink",
+    "Tcb.SavedApcState.ApcListHead[0].Flink",
+    "Tcb.SavedApcState.ApcListHead[1].Flink",
+    "ThreadListEntry.Flink",
+)
+
+
+def _first(lookup: MemberLookup, paths: Sequence[str]) -> Member | None:
+    return next((member for path in paths if (member := lookup("_ETHREAD", path)) is not None), None)
+
+
+def _needed(lookup: MemberLookup, structure: str, path: str) -> Member:
+    member = lookup(structure, path)
+    if member is None:
+        raise LayoutError(f"the symbol table's {structure} has no {path}")
+    return member

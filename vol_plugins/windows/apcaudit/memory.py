@@ -1,0 +1,185 @@
+"""The image as bytes at virtual addresses; the only module that reads, and where a bad address ends."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any
+
+from volatility3.framework import exceptions, interfaces
+
+PAGE = 0x1000
+_PAGE_MASK = PAGE - 1
+_LARGE_PAGE = 1 << 7  # the PS bit of a directory entry (Intel SDM volume 3, 4.3 to 4.5)
+_PAT_OF_LARGE_PAGE = 1 << 12
+_NOT_MAPPED = -1
+
+
+class Memory:
+    """Reads kernel memory through an Intel layer of vol, remembering the page tables it has walked.
+
+    Addresses are full virtual addresses as a debugger prints them; one that is not canonical is
+    unreadable, as it is to the processor. Nothing here raises for a bad address.
+    """
+
+    def __init__(self, context: interfaces.context.ContextInterface, layer_name: str) -> None:
+        layer: Any = context.layers[layer_name]
+        self.layer_name = layer_name
+        self.bits: int = layer.bits_per_register
+        self.pointer_size = self.bits // 8
+        self._layer = layer
+        self._mask: int = layer.address_mask
+        self._context = context
+        # What a large page or a page not present needs (swap, transition) is asked of vol, page by page.
+        self._base: Any = context.layers[layer.config["memory_layer"]]
+        self._levels = [(bits, large) for _, bits, large in layer.structure]
+        self._entry = Struct("<I" if self._levels[-1][0] == 10 else "<Q")
+        self._top: int = layer.config["page_map_offset"]
+        # Intel32e of vol masks page frame numbers to 45 bits, since Windows keeps flags above them.
+        self._frame_mask: int = ((1 << layer._maxphyaddr) - 1) & ~_PAGE_MASK
+        self._leaf_shift = 12 + self._levels[-1][0]
+        self._leaf_index = (1 << self._levels[-1][0]) - 1
+        self._leaves: dict[int, tuple[int, ...] | int] = {}
+        self._other_pages: dict[int, int] = {}
+        self._entries_of_page = Struct("<" + ("I" if self._entry.size == 4 else "Q") * (PAGE // self._entry.size))
+
+    def is_canonical(self, address: int) -> bool:
+        """Tell whether the processor would accept a virtual address."""
+        if self.bits == 32:
+            return 0 <= address < 1 << 32
+        return address >> 47 in (0, 0x1FFFF)
+
+    def physical(self, address: int) -> int | None:
+        """Translate a virtual address to one of the physical layer, None where nothing is mapped."""
+        if not self.is_canonical(address):
+            return None
+        address &= self._mask
+        leaf = self._leaves.get(address >> self._leaf_shift)
+        if leaf is None:
+            leaf = self._walk(address)
+        if isinstance(leaf, int):
+            page = self._ask(address)
+        else:
+            entry = leaf[(address >> 12) & self._leaf_index]
+            page = entry & self._frame_mask if entry & 1 else self._ask(address)
+        return None if page == _NOT_MAPPED else page | (address & _PAGE_MASK)
+
+    def read(self, address: int, length: int) -> bytes | None:
+        """Read bytes at a virtual address, None unless all of them can be read."""
+        start = self.physical(address)
+        if start is None:
+            return None
+        in_page = PAGE - (address & _PAGE_MASK)
+        if length <= in_page:
+            return self.read_physical(start, length)
+        # Pages that lie side by side in the physical layer are read at once.
+        pieces: list[bytes] = []
+        run_start, run_length = start, in_page
+        left = length - in_page
+        at = address + in_page
+        while left:
+            step = PAGE if left >= PAGE else left
+            page = self.physical(at)
+            if page is None:
+                return None
+            if page == run_start + run_length:
+                run_length += step
+            else:
+                piece = self.read_physical(run_start, run_length)
+                if piece is None:
+                    return None
+                pieces.append(piece)
+                run_start, run_length = page, step
+            at += step
+            left -= step
+        piece = self.read_physical(run_start, run_length)
+        if piece is None:
+            return None
+        pieces.append(piece)
+        return b"".join(pieces)
+
+    def read_sparse(self, address: int, length: int) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+        """Read what can be read, zeros for the rest.
+
+        Returns:
+            The bytes, and the ranges [start, end) of them, in bytes from the start, that could not be read.
+        """
+        data = self.read(address, length)
+        if data is not None:
+            return data, ()
+        pieces: list[bytes] = []
+        holes: list[tuple[int, int]] = []
+        done = 0
+        while done < length:
+            step = min(PAGE - ((address + done) & _PAGE_MASK), length - done)
+            # A minidump holds parts of pages: of a mapped page that fails, every byte is tried.
+            if self.physical(address + done) is not None and self.read(address + done, step) is None:
+                step = 1
+            piece = self.read(address + done, step)
+            if piece is not None:
+                pieces.append(piece)
+            else:
+                pieces.append(bytes(step))
+                if holes and holes[-1][1] == done:
+                    holes[-1] = (holes[-1][0], done + step)
+                else:
+                    holes.append((done, done + step))
+            done += step
+        return b"".join(pieces), tuple(holes)
+
+    def read_physical(self, address: int, length: int) -> bytes | None:
+        """Read bytes of the physical layer, None unless all of them can be read."""
+        try:
+            data: bytes = self._base.read(address, length)
+        except exceptions.InvalidAddressException:
+            return None
+        return data
+
+    def pointer(self, address: int) -> int | None:
+        """Read a pointer at a virtual address."""
+        data = self.read(address, self.pointer_size)
+        return None if data is None else int.from_bytes(data, "little")
+
+    def links(self, address: int) -> tuple[int, int] | None:
+        """Read a LIST_ENTRY at a virtual address as (Flink, Blink)."""
+        data = self.read(address, 2 * self.pointer_size)
+        if data is None:
+            return None
+        half = self.pointer_size
+        return int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
+
+    def _walk(self, address: int) -> tuple[int, ...] | int:
+        """Find the page table that maps an address; a number where there is none and vol must be asked."""
+        table = self._top
+        shift = sum(bits for bits, _ in self._levels) + 12
+        leaf: tuple[int, ...] | int = 0
+        for depth, (bits, _) in enumerate(self._levels):
+            shift -= bits
+            index = (address >> shift) & ((1 << bits) - 1)
+            if depth == len(self._levels) - 1:
+                page = self.read_physical(table, PAGE)
+                # Vol takes a table of identical entries for unused, and so do we.
+                if page is not None and page != page[: self._entry.size] * (PAGE // self._entry.size):
+                    leaf = self._entries_of_page.unpack(page)
+                break
+            data = self.read_physical(table + index * self._entry.size, self._entry.size)
+            entry = 0 if data is None else self._entry.unpack(data)[0]
+            if not entry & 1 or entry & _LARGE_PAGE:
+                break
+            table = entry & self._frame_mask
+        self._leaves[address >> self._leaf_shift] = leaf
+        return leaf
+
+    def _ask(self, address: int) -> int:
+        """Translate one page through vol, which knows large pages, transition and swap."""
+        page = address & ~_PAGE_MASK
+        known = self._other_pages.get(page)
+        if known is None:
+            known = _NOT_MAPPED
+            try:
+                mapped, layer_name = self._layer.translate(page)
+                if layer_name == self._base.name:
+                    known = mapped
+            except exceptions.InvalidAddressException:
+                pass
+            self._other_pages[page] = known
+        return known

@@ -1,0 +1,282 @@
+"""The values that pass between the stages of the audit: threads, queues, APCs, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+
+class Severity(IntEnum):
+    """How bad a finding is, in the words of the findings' vocabulary."""
+
+    INFO = 0
+    LOW = 1
+    MEDIUM = 2
+    HIGH = 3
+    CRITICAL = 4
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class QueueName(str, Enum):
+    """Which list of a thread an APC hangs on."""
+
+    KERNEL = "kernel"
+    USER = "user"
+    SAVED_KERNEL = "saved-kernel"
+    SAVED_USER = "saved-user"
+    OFF_LIST = "off-list"
+
+    @property
+    def mode(self) -> int | None:
+        """The KAPC.ApcMode that belongs on this list (KPROCESSOR_MODE), None where any may be."""
+        return _MODE_OF_QUEUE.get(self)
+
+    @property
+    def saved(self) -> bool:
+        """Whether the list belongs to _KTHREAD.SavedApcState."""
+        return self in (QueueName.SAVED_KERNEL, QueueName.SAVED_USER)
+
+
+_MODE_OF_QUEUE = {
+    QueueName.KERNEL: 0,
+    QueueName.SAVED_KERNEL: 0,
+    QueueName.USER: 1,
+    QueueName.SAVED_USER: 1,
+}
+
+
+class Ending(Enum):
+    """How the walk of a LIST_ENTRY ring ended."""
+
+    CLOSED = "came back to its head"
+    UNREADABLE = "a link points to memory that cannot be read"
+    MISALIGNED = "a link is not aligned to a pointer"
+    CYCLE = "the list closes without returning to its head"
+    BOUND = "the list is longer than the audit follows"
+
+
+class View(str, Enum):
+    """Where a thread was found."""
+
+    LIST = "list"
+    CID = "cid"
+    CPU = "cpu"
+    SCAN = "scan"
+    DUMP = "dump"
+
+
+class ThreadMembers(NamedTuple):
+    """The members of an _ETHREAD as they stand in memory, by the field's names.
+
+    None is a member that could not be read or that this Windows lacks (Layout.lacks tells which).
+    A named tuple and no dataclass: one is made for every thread of the image, and making a frozen
+    dataclass of this size takes eight times as long.
+    """
+
+    pid: int | None
+    tid: int | None
+    dispatcher_type: int | None
+    process: int | None
+    state: int | None
+    wait_reason: int | None
+    wait_irql: int | None
+    alertable: int | None
+    apc_queueable: int | None
+    apc_state_index: int | None
+    kernel_apc_disable: int | None
+    special_apc_disable: int | None
+    terminated: int | None
+    system_thread: int | None
+    start_address: int | None
+    win32_start_address: int | None
+    next_processor: int | None
+    kernel_stack: int | None
+    stack_base: int | None
+    stack_limit: int | None
+    thread_list_flink: int | None
+    thread_list_blink: int | None
+    irp_list_flink: int | None
+    create_time: int | None
+    exit_time: int | None
+    apc_kernel_flink: int | None
+    apc_kernel_blink: int | None
+    apc_user_flink: int | None
+    apc_user_blink: int | None
+    apc_process: int | None
+    kernel_apc_in_progress: int | None
+    special_apc_in_progress: int | None
+    kernel_apc_pending: int | None
+    user_apc_pending: int | None
+    saved_kernel_flink: int | None
+    saved_kernel_blink: int | None
+    saved_user_flink: int | None
+    saved_user_blink: int | None
+    saved_process: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """An _EPROCESS: virtual address, PID and image name; None is what could not be read."""
+
+    address: int
+    pid: int | None
+    name: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name or hex(self.address)} ({'?' if self.pid is None else self.pid})"
+
+
+class Backing(Enum):
+    """What holds the code at an address."""
+
+    MODULE = "loaded module"
+    UNLOADED = "former range of an unloaded driver"
+    NOTHING = "no loaded module"
+    USER = "user space or no canonical address"
+    UNKNOWN = "the list of modules could not be read"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A code address and what is known of it; text is `module!symbol+offset` as a debugger prints it."""
+
+    address: int
+    backing: Backing
+    text: str
+    module: str | None = None
+    symbol: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Apc:
+    """A KAPC as it stands in memory; address is its virtual address, None what could not be read."""
+
+    address: int
+    queue: QueueName
+    position: int
+    type: int | None
+    size: int | None
+    thread: int | None
+    kernel_routine: Code | None
+    rundown_routine: Code | None
+    normal_routine: Code | None
+    normal_context: int | None
+    system_argument1: int | None
+    system_argument2: int | None
+    apc_state_index: int | None
+    apc_mode: int | None
+    inserted: int | None
+    also_on: str | None = None
+    origin: str = ""
+
+    @property
+    def kind(self) -> str | None:
+        """`special-kernel`, `normal-kernel` or `user`; None when the mode or NormalRoutine is unknown."""
+        if self.apc_mode == 1:
+            return "user"
+        if self.apc_mode is None or self.normal_routine is None:
+            return None
+        return "normal-kernel" if self.normal_routine.address else "special-kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One APC list of a thread: what was read, how the walk ended, and where it was damaged.
+
+    `broken_at` is the address of the first LIST_ENTRY whose Blink does not point back to where the
+    walk came from, None when every link agrees.
+    """
+
+    name: QueueName
+    head: int
+    apcs: tuple[Apc, ...]
+    ending: Ending
+    ended_at: int
+    broken_at: int | None = None
+
+    @property
+    def intact(self) -> bool:
+        """Whether every link was readable and agreed with its neighbours."""
+        return self.ending is Ending.CLOSED and self.broken_at is None
+
+    @property
+    def empty(self) -> bool:
+        """Whether the list is intact and holds nothing."""
+        return self.intact and not self.apcs
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread: its _ETHREAD's virtual address, members, owner, and the APC lists that are not quiet.
+
+    A list that is intact and empty is not in `queues`. `attached` is ApcState.Process where it is not
+    the owner. `processor` is the number of the processor whose CurrentThread this is. `irql` is what
+    the image tells of the IRQL that the thread ran at when the machine stopped; None is unknown.
+    `start_backing` says what holds a system thread's start address; `start` names it once it is reported.
+    """
+
+    address: int
+    members: ThreadMembers
+    owner: Process | None
+    attached: Process | None = None
+    views: frozenset[View] = frozenset()
+    queues: tuple[Queue, ...] = ()
+    start_backing: Backing | None = None
+    start: Code | None = None
+    processor: int | None = None
+    idle: bool = False
+    irql: int | None = None
+
+    def queue(self, name: QueueName) -> Queue | None:
+        """Return the named list where it is damaged or holds something, else None."""
+        for queue in self.queues:
+            if queue.name is name:
+                return queue
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class BugCheck:
+    """The stop code and its four parameters, and where they were read."""
+
+    code: int
+    parameters: tuple[int, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the audit knows of the image as a whole and a check may need.
+
+    `apc_size` is sizeof(_KAPC) in bytes, `lacks` the names of ThreadMembers that this Windows lacks.
+    """
+
+    apc_size: int
+    lacks: frozenset[str] = frozenset()
+    bugcheck: BugCheck | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A code of the vocabulary that holds, how severe it is here, and one sentence with the values."""
+
+    code: str
+    severity: Severity
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A thread with its findings, and those of each of its APCs by KAPC address."""
+
+    thread: Thread
+    findings: tuple[Finding, ...]
+    apc_findings: Mapping[int, tuple[Finding, ...]]
+    yara: str = ""

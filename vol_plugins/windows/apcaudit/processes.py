@@ -1,0 +1,62 @@
+"""The processes of PsActiveProcessHead, and any other _EPROCESS by its address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .drivers import both_ways, read_member
+from .layout import LayoutError
+from .memory import Memory
+from .model import Process
+from .symbols import KernelSymbols
+from .text import from_ansi
+
+PROCESS_BOUND = 100_000
+"""How many processes of the list are followed."""
+
+_NAME_LENGTH = 16
+
+
+class Processes:
+    """Reads _EPROCESS structures, each once."""
+
+    def __init__(self, memory: Memory, symbols: KernelSymbols) -> None:
+        self._memory = memory
+        self._symbols = symbols
+        self._known: dict[int, Process] = {}
+        self.links = self._offset("ActiveProcessLinks.Flink")
+        self.thread_list_head = self._offset("ThreadListHead.Flink")
+        self._name = self._offset("ImageFileName")
+        self.complete = True
+
+    def _offset(self, path: str) -> int:
+        member = self._symbols.member("_EPROCESS", path)
+        if member is None:
+            raise LayoutError(f"the symbol table's _EPROCESS has no {path}")
+        return member.offset
+
+    def at(self, address: int) -> Process:
+        """Return the process whose _EPROCESS is at a virtual address; what cannot be read of it is None."""
+        process = self._known.get(address)
+        if process is None:
+            pid = read_member(self._memory, self._symbols, "_EPROCESS", "UniqueProcessId", address)
+            data = self._memory.read(address + self._name, _NAME_LENGTH - 1)
+            process = Process(address, pid, None if data is None else from_ansi(data) or None)
+            self._known[address] = process
+        return process
+
+    def listed(self) -> Iterator[Process]:
+        """Yield the processes of PsActiveProcessHead; `complete` tells afterwards whether the list closed."""
+        head = self._symbols.address("PsActiveProcessHead")
+        if head is None:
+            self.complete = False
+            return
+        entries, self.complete = both_ways(self._memory, head, PROCESS_BOUND)
+        for entry in entries:
+            yield self.at(entry - self.links)
+
+    def idle(self) -> Process | None:
+        """Return the idle process, which no list holds; None where the image does not tell it."""
+        symbol = self._symbols.address("PsIdleProcess")
+        address = None if symbol is None else self._memory.pointer(symbol)
+        return self.at(address) if address else None
