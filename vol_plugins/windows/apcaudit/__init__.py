@@ -10,6 +10,7 @@ from volatility3.framework.configuration import requirements
 
 from .audit import Audit, Selection
 from .columns import COLUMNS, rows_of
+from .diagnosis import KernelRequirement
 from .layout import LayoutError
 from .model import Audited, Severity
 
@@ -30,9 +31,7 @@ class ApcAudit(interfaces.plugins.PluginInterface):
         """Declare the kernel and the options."""
         severities = [str(severity) for severity in Severity]
         return [
-            requirements.ModuleRequirement(
-                name="kernel", description="Windows kernel", architectures=["Intel32", "Intel64"]
-            ),
+            KernelRequirement(name="kernel", description="Windows kernel", architectures=["Intel32", "Intel64"]),
             requirements.ListRequirement(
                 name="pid", element_type=int, optional=True, description="Only threads of these process IDs"
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .drivers import Drivers
+from .facts import PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory
 from .model import Apc, Queue, QueueName, Thread, ThreadMembers
@@ -19,6 +20,7 @@ class ApcLists:
         self._memory = memory
         self._layout = layout
         self._drivers = drivers
+        self._heads: set[int] = set()
         self._holders: dict[int, tuple[int, str]] = {}
 
     def quiet(self, address: int, members: ThreadMembers) -> bool:
@@ -51,11 +53,17 @@ class ApcLists:
         if thread.members.apc_state_index == 1:
             heads.append((QueueName.SAVED_KERNEL, thread.address + layout.saved_kernel_head))
             heads.append((QueueName.SAVED_USER, thread.address + layout.saved_user_head))
+        self._heads.update(head for _, head in heads)
         queues = (self._queue(thread, name, head) for name, head in heads)
         return tuple(queue for queue in queues if not queue.empty)
 
     def _queue(self, thread: Thread, name: QueueName, head: int) -> Queue:
-        walked = walk(self._memory.links, head, pointer_size=self._layout.pointer_size)
+        walked = walk(
+            self._memory.links,
+            head,
+            pointer_size=self._layout.pointer_size,
+            is_other_head=self._is_head,
+        )
         apcs = []
         for position, entry in enumerate(walked.entries):
             address = entry - self._layout.apc_list_entry
@@ -63,6 +71,28 @@ class ApcLists:
             holder = self._holders.setdefault(address, place)
             apcs.append(self.apc(address, name, position, also_on=None if holder == place else holder[1]))
         return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at)
+
+    def _is_head(self, address: int) -> bool:
+        """Tell the head of a list of a thread: the thread's own, one read before, or one of an object like a thread."""
+        if address in self._heads:
+            return True
+        layout = self._layout
+        for offset in (layout.kernel_head, layout.user_head, layout.saved_kernel_head, layout.saved_user_head):
+            if self._is_thread(address - offset):
+                return True
+        return False
+
+    def _is_thread(self, address: int) -> bool:
+        """Tell whether an object at an address has what every thread has: its type, and a process for an owner."""
+        decoder = self._layout.thread
+        data = self._memory.read(address, decoder.size)
+        if data is None:
+            return False
+        members = ThreadMembers._make(decoder(data))
+        if members.dispatcher_type != THREAD_OBJECT or members.apc_state_index not in (0, 1) or not members.process:
+            return False
+        # _EPROCESS begins with its dispatcher header, and the header with its type, as _ETHREAD does.
+        return self._memory.read(members.process, 1) == bytes([PROCESS_OBJECT])
 
     def apc(self, address: int, queue: QueueName, position: int, *, also_on: str | None = None) -> Apc:
         """Read the KAPC at a virtual address; members in unreadable memory are None."""

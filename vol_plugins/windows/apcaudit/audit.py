@@ -84,7 +84,7 @@ class Audit:
         if quiet:
             return Audited(thread, findings, {})
         of_apcs = {
-            apc.address: apc_checks.check(apc, thread, self.facts) for queue in thread.queues for apc in queue.apcs
+            (apc.queue, apc.address): apc_checks.check(apc, thread, self.facts) for queue in thread.queues for apc in queue.apcs
         }
         return Audited(thread, findings, of_apcs)
 

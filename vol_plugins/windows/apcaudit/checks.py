@@ -33,6 +33,11 @@ def detach_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
     stopped = facts.bugcheck is not None and facts.bugcheck.code == windows.INVALID_PROCESS_DETACH_ATTEMPT
     if stopped:
         text += ", and this image is of a machine stopped by it"
+    if thread.members.state == windows.RUNNING and thread.irql is None and thread.members.wait_irql:
+        text += (
+            f"; inferred: its last wait began at IRQL {thread.members.wait_irql}, so it seems to hold a fast mutex,"
+            " and at APC_LEVEL the drain before the test delivers nothing"
+        )
     return Finding("detach-bugcheck", Severity.CRITICAL, text)
 
 
@@ -106,11 +111,7 @@ def pending_lost(thread: Thread, facts: Facts) -> Finding | None:
 def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
     """A thread that has ended holds what the exit path stops the machine for with 0x20."""
     members = thread.members
-    crashed = (
-        facts.bugcheck is not None
-        and facts.bugcheck.code == windows.KERNEL_APC_PENDING_DURING_EXIT
-        and thread.processor is not None
-    )
+    crashed = _stopped_while_exiting(thread, facts)
     if members.state != windows.TERMINATED and not crashed:
         return None
     causes = []
@@ -127,6 +128,20 @@ def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
     if crashed:
         text += ", and this image is of a machine stopped by it on this thread"
     return Finding("exit-bugcheck", Severity.CRITICAL if crashed else Severity.HIGH, text)
+
+
+def _stopped_while_exiting(thread: Thread, facts: Facts) -> bool:
+    """Tell whether the image is of a machine that bugcheck 0x20 stopped on this thread.
+
+    The exiting thread was on a processor and is marked for termination, which those that ran beside it are not;
+    parameter 1 is the LIST_ENTRY of the APC that was found on it.
+    """
+    bugcheck = facts.bugcheck
+    if bugcheck is None or bugcheck.code != windows.KERNEL_APC_PENDING_DURING_EXIT or thread.processor is None:
+        return False
+    found = bugcheck.parameters[0] if bugcheck.parameters else 0
+    members = thread.members
+    return bool(members.terminated) or members.state == windows.TERMINATED or found == members.apc_kernel_flink
 
 
 def state_mismatch(thread: Thread, facts: Facts) -> Finding | None:

@@ -25,7 +25,7 @@ class Row:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """The thread's findings and those of the row's APC."""
-        own = self.audited.apc_findings.get(self.apc.address, ()) if self.apc is not None else ()
+        own = self.audited.apc_findings.get((self.apc.queue, self.apc.address), ()) if self.apc is not None else ()
         return self.audited.findings + own
 
     @property
@@ -78,8 +78,10 @@ def _pid(row: Row) -> Any:
 
 
 def _attached(row: Row) -> Any:
-    attached = row.audited.thread.attached
-    return renderers.NotApplicableValue() if attached is None else str(attached)
+    thread = row.audited.thread
+    if thread.members.apc_process is None:
+        return renderers.UnreadableValue()
+    return renderers.NotApplicableValue() if thread.attached is None else str(thread.attached)
 
 
 def _state(row: Row) -> Any:

@@ -60,10 +60,16 @@ def irql(thread: Thread) -> int | None:
     return thread.members.wait_irql if waiting(thread) else thread.irql
 
 
-def head_kind(thread: Thread, name: QueueName = QueueName.KERNEL) -> str | None:
-    """Return the kind of the APC that would be delivered next, None when it could not be read."""
-    queue = thread.queue(name)
-    return queue.apcs[0].kind if queue is not None and queue.apcs else None
+def head_kind(thread: Thread) -> str | None:
+    """Return the kind of the kernel APC that would be delivered next, None when it could not be read.
+
+    On a kernel list KiDeliverApc looks at NormalRoutine alone, whatever ApcMode says.
+    """
+    queue = thread.queue(QueueName.KERNEL)
+    routine = queue.apcs[0].normal_routine if queue is not None and queue.apcs else None
+    if routine is None:
+        return None
+    return "normal-kernel" if routine.address else "special-kernel"
 
 
 def reason(thread: Thread, facts: Facts) -> Reason | None:
@@ -105,7 +111,7 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
         _zero(thread.members.wait_irql),
         _zero(member(thread, "special_apc_disable", facts)),
         _zero(member(thread, "special_apc_in_progress", facts)),
-        None if kind is None else kind in ("special-kernel", "normal-kernel"),
+        None if kind is None else True,
     ]
     if kind == "normal-kernel":
         conditions.append(_zero(thread.members.kernel_apc_disable))

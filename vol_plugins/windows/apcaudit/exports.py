@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct, error, unpack_from
+from struct import Struct, unpack_from
 
 ReadRva = Callable[[int, int], "bytes | None"]
 """Reads bytes at a relative virtual address of the image; None where they cannot be read."""
@@ -16,6 +16,7 @@ NAMES_BOUND = 20_000
 NAME_BOUND = 128
 """How many bytes of a name are read; what C++ decoration leaves beyond that is cut."""
 
+_PAGE = 0x1000
 _DOS_MAGIC = b"MZ"
 _PE_MAGIC = b"PE\0\0"
 _EXPORT_DIRECTORY = Struct("<IIHHIIIIIII")  # IMAGE_EXPORT_DIRECTORY, winnt.h
@@ -53,9 +54,9 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
         return Exports()
     *_, functions, names, function_table, name_table, ordinal_table = _EXPORT_DIRECTORY.unpack(data)
     functions, names = min(functions, NAMES_BOUND), min(names, NAMES_BOUND)
-    function_data = read(function_table, functions * 4) if functions else None
-    name_data = read(name_table, names * 4) if names else None
-    ordinal_data = read(ordinal_table, names * 2) if names else None
+    function_data = _table(read, function_table, functions * 4, image_size)
+    name_data = _table(read, name_table, names * 4, image_size)
+    ordinal_data = _table(read, ordinal_table, names * 2, image_size)
     if function_data is None or name_data is None or ordinal_data is None:
         return Exports()
     found: dict[int, str] = {}
@@ -91,14 +92,16 @@ def _export_directory(read: ReadRva) -> tuple[int, int] | None:
     return (rva, size) if count else None
 
 
+def _table(read: ReadRva, rva: int, length: int, image_size: int) -> bytes | None:
+    return read(rva, length) if length and rva + length <= image_size else None
+
+
 def _name(read: ReadRva, rva: int) -> str | None:
-    """Read a name; at the end of a readable page a shorter piece is tried."""
-    for length in (NAME_BOUND, 32, 8):
-        data = read(rva, length)
-        if data is not None:
-            try:
-                text = data.partition(b"\0")[0].decode("ascii")
-            except (UnicodeDecodeError, error):
-                return None
-            return text if text.isprintable() and text else None
-    return None
+    """Read a name; where the page after it cannot be read, its own page has to hold all of it."""
+    data = read(rva, NAME_BOUND)
+    if data is None:
+        data = read(rva, _PAGE - rva % _PAGE)
+        if data is None or b"\0" not in data:
+            return None
+    name = data.partition(b"\0")[0]
+    return name.decode("ascii") if name.isascii() and name.decode("ascii").isprintable() and name else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 APC_OBJECT = 18
 """_KAPC.Type (KOBJECTS.ApcObject): ReactOS sdk/include/ndk/ketypes.h; 0x12 in SchedulerApc of 51 genuine dumps."""
 
+PROCESS_OBJECT = 3
 THREAD_OBJECT = 6
-"""_KTHREAD.Header.Type (KOBJECTS.ThreadObject): same sources."""
+"""Header.Type of _KPROCESS and _KTHREAD (KOBJECTS.ProcessObject, ThreadObject): same sources."""
 
 APC_LEVEL = 1
 """IRQL at and above which no APC is delivered (WDK, wdm.h)."""
@@ -17,7 +18,8 @@ USER_MODE = 1
 
 INITIALIZED, READY, RUNNING, STANDBY, TERMINATED, WAITING, TRANSITION, DEFERRED_READY, GATE_WAIT, IN_SWAP = range(10)
 
-# KTHREAD_STATE, enumerated in the public PDBs from Vista on; 8 is GateWait in Vista and 7, obsolete since.
+# KTHREAD_STATE, enumerated in the public PDBs from Server 2003 on; 8 is GateWait from there to 7, obsolete since 8,
+# 9 came with 10.
 THREAD_STATES = (
     "Initialized",
     "Ready",
@@ -31,8 +33,11 @@ THREAD_STATES = (
     "WaitingForProcessInSwap",
 )
 
-WAITING_STATES = frozenset({WAITING, GATE_WAIT, IN_SWAP})
-"""States in which _KTHREAD.WaitIrql tells the IRQL that the wait began at."""
+WAITING_STATES = frozenset({WAITING, GATE_WAIT})
+"""States in which _KTHREAD.WaitIrql tells the IRQL that the wait began at, and which a kernel APC ends.
+
+WaitingForProcessInSwap is none of them: there the wait has ended already, and only the process's pages are waited for.
+"""
 
 # KWAIT_REASON (WDK, wdm.h); the numbers past 36 came with Windows 8, 10 and 11.
 WAIT_REASONS = (

@@ -55,6 +55,7 @@ class Ending(Enum):
     CLOSED = "came back to its head"
     UNREADABLE = "a link points to memory that cannot be read"
     MISALIGNED = "a link is not aligned to a pointer"
+    OTHER_HEAD = "a link leads to the head of another list"
     CYCLE = "the list closes without returning to its head"
     BOUND = "the list is longer than the audit follows"
 
@@ -274,9 +275,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """A thread with its findings, and those of each of its APCs by KAPC address."""
+    """A thread with its findings, and those of each of its APCs by list and KAPC address."""
 
     thread: Thread
     findings: tuple[Finding, ...]
-    apc_findings: Mapping[int, tuple[Finding, ...]]
+    apc_findings: Mapping[tuple[QueueName, int], tuple[Finding, ...]]
     yara: str = ""

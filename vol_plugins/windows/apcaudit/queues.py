@@ -28,7 +28,14 @@ class Walk:
     broken_at: int | None = None
 
 
-def walk(read: LinkReader, head: int, *, pointer_size: int, bound: int = ENTRY_BOUND) -> Walk:
+def walk(
+    read: LinkReader,
+    head: int,
+    *,
+    pointer_size: int,
+    bound: int = ENTRY_BOUND,
+    is_other_head: Callable[[int], bool] = lambda _: False,
+) -> Walk:
     """Follow the Flinks of a `LIST_ENTRY *` ring from its head, checking every link.
 
     The kernel delivers by Flink, so an entry whose Blink disagrees is still reported and still
@@ -38,37 +45,45 @@ def walk(read: LinkReader, head: int, *, pointer_size: int, bound: int = ENTRY_B
         read: reads one LIST_ENTRY.
         head: virtual address of the list head.
         pointer_size: size of a pointer in bytes; links are aligned to it.
+        is_other_head: tells whether an address is the head of another list, which ends the walk.
         bound: the number of entries after which the walk gives up.
     """
-    entries: list[int] = []
-    seen = {head}
-    broken_at: int | None = None
-    at = head
     links = read(head)
     if links is None:
         return Walk((), Ending.UNREADABLE, head)
     head_blink = links[1]
-    broken_blink: int | None = None
+    entries: list[int] = []
+    seen = {head}
+    broken: dict[int, int] = {}
+    at = head
     while True:
         following = links[0]
         if following == head:
-            if broken_at is None and head_blink != at:
-                broken_at = head
-            return Walk(tuple(entries), Ending.CLOSED, at, broken_at)
+            ending = Ending.CLOSED
+            if head_blink != at:
+                broken[head] = head_blink
+            break
         if following in seen:
+            ending = Ending.CYCLE
             # The entry where a closed ring was entered points back into the ring: that is the cycle, no second defect.
-            if broken_at == following and broken_blink == at:
-                broken_at = None
-            return Walk(tuple(entries), Ending.CYCLE, at, broken_at)
+            if broken.get(following) == at:
+                del broken[following]
+            break
         if following % pointer_size:
-            return Walk(tuple(entries), Ending.MISALIGNED, at, broken_at)
+            ending = Ending.MISALIGNED
+            break
+        if is_other_head(following):
+            return Walk(tuple(entries), Ending.OTHER_HEAD, at, broken_at)
         if len(entries) == bound:
-            return Walk(tuple(entries), Ending.BOUND, at, broken_at)
+            ending = Ending.BOUND
+            break
         links = read(following)
         if links is None:
-            return Walk(tuple(entries), Ending.UNREADABLE, at, broken_at)
-        if broken_at is None and links[1] != at:
-            broken_at, broken_blink = following, links[1]
+            ending = Ending.UNREADABLE
+            break
+        if links[1] != at:
+            broken[following] = links[1]
         entries.append(following)
         seen.add(following)
         at = following
+    return Walk(tuple(entries), ending, at, next(iter(broken), None))

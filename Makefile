@@ -1,0 +1,42 @@
+# Two commands on a fresh machine with Python 3.10 or newer, git and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell git ls-files -co --exclude-standard apcaudit vol_plugins symbols pyproject.toml README.md 2>/dev/null)
+
+.PHONY: demo test lint bench clean
+
+# The seed's case as a crash dump, stock vol on it, and the same rows as JSON lines.
+demo: $(VENV)/.demo
+	@mkdir -p demo
+	$(BIN)/apcaudit synth seed --format dump -o demo/seed.dmp
+	$(BIN)/vol -q --offline -f demo/seed.dmp windows.apcaudit
+	@$(BIN)/vol -q --offline -r jsonl -f demo/seed.dmp windows.apcaudit --wide > demo/seed.jsonl
+	@echo; echo "The same rows as JSON lines: demo/seed.jsonl"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+clean:
+	rm -rf $(VENV) demo build dist
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check .
+	@touch $@
+
+$(VENV)/.test: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	@touch $@

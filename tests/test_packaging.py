@@ -1,0 +1,138 @@
+"""The wheel lands where plain `vol` finds it, hides nothing of vol's, and leaves vol whole when it goes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGIN = "windows.apcaudit.ApcAudit"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from the checkout with the hatchling that is installed, no network."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed: pip install '.[test]'")
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(target), str(ROOT)], check=True)
+    return next(target.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a virtual environment with a volatility3 of its own; other packages come from this one."""
+    import volatility3
+
+    home = tmp_path_factory.mktemp("machine")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    source = Path(volatility3.__file__).parent
+    shutil.copytree(source, site / "volatility3", ignore=shutil.ignore_patterns("apcaudit", "__pycache__"))
+    version = importlib.metadata.version("volatility3")
+    shutil.copytree(source.parent / f"volatility3-{version}.dist-info", site / f"volatility3-{version}.dist-info")
+    (site / "others.pth").write_text(str(source.parent) + "\n")
+    return home
+
+
+def python_of(machine: Path) -> Path:
+    return machine / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
+def pip(machine: Path, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python_of(machine)), "--quiet", *arguments], check=True)
+
+
+def vol(machine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = "from volatility3.cli import main; main()"
+    cache = machine / "cache"
+    cache.mkdir(exist_ok=True)
+    return subprocess.run(
+        [python_of(machine), "-c", command, "-q", "--offline", "--cache-path", cache, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=machine,
+        check=False,
+    )
+
+
+def test_wheel_has_only_the_two_top_levels(wheel: Path) -> None:
+    """Files go below apcaudit and volatility3 alone, and none replaces one of vol's."""
+    import volatility3
+
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"apcaudit", "volatility3"}
+    ours = [name for name in names if name.startswith("volatility3/")]
+    prefixes = ("volatility3/plugins/windows/apcaudit/", "volatility3/symbols/windows/")
+    assert [name for name in ours if not name.startswith(prefixes)] == []
+    stock = Path(volatility3.__file__).parent.parent
+    assert [name for name in ours if "symbols" in name and (stock / name).exists() and "apcaudit" in name] == []
+
+
+def test_wheel_carries_what_it_needs(wheel: Path) -> None:
+    """The plugin, the symbol files and the layouts of the synthetic kernels are in the wheel."""
+    names = zipfile.ZipFile(wheel).namelist()
+    for folder, ending in (
+        ("volatility3/plugins/windows/apcaudit/", ".py"),
+        ("volatility3/symbols/windows/ntkrnlmp.pdb/", ".json.xz"),
+        ("volatility3/symbols/windows/ntkrnlpa.pdb/", ".json.xz"),
+        ("apcaudit/synthetic/layouts/", ".txt"),
+    ):
+        assert [name for name in names if name.startswith(folder) and name.endswith(ending)], folder
+
+
+def test_plain_vol_runs_the_plugin_and_is_whole_afterwards(wheel: Path, machine: Path, tmp_path: Path) -> None:
+    """Installed: no -p and no -s; the other plugins stay; uninstalled: vol is as it was."""
+    image = tmp_path / "seed.dmp"
+    before = vol(machine, "-h").stdout
+    assert PLUGIN not in before
+
+    pip(machine, "install", "--no-deps", "--no-index", str(wheel))
+    during = vol(machine, "-h").stdout
+    assert PLUGIN in during
+    assert plugins(during) - plugins(before) == {PLUGIN}
+    assert plugins(before) <= plugins(during)
+    subprocess.run(
+        [python_of(machine), "-m", "apcaudit.cli", "synth", "seed", "--format", "dump", "-o", image],
+        check=True,
+        cwd=tmp_path,
+    )
+    run = vol(machine, "-f", str(image), "windows.apcaudit")
+    assert run.returncode == 0, run.stderr
+    assert "0x8ab54388" in run.stdout
+    assert "detach-bugcheck" in run.stdout
+
+    pip(machine, "uninstall", "--yes", "apcaudit")
+    assert plugins(vol(machine, "-h").stdout) == plugins(before)
+
+
+def plugins(help_text: str) -> set[str]:
+    """Return the plugin names in the output of `vol -h`."""
+    return {
+        word for line in help_text.splitlines() for word in line.split()[:1] if word.startswith(("windows.", "linux."))
+    }
+
+
+def test_checkout_runs_uninstalled(tmp_path: Path) -> None:
+    """`vol -p vol_plugins -s symbols` works with nothing of ours installed."""
+    image = tmp_path / "seed.dmp"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-m", "apcaudit.cli", "synth", "seed", "--format", "dump", "-o", image],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    arguments = ["-q", "--offline", "-p", "vol_plugins", "-s", "symbols", "-f", str(image), "windows.apcaudit"]
+    command = [sys.executable, "-c", "from volatility3.cli import main; main()", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "0x8ab54388" in run.stdout

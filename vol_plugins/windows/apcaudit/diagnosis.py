@@ -1,0 +1,136 @@
+"""What is missing when no kernel was found in an image, and what to do about it, in one line."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+from urllib import parse, request
+
+from volatility3.framework import constants, exceptions, interfaces
+from volatility3.framework.configuration import requirements
+from volatility3.framework.layers import intel
+from volatility3.framework.symbols.windows import pdbutil
+
+# The first bytes of files that are sent to the audit by mistake or in a form that vol does not read.
+_FORMATS = (
+    (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
+    (b"\xfd7zXZ\0", "is compressed with xz: unpack it first"),
+    (b"PK\x03\x04", "is a zip archive: unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive: unpack it first"),
+    (b"MDMP", "is a user-mode minidump of one process: kernel APC lists are in kernel memory only"),
+    (b"EMiL", "is a LiME image, a memory format of Linux"),
+    (b"MZ", "is a Windows program"),
+    (b"EVF\x09", "is a disk image (EWF)"),
+)
+
+# DumpType in a crash dump's header that no layer reads (WDK, "Varieties of Kernel-Mode Dump Files").
+_DUMP_TYPES = {2: "a kernel memory dump", 3: "a header only", 6: "an automatic (bitmap kernel) memory dump"}
+_DUMP_TYPE_OFFSET = {b"PAGEDUMP": 0xF88, b"PAGEDU64": 0xF98}
+
+
+class KernelRequirement(requirements.ModuleRequirement):  # type: ignore[misc]
+    """The kernel as a requirement that tells, when it is not met, why not and what to do."""
+
+    _failed_in: tuple[interfaces.context.ContextInterface, str] | None = None
+
+    def unsatisfied(
+        self, context: interfaces.context.ContextInterface, config_path: str
+    ) -> dict[str, interfaces.configuration.RequirementInterface]:
+        """Return itself when the kernel's layer or symbols are missing, so that its description is printed."""
+        missing = super().unsatisfied(context, config_path)
+        self._failed_in = (context, config_path) if missing else None
+        return {interfaces.configuration.path_join(config_path, self.name): self} if missing else {}
+
+    @property
+    def description(self) -> str:
+        """What vol prints of a requirement that is not met."""
+        if self._failed_in is None:
+            return str(super().description)
+        context, config_path = self._failed_in
+        return diagnose(context, interfaces.configuration.path_join(config_path, self.name))
+
+
+def diagnose(context: interfaces.context.ContextInterface, kernel_path: str) -> str:
+    """Say in one line what keeps the image from being audited and what to do.
+
+    Args:
+        context: the context after vol has tried.
+        kernel_path: path of the kernel's requirement in the configuration.
+    """
+    layer_name = context.config.get(f"{kernel_path}.layer_name", None)
+    location = str(context.config.get("automagic.LayerStacker.single_location", "") or "")
+    if not isinstance(layer_name, str) or layer_name not in context.layers:
+        return _without_layer(location)
+    pdb = find_pdb(context, layer_name)
+    if pdb is None:
+        return (
+            "page tables of Windows were found, but no kernel image with its PDB record: the image is truncated,"
+            " or the pages of the kernel's header are missing; acquire it again or try `vol windows.info -vv`"
+        )
+    return missing_symbols(*pdb)
+
+
+def missing_symbols(pdb_name: str, guid: str, age: int) -> str:
+    """Say which symbol file is missing, where it goes, and the command that makes it on a connected machine."""
+    path = f"windows/{pdb_name}/{guid}-{age}.json.xz"
+    return (
+        f"no symbol file for this kernel, {pdb_name} {guid}-{age}; on a connected machine run"
+        f" `python -m volatility3.framework.symbols.windows.pdbconv -p {pdb_name} -g {guid}{age}"
+        f" -o {guid}-{age}.json.xz`, then put the file at {path} below a folder given with -s"
+    )
+
+
+def find_pdb(context: interfaces.context.ContextInterface, layer_name: str) -> tuple[str, str, int] | None:
+    """Find the kernel's PDB record in the physical memory below a layer: PDB name, GUID, age."""
+    layer: Any = context.layers[layer_name]
+    if isinstance(layer, intel.Intel):
+        layer_name = layer.config["memory_layer"]
+    names = [f"{name}.pdb".encode() for name in constants.windows.KERNEL_MODULE_NAMES]
+    try:
+        for found in pdbutil.PDBUtility.pdbname_scan(context, layer_name, 0x1000, names):
+            return str(found["pdb_name"]), str(found["GUID"]), int(found["age"] or 0)
+    except exceptions.InvalidAddressException:
+        pass
+    return None
+
+
+def _without_layer(location: str) -> str:
+    path = _local_path(location)
+    if path is None:
+        return f"no Windows memory was found in {location or 'the image: give one with -f'}"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as image:
+            header = image.read(0x1000)
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    if not size:
+        return f"{path.name} is empty: acquire it again"
+    for magic, meaning in _FORMATS:
+        if header.startswith(magic):
+            return f"{path.name} {meaning}"
+    offset = _DUMP_TYPE_OFFSET.get(header[:8])
+    if offset is not None and len(header) >= offset + 4:
+        return _of_dump(path.name, int.from_bytes(header[offset : offset + 4], "little"))
+    return (
+        f"{path.name} ({size:,} bytes) holds no page tables of Windows: it is no memory image of Windows,"
+        " or it is truncated, encrypted or of a format that vol does not read; compare its size with the machine's"
+        " memory and acquire it again"
+    )
+
+
+def _of_dump(name: str, dump_type: int) -> str:
+    if dump_type == 4:
+        return f"{name} is a kernel minidump whose kernel could not be identified: the warning above says what to fetch"
+    kind = _DUMP_TYPES.get(dump_type)
+    if kind is not None:
+        return (
+            f"{name} is {kind} (DumpType {dump_type}), which vol does not read:"
+            " set the machine to write complete or active memory dumps"
+        )
+    return f"{name} is a crash dump (DumpType {dump_type}) that is truncated or damaged"
+
+
+def _local_path(location: str) -> pathlib.Path | None:
+    url = parse.urlparse(location)
+    return pathlib.Path(request.url2pathname(url.path)) if url.scheme == "file" else None
