@@ -1,0 +1,217 @@
+"""Which symbol file belongs to a kernel that is known by the addresses of a few of its variables only.
+
+A minidump has no PDB record (RSDS) of its kernel. What it has are addresses; less the kernel's base, they are the
+addresses that the right symbol file gives these variables. What was read from a symbol file is remembered, because
+reading one takes some tenths of a second and symbol collections have hundreds.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+MEMORY_VERSION = 1
+"""Raise when the tables below change: files written before then are read anew."""
+
+# Symbols whose addresses are compared, or that a layer supplies with what the dump's headers say.
+WANTED_SYMBOLS = (
+    "CmNtCSDVersion",
+    "ExpSystemResourcesList",
+    "IopErrorLogListHead",
+    "KdDebuggerDataBlock",
+    "KdVersionBlock",
+    "KeBugCheckCallbackListHead",
+    "KeNumberProcessors",
+    "KernelVerifier",
+    "KeTimeIncrement",
+    "KiProcessorBlock",
+    "MmHighestUserAddress",
+    "MmLastUnloadedDriver",
+    "MmPfnDatabase",
+    "MmPhysicalMemoryBlock",
+    "MmSpecialPoolTag",
+    "MmSystemRangeStart",
+    "MmUnloadedDrivers",
+    "MmUserProbeAddress",
+    "MmVerifierData",
+    "ObpRootDirectoryObject",
+    "ObpTypeObjectType",
+    "PsActiveProcessHead",
+    "PsLoadedModuleList",
+    "PspCidTable",
+)
+
+_LDR_MEMBERS = (
+    "BaseDllName",
+    "CheckSum",
+    "DllBase",
+    "FullDllName",
+    "InLoadOrderLinks",
+    "SizeOfImage",
+    "TimeDateStamp",
+)
+WANTED_TYPES: Mapping[str, tuple[str, ...]] = {
+    "_DBGKD_GET_VERSION64": ("KernBase", "MachineType", "MajorVersion", "MinorVersion", "PsLoadedModuleList"),
+    "_EPROCESS": (),
+    "_ETHREAD": (),
+    "_KAPC_STATE": ("Process",),
+    "_KLDR_DATA_TABLE_ENTRY": _LDR_MEMBERS,
+    "_KPRCB": ("CurrentThread", "DispatcherReadyListHead", "Number"),
+    "_KTHREAD": ("ApcState",),
+    "_KUSER_SHARED_DATA": ("NtMajorVersion", "NtMinorVersion", "NtProductType", "NtSystemRoot", "SystemTime"),
+    "_LDR_DATA_TABLE_ENTRY": _LDR_MEMBERS,
+}
+
+# The fewest agreeing addresses that identify a kernel; two builds differ in nearly all of them.
+_FEWEST_AGREEING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TypeLayout:
+    """Size of a structure and offsets of those wanted members that this kernel has."""
+
+    size: int
+    members: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSymbols:
+    """What is needed of a kernel's symbol file; addresses are relative to the kernel's base."""
+
+    url: str
+    pdb_name: str
+    guid: str
+    age: int
+    symbols: Mapping[str, int]
+    types: Mapping[str, TypeLayout]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMatch:
+    """The outcome of a search: the kernel's symbols, or None and the files that agree equally well, if any."""
+
+    kernel: KernelSymbols | None
+    agreeing: tuple[str, ...]
+    candidates: tuple[KernelSymbols, ...]
+    files_seen: int
+
+
+def match_kernel(addresses: Mapping[str, int], files: Iterable[KernelSymbols]) -> KernelMatch:
+    """Find the kernel whose symbols have these addresses (relative to its base).
+
+    A file is a candidate if several addresses agree and none disagrees. Several files of one PDB count as one,
+    candidates of different PDBs leave the kernel unknown.
+    """
+    candidates: list[KernelSymbols] = []
+    agreeing: tuple[str, ...] = ()
+    seen = 0
+    for kernel in files:
+        seen += 1
+        common = addresses.keys() & kernel.symbols.keys()
+        if len(common) >= _FEWEST_AGREEING and all(addresses[name] == kernel.symbols[name] for name in common):
+            candidates.append(kernel)
+            agreeing = tuple(sorted(common))
+    unambiguous = len({(kernel.guid, kernel.age) for kernel in candidates}) == 1
+    return KernelMatch(candidates[0] if unambiguous else None, agreeing, tuple(candidates), seen)
+
+
+def kernel_symbols_from_isf(url: str, isf: Any) -> KernelSymbols | None:
+    """Take what is needed from a decoded symbol file (ISF); None if it does not name its PDB."""
+    try:
+        pdb = isf["metadata"]["windows"]["pdb"]
+        symbols = {name: int(isf["symbols"][name]["address"]) for name in WANTED_SYMBOLS if name in isf["symbols"]}
+        types = {
+            name: TypeLayout(
+                int(isf["user_types"][name]["size"]),
+                {
+                    member: int(isf["user_types"][name]["fields"][member]["offset"])
+                    for member in members
+                    if member in isf["user_types"][name]["fields"]
+                },
+            )
+            for name, members in WANTED_TYPES.items()
+            if name in isf["user_types"]
+        }
+        return KernelSymbols(url, str(pdb["database"]), str(pdb["GUID"]).upper(), int(pdb["age"]), symbols, types)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+class SymbolMemory:
+    """What symbol files said when they were last read, in a JSON file that may be missing, old or damaged."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._changed = False
+        self._files: dict[str, dict[str, Any]] = {}
+        try:
+            with open(path, encoding="utf-8") as stream:
+                stored = json.load(stream)
+            if stored["version"] == MEMORY_VERSION and isinstance(stored["files"], dict):
+                self._files = stored["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            self._changed = True
+
+    def symbols(self, url: str, stamp: list[int], opener: Callable[[str], IO[bytes]]) -> KernelSymbols | None:
+        """Give a symbol file's content, from memory if its `stamp` (size, time of change) is the remembered one."""
+        entry = self._files.get(url)
+        if isinstance(entry, dict) and entry.get("stamp") == stamp:
+            try:
+                return _from_entry(url, entry)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                pass
+        kernel = None
+        try:
+            with opener(url) as stream:
+                kernel = kernel_symbols_from_isf(url, json.load(stream))
+        except (ValueError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error):
+            pass  # damaged: remembered as a file without a kernel
+        except OSError:
+            return None
+        self._files[url] = {"stamp": stamp, **_to_entry(kernel)}
+        self._changed = True
+        return kernel
+
+    def save(self) -> None:
+        """Write the memory back if it changed, whole or not at all; a folder that cannot be written to is no error."""
+        if not self._changed:
+            return
+        temporary = None
+        try:
+            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path), prefix=".apcaudit-")
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump({"version": MEMORY_VERSION, "files": self._files}, stream)
+            os.replace(temporary, self._path)
+            self._changed = False
+        except OSError:
+            if temporary is not None and os.path.exists(temporary):
+                os.unlink(temporary)
+
+
+def _to_entry(kernel: KernelSymbols | None) -> dict[str, Any]:
+    if kernel is None:
+        return {"pdb": None}
+    return {
+        "pdb": [kernel.pdb_name, kernel.guid, kernel.age],
+        "symbols": dict(kernel.symbols),
+        "types": {name: [layout.size, dict(layout.members)] for name, layout in kernel.types.items()},
+    }
+
+
+def _from_entry(url: str, entry: dict[str, Any]) -> KernelSymbols | None:
+    if entry["pdb"] is None:
+        return None
+    pdb_name, guid, age = entry["pdb"]
+    symbols = {str(name): int(address) for name, address in entry["symbols"].items()}
+    types = {
+        str(name): TypeLayout(int(size), {str(member): int(offset) for member, offset in members.items()})
+        for name, (size, members) in entry["types"].items()
+    }
+    return KernelSymbols(url, str(pdb_name), str(guid), int(age), symbols, types)
