@@ -1,0 +1,1 @@
+"""The `apcaudit` command: scenes to images, many images to one report. Volatility never imports this package."""

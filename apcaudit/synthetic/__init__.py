@@ -1,0 +1,1 @@
+"""Synthetic Windows kernels: scenes declared in Python, built into memory images that Volatility reads."""

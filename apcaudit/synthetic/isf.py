@@ -1,0 +1,57 @@
+"""Write the symbol files of synthetic kernels.
+
+python -m apcaudit.synthetic.isf            rewrites the repository's symbols/
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from apcaudit.synthetic import intermediate, kernels
+from apcaudit.synthetic.kernels import Kernel
+
+
+def relative_path(kernel: Kernel) -> Path:
+    """Name a kernel's symbol file below a symbol directory, as Volatility looks for it."""
+    return Path("windows", kernel.pdb.name, f"{kernel.pdb.guid}-{kernel.pdb.age}.json.xz")
+
+
+def content(kernel: Kernel, source: str) -> bytes:
+    """Make the symbol file of a kernel; the same facts give the same bytes."""
+    version = (*kernel.version, 0)
+    return intermediate.pack(intermediate.to_document(kernel.layout, kernel.addresses, kernel.pdb, version, source))
+
+
+def write_own(directory: Path) -> list[Path]:
+    """Write the symbol files of all our kernels below a symbol directory."""
+    return [_write(kernels.load_kernel(name), kernels.own_layout(name)[1], directory) for name in kernels.OWN]
+
+
+def write_derived(kernel: Kernel, directory: Path) -> Path:
+    """Write the symbol file of a kernel that was loaded from a types-only file."""
+    return _write(kernel, f"layouts of {kernel.name}", directory)
+
+
+def _write(kernel: Kernel, source: str, directory: Path) -> Path:
+    path = directory / relative_path(kernel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content(kernel, source))
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite the symbol files of all our kernels."""
+    parser = argparse.ArgumentParser(
+        prog="python -m apcaudit.synthetic.isf", description="Write the symbol files of the synthetic kernels."
+    )
+    default = Path(__file__).parents[2] / "symbols"
+    parser.add_argument("directory", type=Path, nargs="?", default=default, help="symbol directory (default: symbols/)")
+    for path in write_own(parser.parse_args(arguments).directory):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Small but real PE images as they lie in memory: sections, exports, resolved imports, and the PDB's name.
+
+Source of the format: Microsoft, "PE Format" (learn.microsoft.com/windows/win32/debug/pe-format).
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from apcaudit.synthetic.intermediate import Pdb
+
+_PAGE = 0x1000
+_CODE, _CONSTANTS, _DATA, _INIT = 0x68000020, 0x48000040, 0xC8000040, 0xE2000020
+
+#: Link time of every image: fixed, 2026-01-01.
+TIME_DATE_STAMP = 0x6955B900
+
+#: A function body's first bytes: hot-patch nop and frame on x86, a home-space frame on x64; then a return.
+_BODY = {False: bytes.fromhex("8bff558bec5dc3"), True: bytes.fromhex("4883ec284883c428c3")}
+
+
+@dataclass(frozen=True, slots=True)
+class PeImage:
+    """What a PE image is made from. `imports` are resolved addresses by module and function name."""
+
+    name: str
+    size: int
+    is_64bit: bool
+    pdb: Pdb
+    version: tuple[int, int, int]
+    base: int
+    exports: Mapping[str, int] = field(default_factory=dict)
+    imports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    code: Mapping[int, bytes] = field(default_factory=dict)
+    #: Where .data begins (a kernel's variables); without it, the last page but one.
+    data: int | None = None
+
+
+def lay_out(image: PeImage) -> dict[int, bytes]:
+    """Give the image's pieces: relative address to bytes. INIT has been discarded, as after a driver's start."""
+    init = image.size - _PAGE
+    length = -(-len(_read_only_data(image, 0)[0]) // _PAGE) * _PAGE
+    if image.data is None:
+        # A driver: code, constants, variables.
+        text, data = _PAGE, init - _PAGE
+        constants = data - length
+        sections = [(b".text", text, constants - text, _CODE), (b".rdata", constants, length, _CONSTANTS)]
+        sections += [(b".data", data, init - data, _DATA)]
+    else:
+        # A kernel: constants, with the PDB's name, close to the header; variables amid code; pageable code behind them.
+        constants, text, data, after = _PAGE, _PAGE + length, image.data, image.data + 0x10000
+        sections = [(b".rdata", constants, length, _CONSTANTS), (b".text", text, data - text, _CODE)]
+        sections += [(b".data", data, 0x10000, _DATA), (b"PAGE", after, init - after, _CODE)]
+    sections.append((b"INIT", init, image.size - init, _INIT))
+    read_only, directories = _read_only_data(image, constants)
+    pieces = {0: _headers(image, sections, directories, text), constants: read_only}
+    body = _BODY[image.is_64bit]
+    pieces |= {rva: body for rva in sorted(set(image.exports.values())) if _is_code(rva, sections)}
+    pieces |= dict(image.code)
+    return pieces
+
+
+def _is_code(rva: int, sections: list[tuple[bytes, int, int, int]]) -> bool:
+    return any(start <= rva < start + size and flags == _CODE for _, start, size, flags in sections)
+
+
+def _headers(
+    image: PeImage, sections: list[tuple[bytes, int, int, int]], directories: dict[int, tuple[int, int]], entry: int
+) -> bytes:
+    dos = (
+        b"MZ\x90\0" + bytes(0x38) + struct.pack("<I", 0x80) + b"\x0e\x1f\xba\x0e\0\xb4\x09\xcd\x21\xb8\x01\x4c\xcd\x21"
+    )
+    optional_size = 0xF0 if image.is_64bit else 0xE0
+    machine, characteristics = (0x8664, 0x22) if image.is_64bit else (0x14C, 0x10E)
+    file_header = struct.pack("<HHIIIHH", machine, len(sections), TIME_DATE_STAMP, 0, 0, optional_size, characteristics)
+    common = struct.pack(
+        "<HBBIIIII", 0x20B if image.is_64bit else 0x10B, 9, 0, image.size - 3 * _PAGE, 2 * _PAGE, 0, entry, entry
+    )
+    if image.is_64bit:
+        common += struct.pack("<Q", image.base)
+    else:
+        common += struct.pack("<II", image.size - 2 * _PAGE, image.base)
+    major, minor, _ = image.version
+    common += struct.pack("<IIHHHHHH", _PAGE, _PAGE, major, minor, major, minor, major, minor)
+    common += struct.pack("<IIIIHH", 0, image.size, _PAGE, 0, 1, 0)
+    common += struct.pack("<QQQQ" if image.is_64bit else "<IIII", 0x40000, 0x1000, 0x100000, 0x1000)
+    common += struct.pack("<II", 0, 16)
+    for index in range(16):
+        common += struct.pack("<II", *directories.get(index, (0, 0)))
+    table = b"".join(
+        struct.pack("<8sIIIIIIHHI", name, size, rva, size, rva, 0, 0, 0, 0, flags)
+        for name, rva, size, flags in sections
+    )
+    return dos.ljust(0x80, b"\0") + b"PE\0\0" + file_header + common + table
+
+
+def _read_only_data(image: PeImage, start: int) -> tuple[bytes, dict[int, tuple[int, int]]]:
+    """Make debug directory, PDB record, exports and imports; also give their data directories."""
+    data = bytearray()
+    directories: dict[int, tuple[int, int]] = {}
+    record = b"RSDS" + uuid.UUID(image.pdb.guid).bytes_le + struct.pack("<I", image.pdb.age)
+    record += image.pdb.name.encode() + b"\0"
+    # Debug directory entry: type 2 is CodeView.
+    data += struct.pack("<IIHHIIII", 0, TIME_DATE_STAMP, 0, 0, 2, len(record), start + 0x1C, start + 0x1C) + record
+    directories[6] = (start, 0x1C)
+    data += bytes(-len(data) % 16)
+    if image.exports:
+        exports = _exports(image, start + len(data))
+        directories[0] = (start + len(data), len(exports))
+        data += exports + bytes(-len(exports) % 16)
+    if image.imports:
+        at = start + len(data)
+        imports, table_size, addresses_size = _imports(image, at)
+        directories[12] = (at, addresses_size)
+        directories[1] = (at + addresses_size, table_size)
+        data += imports
+    return bytes(data), directories
+
+
+def _exports(image: PeImage, start: int) -> bytes:
+    names = sorted(image.exports)
+    functions, strings_at = start + 0x28, start + 0x28 + 10 * len(names)
+    strings, offsets = bytearray(image.name.encode() + b"\0"), []
+    for name in names:
+        offsets.append(strings_at + len(strings))
+        strings += name.encode() + b"\0"
+    count = len(names)
+    table = struct.pack(
+        "<IIHHIIIIIII",
+        0,
+        TIME_DATE_STAMP,
+        0,
+        0,
+        strings_at,
+        1,
+        count,
+        count,
+        functions,
+        functions + 4 * count,
+        functions + 8 * count,
+    )
+    table += struct.pack(f"<{count}I", *(image.exports[name] for name in names))
+    table += struct.pack(f"<{count}I", *offsets)
+    table += struct.pack(f"<{count}H", *range(count))
+    return table + bytes(strings)
+
+
+def _imports(image: PeImage, start: int) -> tuple[bytes, int, int]:
+    """Make import address table, descriptors, lookup table and names; also give the first two's sizes."""
+    pointer = "<Q" if image.is_64bit else "<I"
+    width = struct.calcsize(pointer)
+    slots = sum(len(functions) + 1 for functions in image.imports.values())
+    descriptors_at = start + slots * width
+    descriptors_size = 20 * (len(image.imports) + 1)
+    lookup_at = descriptors_at + descriptors_size + (-descriptors_size % 8)
+    strings_at = lookup_at + slots * width
+    addresses, descriptors, lookup, strings = bytearray(), bytearray(), bytearray(), bytearray()
+    for module, functions in image.imports.items():
+        lookup_rva, addresses_rva = lookup_at + len(lookup), start + len(addresses)
+        for name, address in functions.items():
+            lookup += struct.pack(pointer, strings_at + len(strings))
+            strings += b"\0\0" + name.encode() + b"\0"
+            addresses += struct.pack(pointer, address)
+        lookup += bytes(width)
+        addresses += bytes(width)
+        descriptors += struct.pack("<IIIII", lookup_rva, 0, 0, strings_at + len(strings), addresses_rva)
+        strings += module.encode() + b"\0"
+    descriptors += bytes(20)
+    data = addresses + descriptors + bytes(-descriptors_size % 8) + lookup + strings
+    return bytes(data), descriptors_size, len(addresses)

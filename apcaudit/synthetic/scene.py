@@ -1,0 +1,203 @@
+"""Scenes: what a synthetic machine holds, declared as values.
+
+An address is a number or a name: `nt!IopCompleteRequest`, `Bfilter!ScUnInitExcludePath+0x30` (an export),
+`Bfilter+0x8a0` (an offset in the image), for a thread's own values `stack-0x90` (below its stack base), and in stack
+contents the name of anything placed (`process:svchost.exe`, `thread:8`, `apc:LABEL`: see `image.Image`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Address = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class IoStackLocation:
+    """One IO_STACK_LOCATION of an IRP; `driver` names whose device it is for."""
+
+    driver: str
+    major: int = 0
+    minor: int = 0
+    device: str | None = None
+    completion_routine: Address = 0
+    context: Address = 0
+    control: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Irp:
+    """The IRP that a KAPC is embedded in (Tail.Apc), completed and waiting for its APC.
+
+    `stack` is ordered as in memory: the lowest driver first, the driver that the request was sent to last.
+    `file_name` makes a file object on the last location's device. `user_iosb` and `user_event` are addresses, often on
+    the requesting thread's stack. `in_irp_list` tells a threaded IRP from one of IoAllocateIrp.
+    """
+
+    stack: tuple[IoStackLocation, ...] = ()
+    flags: int = 0
+    file_name: str | None = None
+    user_iosb: Address = 0
+    user_event: Address = 0
+    status: int = 0
+    information: int = 0
+    requestor_mode: int = 0
+    in_irp_list: bool = True
+    current_location: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Apc:
+    """One KAPC. What is left None is filled in as Windows would for the list that holds it.
+
+    `thread` is the TID that KAPC.Thread points to. `holder` puts it in a structure of the thread's or of its own:
+    `suspend` (SuspendApc or SchedulerApc, whichever the kernel has) or `timer` (an ETIMER). With `linked` False the
+    KAPC exists but no list holds it.
+    """
+
+    kernel_routine: Address = "nt!IopCompleteRequest"
+    normal_routine: Address = 0
+    rundown_routine: Address = 0
+    mode: str | None = None
+    environment: int | None = None
+    inserted: bool = True
+    type: int = 0x12
+    size: int | None = None
+    thread: int | None = None
+    address: int | None = None
+    normal_context: Address = 0
+    system_argument1: Address | None = None
+    system_argument2: Address = 0
+    irp: Irp | None = None
+    holder: str | None = None
+    pool_tag: bytes | None = b"KAPC"
+    label: str | None = None
+    linked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StackWrite:
+    """Pointers written at one place of a kernel stack."""
+
+    address: Address
+    values: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One thread. `attached_to` names the process whose address space it has entered with KeStackAttachProcess.
+
+    `system` is whether it is a system thread (default: its process is System or Idle). `stack` are the pointers found
+    from KernelStack upwards; `frames` go to addresses of their own. `stack_pages` is how much of the top of the stack
+    is in memory. `members` are raw values by `_ETHREAD` member path (`Tcb.WaitIrql`), written last.
+    """
+
+    tid: int
+    start: Address = "nt!ExpWorkerThread"
+    state: str = "Waiting"
+    wait_reason: str = "WrQueue"
+    wait_irql: int = 0
+    attached_to: str | None = None
+    kernel_apc_pending: bool = False
+    user_apc_pending: bool = False
+    kernel_apc_in_progress: bool = False
+    special_apc_in_progress: bool = False
+    kernel_apc_disable: int = 0
+    special_apc_disable: int = 0
+    apc_queueable: bool = True
+    alertable: bool = False
+    terminated: bool = False
+    system: bool | None = None
+    suspend_count: int = 0
+    kernel_apcs: tuple[Apc, ...] = ()
+    user_apcs: tuple[Apc, ...] = ()
+    saved_kernel_apcs: tuple[Apc, ...] = ()
+    saved_user_apcs: tuple[Apc, ...] = ()
+    address: int | None = None
+    in_thread_list: bool = True
+    in_cid_table: bool = True
+    running_on: int | None = None
+    idle: bool = False
+    stack: tuple[Address, ...] = ()
+    frames: tuple[StackWrite, ...] = ()
+    stack_base: int | None = None
+    stack_pages: int = 1
+    stale_saved_state: bool = False
+    pool_tag: bytes | None = None
+    members: Mapping[str, int | bytes] = field(default_factory=dict)
+
+    @property
+    def apcs(self) -> tuple[Apc, ...]:
+        """All KAPCs of the thread."""
+        return self.kernel_apcs + self.user_apcs + self.saved_kernel_apcs + self.saved_user_apcs
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process; PID 4 is System, PID 0 is Idle. A scene that leaves them out is given them."""
+
+    name: str
+    pid: int
+    threads: tuple[Thread, ...] = ()
+    address: int | None = None
+    parent: int = 4
+    in_process_list: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    r"""One driver image: exports by relative address, imports by module, and pieces of code.
+
+    `listed` is whether PsLoadedModuleList has it. Devices are names without `\Device\`; an empty name makes an
+    unnamed device.
+    """
+
+    name: str
+    base: int | None = None
+    size: int = 0x8000
+    exports: Mapping[str, int] = field(default_factory=dict)
+    imports: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    code: Mapping[int, bytes] = field(default_factory=dict)
+    listed: bool = True
+    devices: tuple[str, ...] = ()
+    driver_object: bool = True
+
+    @property
+    def stem(self) -> str:
+        """The name without its extension, as a debugger shows it."""
+        return self.name.rpartition(".")[0] or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadedDriver:
+    """A former driver, as MmUnloadedDrivers remembers it."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bugcheck:
+    """Why the machine stopped: code, four parameters, and the driver that was blamed."""
+
+    code: int
+    parameters: tuple[Address, Address, Address, Address] = (0, 0, 0, 0)
+    driver: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A machine. `crashing_thread` is the TID of the thread that stopped it; the dump's context is its."""
+
+    name: str
+    description: str
+    kernel: str
+    processes: tuple[Process, ...] = ()
+    drivers: tuple[Driver, ...] = ()
+    unloaded: tuple[UnloadedDriver, ...] = ()
+    bugcheck: Bugcheck | None = None
+    crashing_thread: int | None = None
+    crash_irql: int | None = None
+    processors: int = 1

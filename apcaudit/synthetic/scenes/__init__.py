@@ -1,0 +1,14 @@
+"""The scenes by name. A scene is a module here with a `scene(...)` function whose parameters have defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from apcaudit.synthetic.scene import Scene
+from apcaudit.synthetic.scenes import healthy, many, seed
+
+SCENES: dict[str, Callable[..., Scene]] = {
+    "seed": seed.scene,
+    "healthy": healthy.scene,
+    "many": many.scene,
+}

@@ -1,0 +1,49 @@
+"""Situations: one thread each, with what an audit must report of it, gathered in one scene a kernel."""
+
+from __future__ import annotations
+
+from apcaudit.synthetic.kernels import Kernel
+from apcaudit.synthetic.scene import Driver, Process, Scene, Thread, UnloadedDriver
+from apcaudit.synthetic.situations.legitimate import LEGITIMATE
+from apcaudit.synthetic.situations.of_apcs import OF_APCS
+from apcaudit.synthetic.situations.of_threads import OF_THREADS
+from apcaudit.synthetic.situations.situation import BYSTANDER, SERVICE, Situation
+
+SITUATIONS: tuple[Situation, ...] = LEGITIMATE + OF_THREADS + OF_APCS
+
+FIRST_TID = 0x1000
+
+#: Where the driver was that MmUnloadedDrivers remembers; free of everything else in every synthetic kernel.
+FORMER_RANGE = {4: (0xBAE00000, 0xBAE08000), 8: (0xFFFFF80033000000, 0xFFFFF80033008000)}
+
+
+def tids(kernel: Kernel) -> dict[int, Situation]:
+    """Give the situations that a kernel can have, by the TID of their thread."""
+    possible = [each for each in SITUATIONS if all(kernel.layout.has("_ETHREAD", path) for path in each.needs)]
+    return {FIRST_TID + 4 * number: each for number, each in enumerate(possible)}
+
+
+def scene(kernel: Kernel) -> Scene:
+    """Declare the machine that has every situation the kernel can have."""
+    chosen = tids(kernel)
+    former = FORMER_RANGE[kernel.layout.pointer_size]
+
+    def threads(owner: str) -> tuple[Thread, ...]:
+        return tuple(each.thread(tid, former[0]) for tid, each in chosen.items() if each.owner == owner)
+
+    return Scene(
+        name="situations",
+        description="one thread for every situation of the vocabulary, legitimate and not",
+        kernel=kernel.name,
+        processes=(
+            Process("System", 4, (Thread(tid=BYSTANDER), *threads("System"))),
+            Process(SERVICE, 1204, threads(SERVICE)),
+        ),
+        drivers=(
+            Driver("Bfilter.sys", exports={"ScUnInitExcludePath": 0x1000}),
+            Driver("fltMgr.sys", exports={"FltSendMessage": 0x1400}),
+            Driver("avhook.sys", exports={"AvApcKernelRoutine": 0x1100, "AvApcNormalRoutine": 0x1200}),
+            Driver("Ghost.sys", exports={}, listed=False, driver_object=False),
+        ),
+        unloaded=(UnloadedDriver("former.sys", *former),),
+    )

@@ -1,0 +1,43 @@
+"""`apcaudit where`: the arguments that let a Volatility installed elsewhere find the plugin and its symbols."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from apcaudit.errors import ApcAuditError
+
+_PLUGIN = Path("windows", "apcaudit", "__init__.py")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "where",
+        help="print the -p and -s arguments for a vol that is installed elsewhere",
+        description="Print the -p and -s arguments for a vol that does not find windows.apcaudit by itself.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:  # noqa: ARG001 - every subcommand takes the options
+    """Print the arguments."""
+    plugins, symbols = directories()
+    print(f'-p "{plugins}" -s "{symbols}"')
+    return 0
+
+
+def directories() -> tuple[Path, Path]:
+    """Find the plugin directory and the symbol directory: of this checkout, else of the installation."""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "vol_plugins" / _PLUGIN).is_file():
+        return checkout / "vol_plugins", checkout / "symbols"
+    candidates = [checkout]
+    spec = importlib.util.find_spec("volatility3")
+    if spec is not None and spec.submodule_search_locations:
+        candidates += [Path(each).parent for each in spec.submodule_search_locations]
+    for site in candidates:
+        if (site / "volatility3" / "plugins" / _PLUGIN).is_file():
+            return site / "volatility3" / "plugins", site / "volatility3" / "symbols"
+    raise ApcAuditError("the plugin is not installed beside this command: reinstall apcaudit")

@@ -1,0 +1,62 @@
+"""Builds scenes and gives what the audit says of the origin of each thread's first APC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
+from volatility3.plugins.windows.apcaudit.model import Origin
+
+from apcaudit.synthetic.build import build
+from apcaudit.synthetic.image import Image
+from apcaudit.synthetic.kernels import Kernel
+from apcaudit.synthetic.scene import Driver, Process, Scene, Thread
+from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL, NTFS
+from tests import volatility
+
+#: A call to somewhere ends right before 0x2100, none before 0x2200.
+AVHOOK = Driver(
+    "avhook.sys",
+    exports={"AvApcKernelRoutine": 0x1000, "AvApcNormalRoutine": 0x1100, "AvSend": 0x2080, "AvTable": 0x2180},
+    code={0x2080: b"\x90" * 0x7B + b"\xe8\x01\x02\x03\x04" + b"\x90" * 0x100},
+    devices=("AvHook",),
+)
+#: System Informer's kernel library, and its driver.
+KSI = Driver("ksi.dll", exports={"KsiInitializeApc": 0x1000}, driver_object=False)
+INFORMER = Driver("SystemInformer.sys", exports={"KphCapture": 0x1000})
+
+After = Callable[[Image], None]
+
+
+def place(kernel: Kernel, number: int) -> int:
+    """Give an address of our choice that nothing else uses, in the middle of a page of its own."""
+    return (0xFFFFFA8010000000 if kernel.is_64bit else 0x89000000) + number * 0x4000 + 0x800
+
+
+def built(kernel: Kernel, threads: tuple[Thread, ...], after: tuple[After, ...] = ()) -> Image:
+    """Build a machine with these threads in System, and a process BAVSvc.exe to attach to."""
+    processes = (Process("System", 4, threads), Process("BAVSvc.exe", 1264, (Thread(1268, start=0x401000),)))
+    drivers = (HAL, FLTMGR, NTFS, DISK, AVHOOK, KSI, INFORMER)
+    image = build(Scene("origin", "One producer of APCs a thread", kernel.name, processes, drivers), kernel)
+    for change in after:
+        change(image)
+    return image
+
+
+def origins(image: Image, folder: Path, symbols: tuple[Path, ...] = ()) -> dict[int, Origin | None]:
+    """Audit an image; give the origin of each thread's first APC by TID."""
+    path = folder / "origin.dmp"
+    image.write_dump(path)
+    plugin = volatility.construct(
+        path,
+        "windows.apcaudit.ApcAudit",
+        cache=folder / "cache",
+        symbols=(*symbols, volatility.REPOSITORY_SYMBOLS),
+    )
+    audit = Audit(plugin.context, plugin.config["kernel"])
+    return {
+        each.thread.members.tid: each.thread.queues[0].apcs[0].origin
+        for each in audit.run(Selection())
+        if each.thread.members.tid is not None and each.thread.queues and each.thread.queues[0].apcs
+    }
