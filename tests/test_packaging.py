@@ -48,7 +48,9 @@ def python_of(machine: Path) -> Path:
 
 
 def pip(machine: Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python_of(machine)), "--quiet", *arguments], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(python_of(machine)), "--quiet", *arguments], check=True
+    )
 
 
 def vol(machine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

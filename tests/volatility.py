@@ -65,5 +65,3 @@ def rows(image: Path, plugin: str = "windows.apcaudit.ApcAudit", **arguments: An
 
     grid.populate(visit, None)
     return found
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from volatility3.framework import exceptions, interfaces, renderers
+from volatility3.framework import constants, exceptions, interfaces, renderers
 from volatility3.framework.configuration import requirements
 
 from .audit import Audit, Selection
@@ -42,6 +42,12 @@ class ApcAudit(interfaces.plugins.PluginInterface):
                 name="all", optional=True, default=False, description="Also list threads with nothing to report"
             ),
             requirements.BooleanRequirement(name="wide", optional=True, default=False, description="Show every column"),
+            requirements.BooleanRequirement(
+                name="scan",
+                optional=True,
+                default=False,
+                description="Also search physical memory for threads and APCs that no list holds",
+            ),
             requirements.ChoiceRequirement(
                 severities,
                 name="min-severity",
@@ -57,6 +63,9 @@ class ApcAudit(interfaces.plugins.PluginInterface):
         context: interfaces.context.ContextInterface,
         kernel_module_name: str,
         selection: Selection | None = None,
+        *,
+        scan: bool = False,
+        progress: constants.ProgressCallback = None,
     ) -> tuple[Audit, Iterator[Audited]]:
         """Audit the image of a context's kernel module, for other plugins.
 
@@ -64,12 +73,14 @@ class ApcAudit(interfaces.plugins.PluginInterface):
             context: the context that holds the kernel's layer and symbols.
             kernel_module_name: name of the kernel module in it.
             selection: which threads; all with something to report when None.
+            scan: whether physical memory is searched for threads and APCs too.
+            progress: called with percentages during that search.
 
         Raises:
             SymbolSpaceError: the kernel's symbol table lacks structures without which there is no audit.
         """
         try:
-            audit = Audit(context, kernel_module_name)
+            audit = Audit(context, kernel_module_name, scan_memory=scan, progress=progress)
         except LayoutError as error:
             raise exceptions.SymbolSpaceError(str(error)) from error
         return audit, audit.run(selection or Selection())
@@ -78,10 +89,12 @@ class ApcAudit(interfaces.plugins.PluginInterface):
         options: Any = self.config
         selection = Selection(frozenset(options["pid"] or ()), frozenset(options["tid"] or ()), options["all"])
         floor = Severity[options["min-severity"].upper()]
-        audit, threads = self.audit(self.context, options["kernel"], selection)
+        audit, threads = self.audit(
+            self.context, options["kernel"], selection, scan=options["scan"], progress=self._progress_callback
+        )
         columns = self._columns()
         for audited in threads:
-            for row in rows_of(audited, audit.facts):
+            for row in rows_of(audited, audit.facts, wide=options["wide"]):
                 if row.severity >= floor:
                     yield 0, tuple(column.value(row) for column in columns)
 

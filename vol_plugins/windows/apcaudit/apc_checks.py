@@ -12,12 +12,17 @@ ApcCheck = Callable[[Apc, Thread, Facts], "Finding | None"]
 
 def routine_unbacked(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A routine that the kernel will call lies in no loaded module."""
-    return _routines_in(apc, Backing.NOTHING, "routine-unbacked", Severity.HIGH)
+    return _routines_in(apc, _UNBACKED, "routine-unbacked", Severity.HIGH)
+
+
+def routine_unloaded(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A routine that the kernel will call lies where a driver was that has been unloaded."""
+    return _routines_in(apc, (Backing.UNLOADED,), "routine-unloaded", Severity.CRITICAL)
 
 
 def routine_user_address(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A routine that the kernel will call is a user-space or a non-canonical address."""
-    return _routines_in(apc, Backing.USER, "routine-user-address", Severity.CRITICAL)
+    return _routines_in(apc, (Backing.USER,), "routine-user-address", Severity.CRITICAL)
 
 
 def kernel_normal_in_user_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -75,7 +80,8 @@ def environment_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | No
     index = thread.members.apc_state_index
     if apc.apc_state_index is None or index not in (0, 1) or apc.queue is QueueName.OFF_LIST:
         return None
-    expected = 0 if apc.queue.saved else index
+    # What was queued between the first and the second attach is for the state that was then the current one.
+    expected = 0 if apc.queue.saved and not apc.nested else index
     if apc.apc_state_index == expected:
         return None
     return Finding(
@@ -109,12 +115,46 @@ def duplicate_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     return Finding("duplicate-apc", Severity.HIGH, f"the same KAPC also hangs on {apc.also_on}")
 
 
-def _routines_in(apc: Apc, backing: Backing, code: str, severity: Severity) -> Finding | None:
-    """Report the routines of an APC, of those that run in kernel mode, that a kind of memory holds."""
-    wrong = [f"{name} {routine.address:#x}" for name, routine in _kernel_routines(apc) if routine.backing is backing]
-    if not wrong:
+def off_list_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A KAPC says it is queued to the thread, and no list holds it."""
+    if apc.queue is not QueueName.OFF_LIST:
         return None
-    return Finding(code, severity, f"{' and '.join(wrong)} {'lies' if len(wrong) == 1 else 'lie'} in {backing.value}")
+    unread = [queue.name.value for queue in thread.queues if not queue.intact]
+    if unread:
+        # It may hang where the walk could not follow; the row says where it was found.
+        return None
+    text = f"the KAPC says Inserted {apc.inserted} for this live thread, yet no list holds it: it was unlinked"
+    text += " without KeRemoveQueueApc"
+    if facts.bugcheck is None:
+        text += ", or the image was taken while the queue changed"
+    return Finding("off-list-apc", Severity.HIGH, text)
+
+
+def apc_outside_pool(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """The KAPC lies in user space or on a kernel stack."""
+    if apc.misplaced is None:
+        return None
+    text = f"the KAPC at {apc.address:#x} lies in {apc.misplaced}"
+    routine = apc.kernel_routine
+    if routine is not None and routine.module == "nt" and routine.symbol in windows.STACK_APC_ROUTINES:
+        return Finding("apc-outside-pool", Severity.LOW, f"{text}, where the caller of {routine} keeps it")
+    return Finding("apc-outside-pool", Severity.HIGH, text)
+
+
+_UNBACKED = (Backing.NOTHING, Backing.UNLOADED)
+
+
+def _routines_in(apc: Apc, backings: tuple[Backing, ...], code: str, severity: Severity) -> Finding | None:
+    """Report the routines of an APC, of those that run in kernel mode, that a kind of memory holds."""
+    routines = [(name, routine) for name, routine in _kernel_routines(apc) if routine.backing in backings]
+    if not routines:
+        return None
+    wrong = [f"{name} {routine.address:#x}" for name, routine in routines]
+    where = backings[0].value
+    if backings == (Backing.UNLOADED,):
+        names = sorted({str(routine.former) for _, routine in routines})
+        where = f"the former range of {' and '.join(names)}, which has been unloaded"
+    return Finding(code, severity, f"{' and '.join(wrong)} {'lies' if len(wrong) == 1 else 'lie'} in {where}")
 
 
 def _kernel_routines(apc: Apc) -> Iterator[tuple[str, Code]]:
@@ -132,6 +172,7 @@ def _with_address(code: Code) -> str:
 
 CHECKS: tuple[ApcCheck, ...] = (
     routine_unbacked,
+    routine_unloaded,
     routine_user_address,
     kernel_normal_in_user_apc,
     mode_mismatch,
@@ -141,6 +182,8 @@ CHECKS: tuple[ApcCheck, ...] = (
     environment_mismatch,
     order_violation,
     duplicate_apc,
+    off_list_apc,
+    apc_outside_pool,
 )
 
 

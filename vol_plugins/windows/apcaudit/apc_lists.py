@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from .drivers import Drivers
 from .facts import PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory
-from .model import Apc, Queue, QueueName, Thread, ThreadMembers
+from .model import Apc, Ending, Queue, QueueName, Thread, ThreadMembers
 from .queues import walk
 
 
@@ -53,26 +56,32 @@ class ApcLists:
         if thread.members.apc_state_index == 1:
             heads.append((QueueName.SAVED_KERNEL, thread.address + layout.saved_kernel_head))
             heads.append((QueueName.SAVED_USER, thread.address + layout.saved_user_head))
-        self._heads.update(head for _, head in heads)
-        queues = (self._queue(thread, name, head) for name, head in heads)
-        return tuple(queue for queue in queues if not queue.empty)
+        return self.at(thread, heads)
 
-    def _queue(self, thread: Thread, name: QueueName, head: int) -> Queue:
+    def at(self, thread: Thread, heads: Sequence[tuple[QueueName, int]], *, nested: bool = False) -> tuple[Queue, ...]:
+        """Walk lists of a thread by the addresses of their heads; `nested` are those of a state on its stack."""
+        self._heads.update(head for _, head in heads)
+        queues = (self._queue(thread, name, head, nested=nested) for name, head in heads)
+        # Of a list that a minidump does not hold, nothing is known, not even that it is damaged.
+        return tuple(queue for queue in queues if not queue.empty and not (self._memory.partial and _absent(queue)))
+
+    def _queue(self, thread: Thread, name: QueueName, head: int, *, nested: bool = False) -> Queue:
         walked = walk(
             self._memory.links,
             head,
             pointer_size=self._layout.pointer_size,
-            is_other_head=self._is_head,
+            is_other_head=self.is_head,
         )
         apcs = []
         for position, entry in enumerate(walked.entries):
             address = entry - self._layout.apc_list_entry
             place = (thread.address, f"the {name.value} list of thread {thread.address:#x} (TID {thread.members.tid})")
             holder = self._holders.setdefault(address, place)
-            apcs.append(self.apc(address, name, position, also_on=None if holder == place else holder[1]))
+            apc = self.apc(address, name, position, also_on=None if holder == place else holder[1])
+            apcs.append(replace(apc, nested=True) if nested else apc)
         return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at)
 
-    def _is_head(self, address: int) -> bool:
+    def is_head(self, address: int) -> bool:
         """Tell the head of a list of a thread: the thread's own, one read before, or one of an object like a thread."""
         if address in self._heads:
             return True
@@ -123,3 +132,7 @@ class ApcLists:
             inserted=inserted,
             also_on=also_on,
         )
+
+
+def _absent(queue: Queue) -> bool:
+    return queue.ending is Ending.UNREADABLE and not queue.apcs and queue.ended_at == queue.head

@@ -5,21 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from volatility3.framework import interfaces
+from volatility3.framework import constants, interfaces
 
 from . import apc_checks, checks
+from . import facts as windows
 from .apc_lists import ApcLists
 from .bugcheck import read_bugcheck
+from .calm import is_calm
+from .cid_table import CidTable, read_cid_table
 from .drivers import Drivers, read_drivers
 from .layout import Layout, read_layout
 from .memory import Memory
-from .model import Audited, Facts, Process, Thread
+from .model import Audited, Backing, Facts, Process, Thread, View
+from .off_list import OffList
+from .origin import Origins
+from .placement import Placement
 from .processes import Processes
+from .processors import read_processors
+from .scan import Scanned, scan
 from .symbols import KernelSymbols
+from .system_time import SystemTime
 from .threads import Threads
+from .views import Views
 
 NO_PROCESS = 0
 """UniqueProcess and UniqueThread of an idle thread."""
+
+_HARMLESS = (None, Backing.MODULE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,58 +51,117 @@ class Selection:
 class Audit:
     """What was taken from the image once, and the walk over its threads."""
 
-    def __init__(self, context: interfaces.context.ContextInterface, module_name: str) -> None:
+    def __init__(
+        self,
+        context: interfaces.context.ContextInterface,
+        module_name: str,
+        *,
+        scan_memory: bool = False,
+        progress: constants.ProgressCallback = None,
+    ) -> None:
         self.symbols = KernelSymbols(context, module_name)
         self.layout: Layout = read_layout(self.symbols.member, self.symbols.size_of)
         self.memory = Memory(context, context.modules[module_name].layer_name)
         self.drivers: Drivers = read_drivers(self.memory, self.symbols)
         self.processes = Processes(self.memory, self.symbols)
-        self.threads = Threads(self.memory, self.layout, self.processes)
         self.lists = ApcLists(self.memory, self.layout, self.drivers)
+        self.origins = Origins(self.memory, self.symbols, self.drivers, self.processes)
         self.facts = Facts(
             apc_size=self.layout.apc.size,
             lacks=self.layout.lacks,
+            partial=self.memory.partial,
             bugcheck=read_bugcheck(self.memory, self.symbols),
         )
+        scanned = self._scan(context, progress) if scan_memory else Scanned()
+        self.threads = self._threads(scanned)
+        self.off_list = OffList(self.memory, self.layout, self.lists, scanned.apcs, self.drivers.kernel_start)
+        self.placement = Placement(self.memory, self.symbols, self.drivers, self.lists, self.processes, self._listed)
+
+    def _scan(self, context: interfaces.context.ContextInterface, progress: constants.ProgressCallback) -> Scanned:
+        return scan(
+            context,
+            self.memory,
+            self.symbols,
+            self.layout,
+            kernel_start=self.drivers.kernel_start,
+            processes=frozenset(process.address for process in self.processes.listed()),
+            progress=progress,
+        )
+
+    def _threads(self, scanned: Scanned) -> Threads:
+        layer = self.memory.physical_layer
+        # A layer of a minidump names the threads and the processor that the dump is about.
+        dumped: tuple[int, ...] = getattr(layer, "dumped_threads", ())
+        prcb: int | None = getattr(layer, "prcb_address", None)
+        processors = read_processors(self.memory, self.symbols, () if prcb is None else (prcb,))
+        views = Views(read_cid_table(self.memory, self.symbols), processors, dumped, scanned.threads)
+        return self._walk_of(views)
+
+    def _listed(self) -> Iterator[Thread]:
+        """Yield the listed threads by a walk of its own."""
+        return self._walk_of(Views(CidTable())).listed()
+
+    def _walk_of(self, views: Views) -> Threads:
+        time = SystemTime(self.memory, self.symbols)
+        stopped = self.facts.bugcheck is not None
+        return Threads(self.memory, self.layout, self.processes, views, time, stopped=stopped)
 
     def run(self, selection: Selection) -> Iterator[Audited]:
         """Yield the selected threads that have findings or queued APCs, or all of them."""
         for thread in self.threads.all():
             if selection.takes(thread):
-                audited = self.audit(thread)
+                audited = Audited(thread, (), {}) if _left_over(thread) else self.audit(thread)
                 if selection.clean_too or audited.findings or audited.thread.queues:
                     yield self._named(audited)
 
     def audit(self, thread: Thread) -> Audited:
         """Read a thread's APC lists and check the thread and every APC on them."""
         members = thread.members
-        quiet = self.lists.quiet(thread.address, members)
+        backing = None
+        if members.system_thread and members.start_address is not None:
+            backing = self.drivers.backing(members.start_address)
+        quiet = self.lists.quiet(thread.address, members) and not self.off_list.names(thread.address)
+        if quiet and backing in _HARMLESS and is_calm(thread):
+            return Audited(thread, (), {})
         owner = members.process if members.process is not None else thread.owner and thread.owner.address
         attached: Process | None = None
         if members.apc_process and members.apc_process != owner:
             attached = self.processes.at(members.apc_process)
-        backing = None
-        if members.system_thread and members.start_address is not None:
-            backing = self.drivers.backing(members.start_address)
+        start = None
+        if members.start_address is not None and backing is Backing.UNLOADED:
+            start = self.drivers.code(members.start_address)
         thread = replace(
             thread,
             attached=attached,
             start_backing=backing,
+            start=start,
             idle=thread.idle or (members.pid == NO_PROCESS and members.tid == NO_PROCESS),
         )
         if not quiet:
-            thread = replace(thread, queues=self.lists.read(thread))
+            queues = self.lists.read(thread)
+            off_list = self.off_list.of(thread, queues) if self.off_list.names(thread.address) else None
+            thread = replace(thread, queues=queues if off_list is None else (*queues, off_list))
+        if not quiet or (members.apc_state_index == 1 and not thread.idle):
+            thread = self.placement.placed(thread)
         findings = checks.check(thread, self.facts)
-        if quiet:
+        if not thread.queues:
             return Audited(thread, findings, {})
         of_apcs = {
-            (apc.queue, apc.address): apc_checks.check(apc, thread, self.facts) for queue in thread.queues for apc in queue.apcs
+            (apc.queue, apc.address): apc_checks.check(apc, thread, self.facts)
+            for queue in thread.queues
+            for apc in queue.apcs
         }
         return Audited(thread, findings, of_apcs)
 
     def _named(self, audited: Audited) -> Audited:
-        """Name the start routine of a thread that is reported."""
-        start = audited.thread.members.start_address
-        if start is None:
-            return audited
-        return replace(audited, thread=replace(audited.thread, start=self.drivers.code(start)))
+        """Name the start routine and attribute the APCs of a thread that is reported."""
+        thread = self.origins.named(audited.thread)
+        start = thread.members.start_address
+        if start is not None:
+            thread = replace(thread, start=self.drivers.code(start))
+        return replace(audited, thread=thread)
+
+
+def _left_over(thread: Thread) -> bool:
+    """Tell whether a thread has ended and only its memory is still there."""
+    return thread.members.state == windows.TERMINATED and not thread.views & {View.LIST, View.CPU, View.DUMP}

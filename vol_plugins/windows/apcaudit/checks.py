@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import facts as windows
+from . import hiding_checks, list_checks
 from .delivery import Reason, deliverable, drains, head_kind, irql, non_empty, reason
-from .model import Backing, Ending, Facts, Finding, Queue, QueueName, Severity, Thread
+from .model import Backing, Facts, Finding, QueueName, Severity, Thread
 
 ThreadCheck = Callable[[Thread, Facts], "Finding | None"]
 
@@ -84,7 +85,7 @@ def pending_empty(thread: Thread, facts: Facts) -> Finding | None:
     members = thread.members
     if not members.kernel_apc_pending or members.state in (None, windows.RUNNING):
         return None
-    if thread.queue(QueueName.KERNEL) is not None:
+    if thread.queue(QueueName.KERNEL) is not None or None in (members.apc_kernel_flink, members.apc_kernel_blink):
         return None
     return Finding(
         "pending-empty",
@@ -187,44 +188,21 @@ def orphan_start(thread: Thread, facts: Facts) -> Finding | None:
     start = thread.members.start_address
     if not start and thread.idle:
         return None
-    if start is None or thread.start_backing not in (Backing.NOTHING, Backing.USER):
+    if start is None or thread.start_backing not in (Backing.NOTHING, Backing.UNLOADED, Backing.USER):
+        return None
+    where = Backing.NOTHING if thread.start_backing is Backing.UNLOADED else thread.start_backing
+    return Finding("orphan-start", Severity.HIGH, f"the system thread's start address {start:#x} lies in {where.value}")
+
+
+def unloaded_start(thread: Thread, facts: Facts) -> Finding | None:
+    """A system thread starts where a driver was that has been unloaded."""
+    if thread.start_backing is not Backing.UNLOADED or thread.start is None:
         return None
     return Finding(
-        "orphan-start",
+        "unloaded-start",
         Severity.HIGH,
-        f"the system thread's start address {start:#x} lies in {thread.start_backing.value}",
-    )
-
-
-def list_broken(thread: Thread, facts: Facts) -> Finding | None:
-    """A link of an APC list is unreadable or misaligned, or does not come back, or the list has no end."""
-    texts = [text for queue in thread.queues if (text := _damage(queue)) is not None]
-    return Finding("list-broken", Severity.HIGH, "; ".join(texts)) if texts else None
-
-
-def list_cycle(thread: Thread, facts: Facts) -> Finding | None:
-    """An APC list closes without returning to its head."""
-    queues = [queue for queue in thread.queues if queue.ending is Ending.CYCLE]
-    if not queues:
-        return None
-    text = "; ".join(
-        f"the {queue.name.value} APC list closes without returning to its head {queue.head:#x}: the entry at"
-        f" {queue.ended_at:#x} points back into it after {len(queue.apcs)} entries"
-        for queue in queues
-    )
-    return Finding("list-cycle", Severity.HIGH, text)
-
-
-def _damage(queue: Queue) -> str | None:
-    where = f"the {queue.name.value} APC list"
-    if queue.ending is Ending.CLOSED or queue.ending is Ending.CYCLE:
-        if queue.broken_at is None:
-            return None
-        return (
-            f"{where} is broken: the Blink of the entry at {queue.broken_at:#x} does not point back to its predecessor"
-        )
-    return (
-        f"{where} could not be followed past {queue.ended_at:#x} after {len(queue.apcs)} entries: {queue.ending.value}"
+        f"the system thread's start address {thread.start.address:#x} lies in the former range of"
+        f" {thread.start.former}, which has been unloaded",
     )
 
 
@@ -247,8 +225,9 @@ CHECKS: tuple[ThreadCheck, ...] = (
     state_mismatch,
     not_queueable,
     orphan_start,
-    list_broken,
-    list_cycle,
+    unloaded_start,
+    *list_checks.CHECKS,
+    *hiding_checks.CHECKS,
 )
 
 

@@ -10,17 +10,22 @@ from volatility3.framework import renderers
 from volatility3.framework.renderers import format_hints
 
 from . import facts as windows
+from .delivery import why_queued
 from .model import Apc, Audited, Facts, Finding, Queue, Severity, View
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: a thread and, unless it has none queued, one of its APCs."""
+    """One line of the table: a thread and, unless it has none queued, one of its APCs.
+
+    `wide` is whether the explanation tells what the origin was taken from.
+    """
 
     audited: Audited
     facts: Facts
     queue: Queue | None = None
     apc: Apc | None = None
+    wide: bool = False
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -34,10 +39,10 @@ class Row:
         return max((finding.severity for finding in self.findings), default=Severity.INFO)
 
 
-def rows_of(audited: Audited, facts: Facts) -> list[Row]:
+def rows_of(audited: Audited, facts: Facts, *, wide: bool = False) -> list[Row]:
     """Make the rows of a thread: one a queued APC, one without an APC where none is queued."""
-    rows = [Row(audited, facts, queue, apc) for queue in audited.thread.queues for apc in queue.apcs]
-    return rows or [Row(audited, facts)]
+    rows = [Row(audited, facts, queue, apc, wide) for queue in audited.thread.queues for apc in queue.apcs]
+    return rows or [Row(audited, facts, wide=wide)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,9 @@ def _routine(name: str) -> Callable[[Row], Any]:
 
 
 def _origin(row: Row) -> Any:
-    return row.apc.origin if row.apc is not None and row.apc.origin else renderers.NotApplicableValue()
+    if row.apc is None:
+        return renderers.NotApplicableValue()
+    return _known(row.apc.origin, lambda origin: origin.text)
 
 
 def _findings(row: Row) -> str:
@@ -121,8 +128,20 @@ def _findings(row: Row) -> str:
 
 
 def _explanation(row: Row) -> str:
+    """One sentence a finding; for an APC without any, why it is still queued."""
     ordered = sorted(row.findings, key=lambda finding: (-finding.severity, finding.code))
-    return " ".join(f"{finding.code}: {finding.explanation}." for finding in ordered)
+    sentences = [f"{finding.code}: {finding.explanation}." for finding in ordered]
+    nested = row.audited.thread.nested_attach
+    if row.wide and sentences and nested is not None:
+        sentences.append(f"nested-attach: {nested}.")
+    if not sentences and row.queue is not None:
+        why = why_queued(row.audited.thread, row.queue.name, row.facts)
+        if why is not None:
+            sentences.append(f"still queued, {why}.")
+    if row.wide and row.apc is not None and row.apc.origin is not None:
+        told = (("evidence", row.apc.origin.evidence), ("inferred", row.apc.origin.inferred))
+        sentences += [f"{word}: {'; '.join(facts)}." for word, facts in told if facts]
+    return " ".join(sentences)
 
 
 def _yara(row: Row) -> Any:
@@ -153,7 +172,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("KernelRoutine", str, _routine("kernel_routine")),
     Column("NormalRoutine", str, _routine("normal_routine"), wide=True),
     Column("RundownRoutine", str, _routine("rundown_routine"), wide=True),
-    Column("Origin", str, _origin, wide=True),
+    Column("Origin", str, _origin),
     Column("Severity", str, lambda row: str(row.severity)),
     Column("Findings", str, _findings),
     Column("Explanation", str, _explanation),

@@ -35,10 +35,10 @@ def member(thread: Thread, name: str, facts: Facts) -> int | None:
 def non_empty(thread: Thread, name: QueueName) -> bool | None:
     """Return whether a list's head points elsewhere than to itself, which is all that the kernel tests."""
     queue = thread.queue(name)
-    if queue is None:
-        return False
     flink: int | None = getattr(thread.members, _FLINK[name])
-    return None if flink is None else flink != queue.head
+    if flink is None:
+        return None
+    return queue is not None and flink != queue.head
 
 
 _FLINK = {
@@ -87,16 +87,37 @@ def reason(thread: Thread, facts: Facts) -> Reason | None:
     return None
 
 
-def saved_reason(thread: Thread) -> Reason | None:
-    """Return why an APC in SavedApcState waits: its environment returns only with the detach."""
-    return Reason.OTHER_ENVIRONMENT if thread.members.apc_state_index == 1 else None
+def why_queued(thread: Thread, name: QueueName, facts: Facts) -> str | None:
+    """Say why a kernel list is not empty, as the kernel would; None where nothing visible keeps it.
+
+    Args:
+        thread: the thread that has the list.
+        name: which of its lists.
+        facts: what is known of the image.
+    """
+    if name is QueueName.SAVED_KERNEL:
+        return f"{Reason.OTHER_ENVIRONMENT.value}: it is delivered when the thread detaches"
+    if name is not QueueName.KERNEL:
+        return None
+    members = thread.members
+    why = reason(thread, facts)
+    if why is Reason.IRQL:
+        return f"{why.value}: the thread stands at IRQL {irql(thread)}"
+    if why is Reason.GUARDED_REGION:
+        return f"{why.value}: SpecialApcDisable is {members.special_apc_disable}"
+    if why is Reason.CRITICAL_REGION:
+        return f"{why.value}: KernelApcDisable is {members.kernel_apc_disable}"
+    if why is Reason.IN_PROGRESS:
+        return f"{why.value}: a normal kernel APC is being delivered"
+    if members.state in _COMING:
+        return f"{Reason.NOT_SCHEDULED.value}: it is delivered when the thread runs"
+    if members.state == windows.RUNNING:
+        return "the thread is running: it may be about to be delivered"
+    return None
 
 
-def scheduling_reason(thread: Thread) -> Reason | None:
-    """Return NOT_SCHEDULED for a thread that is about to run and will be interrupted when it does."""
-    state = thread.members.state
-    coming = (windows.READY, windows.STANDBY, windows.TRANSITION, windows.DEFERRED_READY, windows.INITIALIZED)
-    return Reason.NOT_SCHEDULED if state in coming else None
+# States of a thread that is about to run, and is interrupted by the APC when it does.
+_COMING = (windows.READY, windows.STANDBY, windows.TRANSITION, windows.DEFERRED_READY, windows.INITIALIZED)
 
 
 def deliverable(thread: Thread, facts: Facts) -> bool | None:
@@ -107,7 +128,8 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
     """
     kind = head_kind(thread)
     conditions: list[bool | None] = [
-        waiting(thread),
+        # A thread that is still some processor's current one has not gone to wait yet.
+        waiting(thread) if thread.processor is None else False,
         _zero(thread.members.wait_irql),
         _zero(member(thread, "special_apc_disable", facts)),
         _zero(member(thread, "special_apc_in_progress", facts)),

@@ -28,7 +28,7 @@ _DUMP_TYPES = {2: "a kernel memory dump", 3: "a header only", 6: "an automatic (
 _DUMP_TYPE_OFFSET = {b"PAGEDUMP": 0xF88, b"PAGEDU64": 0xF98}
 
 
-class KernelRequirement(requirements.ModuleRequirement):  # type: ignore[misc]
+class KernelRequirement(requirements.ModuleRequirement):
     """The kernel as a requirement that tells, when it is not met, why not and what to do."""
 
     _failed_in: tuple[interfaces.context.ContextInterface, str] | None = None
@@ -84,7 +84,7 @@ def find_pdb(context: interfaces.context.ContextInterface, layer_name: str) -> t
     """Find the kernel's PDB record in the physical memory below a layer: PDB name, GUID, age."""
     layer: Any = context.layers[layer_name]
     if isinstance(layer, intel.Intel):
-        layer_name = layer.config["memory_layer"]
+        layer_name = str(layer.config["memory_layer"])
     names = [f"{name}.pdb".encode() for name in constants.windows.KERNEL_MODULE_NAMES]
     try:
         for found in pdbutil.PDBUtility.pdbname_scan(context, layer_name, 0x1000, names):

@@ -12,6 +12,7 @@ from .model import Backing, Code, Ending
 from .queues import walk
 from .symbols import KernelSymbols
 from .text import from_utf16
+from .unloaded import UnloadedDriver, read_unloaded
 
 MODULE_BOUND = 4096
 """How many entries of PsLoadedModuleList are followed; Windows has some two hundred."""
@@ -50,6 +51,7 @@ class Drivers:
         self._exports: dict[int, Exports] = {}
         self._codes: dict[int, Code] = {}
         self.kernel_start = _kernel_start(memory, symbols)
+        self.unloaded = read_unloaded(memory, symbols, self.kernel_start)
 
     def at(self, address: int) -> Driver | None:
         """Return the loaded module whose image holds a virtual address."""
@@ -59,13 +61,19 @@ class Drivers:
         driver = self.drivers[index]
         return driver if address < driver.base + driver.size else None
 
+    def formerly_at(self, address: int) -> UnloadedDriver | None:
+        """Return the unloaded driver in whose former range a virtual address lies."""
+        return next((driver for driver in self.unloaded if driver.start <= address < driver.end), None)
+
     def backing(self, address: int) -> Backing:
         """Tell what holds a code address."""
         if address < self.kernel_start or not self._memory.is_canonical(address):
             return Backing.USER
         if self.at(address) is not None:
             return Backing.MODULE
-        return Backing.NOTHING if self.complete else Backing.UNKNOWN
+        if not self.complete:
+            return Backing.UNKNOWN
+        return Backing.NOTHING if self.formerly_at(address) is None else Backing.UNLOADED
 
     def code(self, address: int) -> Code:
         """Name a code address: `module!symbol+offset`, hexadecimal where it resolves to nothing."""
@@ -78,7 +86,8 @@ class Drivers:
         backing = self.backing(address)
         driver = self.at(address) if backing is Backing.MODULE else None
         if driver is None:
-            return Code(address, backing, f"{address:#x}")
+            former = self.formerly_at(address) if backing is Backing.UNLOADED else None
+            return Code(address, backing, f"{address:#x}", former=None if former is None else former.name)
         if driver.base <= self._symbols.base < driver.base + driver.size:
             nearest = self._symbols.nearest(address)
         else:

@@ -12,6 +12,12 @@ THREAD_OBJECT = 6
 APC_LEVEL = 1
 """IRQL at and above which no APC is delivered (WDK, wdm.h)."""
 
+ID_STEP = 4
+"""Process and thread IDs count in steps of four (Windows Internals, "Object handles"): the rest is the caller's."""
+
+LAST_ENVIRONMENT = 3
+"""KAPC.ApcStateIndex at most: InsertApcEnvironment (KAPC_ENVIRONMENT: ReactOS sdk/include/ndk/ketypes.h)."""
+
 KERNEL_MODE = 0
 USER_MODE = 1
 """KAPC.ApcMode as KPROCESSOR_MODE (WDK, wdm.h)."""
@@ -115,6 +121,11 @@ APC_NAME_PARTS = (
     "IopUserRundown",
     "KiSuspend",
 )
+
+
+# KernelRoutines whose KAPC is a local variable of a caller that waits for it: ReactOS, ntoskrnl/ps/debug.c
+# (PsGetContextThread, PsSetContextThread) and ntoskrnl/ex/work.c (ExSwapinWorkerThreads).
+STACK_APC_ROUTINES = frozenset({"PspGetSetContextSpecialApc", "ExpSetSwappingKernelApc"})
 
 
 def is_wow64_encoded(address: int) -> bool:

@@ -34,7 +34,7 @@ class Decoder:
     given was None. Members may overlap, as in unions.
     """
 
-    __slots__ = ("_bitfields", "_members", "_pick", "_structs", "size")
+    __slots__ = ("_bitfields", "_first", "_members", "_others", "_pick", "_structs", "size")
 
     def __init__(self, members: Sequence[Member | None], size: int) -> None:
         self.size = size
@@ -57,7 +57,12 @@ class Decoder:
                 unit = position[member.offset, member.size, False]
                 bitfields.append((unit, member.shift, (1 << member.bits) - 1))
         self._bitfields = bitfields
-        self._pick = itemgetter(*picks, unpacked)
+        self._first, *self._others = self._structs or [struct.Struct("<")]
+        only = picks[0] if len(picks) == 1 else None
+        # itemgetter gives a bare value for one index.
+        self._pick: Callable[[tuple[int | None, ...]], tuple[int | None, ...]] = (
+            itemgetter(*picks) if only is None else lambda values: (values[only],)
+        )
 
     def _add_struct(
         self, units: list[tuple[int, int, bool]], position: dict[tuple[int, int, bool], int]
@@ -78,12 +83,11 @@ class Decoder:
 
     def __call__(self, data: bytes, offset: int = 0) -> tuple[int | None, ...]:
         """Decode the structure that starts at an offset of a buffer that holds it whole."""
-        values: tuple[int | None, ...] = ()
-        for part in self._structs:
+        values: tuple[int, ...] = self._first.unpack_from(data, offset)
+        for part in self._others:
             values += part.unpack_from(data, offset)
-        bits = [(values[unit] >> shift) & mask for unit, shift, mask in self._bitfields]  # type: ignore[operator]
-        picked: tuple[int | None, ...] = self._pick((*values, None, *bits))
-        return picked[:-1]
+        bits = [(values[unit] >> shift) & mask for unit, shift, mask in self._bitfields]
+        return self._pick((*values, None, *bits))
 
     def partial(self, data: bytes, holes: Iterable[tuple[int, int]]) -> tuple[int | None, ...]:
         """Decode a structure some of whose bytes are unknown.

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from volatility3.framework import exceptions, interfaces
 
 PAGE = 0x1000
+
+CHUNK = 0x4000
+CHUNKS_KEPT = 256
+"""Physical memory is read in chunks of so many bytes, of which so many are kept: vol's layers take longer to find a
+byte than to read four pages, and what belongs together (threads in the pool, entries of a list) lies close."""
+
 _PAGE_MASK = PAGE - 1
 _LARGE_PAGE = 1 << 7  # the PS bit of a directory entry (Intel SDM volume 3, 4.3 to 4.5)
 _PAT_OF_LARGE_PAGE = 1 << 12
 _NOT_MAPPED = -1
+
+
+class Paging(NamedTuple):
+    """The page tables: physical address of the top one, index bits a level, bytes of an entry, mask of a frame."""
+
+    top: int
+    index_bits: tuple[int, ...]
+    entry_size: int
+    frame_mask: int
 
 
 class Memory:
@@ -40,7 +55,23 @@ class Memory:
         self._leaf_index = (1 << self._levels[-1][0]) - 1
         self._leaves: dict[int, tuple[int, ...] | int] = {}
         self._other_pages: dict[int, int] = {}
+        self._chunks: dict[int, bytes] = {}
         self._entries_of_page = Struct("<" + ("I" if self._entry.size == 4 else "Q") * (PAGE // self._entry.size))
+
+    @property
+    def partial(self) -> bool:
+        """Whether the image was made to hold only parts of memory: it is a minidump, whose layer says so."""
+        return hasattr(self._base, "dumped_threads")
+
+    @property
+    def physical_layer(self) -> Any:
+        """The layer of vol's that physical addresses belong to."""
+        return self._base
+
+    @property
+    def paging(self) -> Paging:
+        """What a walk over the page tables themselves needs."""
+        return Paging(self._top, tuple(bits for bits, _ in self._levels), self._entry.size, self._frame_mask)
 
     def is_canonical(self, address: int) -> bool:
         """Tell whether the processor would accept a virtual address."""
@@ -128,6 +159,24 @@ class Memory:
 
     def read_physical(self, address: int, length: int) -> bytes | None:
         """Read bytes of the physical layer, None unless all of them can be read."""
+        offset = address & (CHUNK - 1)
+        if offset + length <= CHUNK:
+            chunk = self._chunks.get(address - offset)
+            if chunk is None:
+                chunk = self._load(address - offset)
+            if chunk:
+                return chunk[offset : offset + length]
+        return self._read_exactly(address, length)
+
+    def _load(self, start: int) -> bytes:
+        """Read a chunk and remember it; one that cannot be read whole is remembered as empty."""
+        chunk = self._read_exactly(start, CHUNK) or b""
+        if len(self._chunks) == CHUNKS_KEPT:
+            del self._chunks[next(iter(self._chunks))]
+        self._chunks[start] = chunk
+        return chunk
+
+    def _read_exactly(self, address: int, length: int) -> bytes | None:
         try:
             data: bytes = self._base.read(address, length)
         except exceptions.InvalidAddressException:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import NamedTuple
+
+from .absence import Absence
+from .thread_members import ThreadMembers as ThreadMembers
 
 
 class Severity(IntEnum):
@@ -70,55 +72,6 @@ class View(str, Enum):
     DUMP = "dump"
 
 
-class ThreadMembers(NamedTuple):
-    """The members of an _ETHREAD as they stand in memory, by the field's names.
-
-    None is a member that could not be read or that this Windows lacks (Layout.lacks tells which).
-    A named tuple and no dataclass: one is made for every thread of the image, and making a frozen
-    dataclass of this size takes eight times as long.
-    """
-
-    pid: int | None
-    tid: int | None
-    dispatcher_type: int | None
-    process: int | None
-    state: int | None
-    wait_reason: int | None
-    wait_irql: int | None
-    alertable: int | None
-    apc_queueable: int | None
-    apc_state_index: int | None
-    kernel_apc_disable: int | None
-    special_apc_disable: int | None
-    terminated: int | None
-    system_thread: int | None
-    start_address: int | None
-    win32_start_address: int | None
-    next_processor: int | None
-    kernel_stack: int | None
-    stack_base: int | None
-    stack_limit: int | None
-    thread_list_flink: int | None
-    thread_list_blink: int | None
-    irp_list_flink: int | None
-    create_time: int | None
-    exit_time: int | None
-    apc_kernel_flink: int | None
-    apc_kernel_blink: int | None
-    apc_user_flink: int | None
-    apc_user_blink: int | None
-    apc_process: int | None
-    kernel_apc_in_progress: int | None
-    special_apc_in_progress: int | None
-    kernel_apc_pending: int | None
-    user_apc_pending: int | None
-    saved_kernel_flink: int | None
-    saved_kernel_blink: int | None
-    saved_user_flink: int | None
-    saved_user_blink: int | None
-    saved_process: int | None
-
-
 @dataclass(frozen=True, slots=True)
 class Process:
     """An _EPROCESS: virtual address, PID and image name; None is what could not be read."""
@@ -143,21 +96,41 @@ class Backing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A code address and what is known of it; text is `module!symbol+offset` as a debugger prints it."""
+    """A code address and what is known of it; text is `module!symbol+offset` as a debugger prints it.
+
+    `former` names the unloaded driver whose range the address lay in, where no module lies there now.
+    """
 
     address: int
     backing: Backing
     text: str
     module: str | None = None
     symbol: str | None = None
+    former: str | None = None
 
     def __str__(self) -> str:
         return self.text
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What queued an APC: one phrase, what the image shows, and what follows from it.
+
+    In `text`, what is inferred ends in a question mark.
+    """
+
+    text: str
+    evidence: tuple[str, ...] = ()
+    inferred: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Apc:
-    """A KAPC as it stands in memory; address is its virtual address, None what could not be read."""
+    """A KAPC as it stands in memory; address is its virtual address, None what could not be read.
+
+    `misplaced` says where it lies where that is no place for a queued KAPC. `nested` is whether it hangs on a
+    third APC state, which KeStackAttachProcess keeps on the kernel stack.
+    """
 
     address: int
     queue: QueueName
@@ -175,7 +148,9 @@ class Apc:
     apc_mode: int | None
     inserted: int | None
     also_on: str | None = None
-    origin: str = ""
+    misplaced: str | None = None
+    nested: bool = False
+    origin: Origin | None = None
 
     @property
     def kind(self) -> str | None:
@@ -221,6 +196,8 @@ class Thread:
     the owner. `processor` is the number of the processor whose CurrentThread this is. `irql` is what
     the image tells of the IRQL that the thread ran at when the machine stopped; None is unknown.
     `start_backing` says what holds a system thread's start address; `start` names it once it is reported.
+    `absence` is the evidence where a view misses the thread, `owner_listed` whether PsActiveProcessHead holds
+    its process (None: not asked), `nested_attach` what the stack of an attached thread shows of a second attach.
     """
 
     address: int
@@ -234,6 +211,9 @@ class Thread:
     processor: int | None = None
     idle: bool = False
     irql: int | None = None
+    absence: Absence | None = None
+    owner_listed: bool | None = None
+    nested_attach: str | None = None
 
     def queue(self, name: QueueName) -> Queue | None:
         """Return the named list where it is damaged or holds something, else None."""
@@ -257,10 +237,13 @@ class Facts:
     """What the audit knows of the image as a whole and a check may need.
 
     `apc_size` is sizeof(_KAPC) in bytes, `lacks` the names of ThreadMembers that this Windows lacks.
+    `partial` is whether the image was made to hold only parts of memory, as a minidump is: that something cannot be
+    read then says nothing.
     """
 
     apc_size: int
     lacks: frozenset[str] = frozenset()
+    partial: bool = False
     bugcheck: BugCheck | None = None
 
 

@@ -18,12 +18,13 @@ _NAME_LENGTH = 16
 
 
 class Processes:
-    """Reads _EPROCESS structures, each once."""
+    """Reads _EPROCESS structures, each once; `known` are the addresses of those listed, once they have been."""
 
     def __init__(self, memory: Memory, symbols: KernelSymbols) -> None:
         self._memory = memory
         self._symbols = symbols
         self._known: dict[int, Process] = {}
+        self.known: frozenset[int] = frozenset()
         self.links = self._offset("ActiveProcessLinks.Flink")
         self.thread_list_head = self._offset("ThreadListHead.Flink")
         self._name = self._offset("ImageFileName")
@@ -52,6 +53,7 @@ class Processes:
             self.complete = False
             return
         entries, self.complete = both_ways(self._memory, head, PROCESS_BOUND)
+        self.known = frozenset(entry - self.links for entry in entries)
         for entry in entries:
             yield self.at(entry - self.links)
 

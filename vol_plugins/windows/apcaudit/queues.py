@@ -73,7 +73,8 @@ def walk(
             ending = Ending.MISALIGNED
             break
         if is_other_head(following):
-            return Walk(tuple(entries), Ending.OTHER_HEAD, at, broken_at)
+            ending = Ending.OTHER_HEAD
+            break
         if len(entries) == bound:
             ending = Ending.BOUND
             break

@@ -1,0 +1,221 @@
+"""Threads and APCs in situations, as values: what the pure checks are tested on, with no image behind them.
+
+A thread is by default what Windows has most of: waiting at PASSIVE_LEVEL, not attached, nothing queued.
+An APC is by default what the kernel queues: Type, Size, Thread, Inserted and environment as they should be,
+routines in the kernel. What a test is about is overridden by the member's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from volatility3.plugins.windows.apcaudit.model import (
+    Apc,
+    Backing,
+    Code,
+    Ending,
+    Facts,
+    Finding,
+    Process,
+    Queue,
+    QueueName,
+    Severity,
+    Thread,
+    ThreadMembers,
+)
+
+# Where things lie in a 64-bit system: the address in the pool, the offsets of 10 (19041).
+THREAD = 0xFFFF8A0000004080
+KERNEL_HEAD, USER_HEAD = THREAD + 0x98, THREAD + 0xA8
+SAVED_KERNEL_HEAD, SAVED_USER_HEAD = THREAD + 0x258, THREAD + 0x268
+APC_LIST_ENTRY = 0x10
+APC_SIZE = 0x58
+
+OWNER = Process(0xFFFF8A0000001080, 4, "System")
+OTHER = Process(0xFFFF8A0000002080, 1172, "BAVSvc.exe")
+
+WINDOWS_10 = Facts(apc_size=APC_SIZE)
+WINDOWS_7 = Facts(apc_size=APC_SIZE, lacks=frozenset({"special_apc_in_progress"}))
+WINDOWS_XP = Facts(apc_size=0x30, lacks=frozenset({"special_apc_disable", "special_apc_in_progress"}))
+
+
+def code(address: int, backing: Backing = Backing.MODULE, text: str = "", module: str | None = None) -> Code:
+    """Return a code address as the drivers' table would name it."""
+    return Code(address, backing, text or f"{address:#x}", module)
+
+
+NO_ROUTINE = code(0, Backing.USER)
+IN_KERNEL = code(0xFFFFF8000020A5C0, text="nt!IopCompleteRequest", module="nt")
+IN_DRIVER = code(0xFFFFF80001231000, text="Bfilter!DriverEntry+0x10", module="Bfilter")
+IN_POOL = code(0xFFFF8A0000345000, Backing.NOTHING)
+IN_USER_SPACE = code(0x00007FF612340000, Backing.USER)
+NOT_CANONICAL = code(0x4141414141414141, Backing.USER)
+NOBODY_KNOWS = code(0xFFFFF80007770000, Backing.UNKNOWN)
+
+_MEMBERS = ThreadMembers(
+    pid=4,
+    tid=260,
+    dispatcher_type=6,
+    process=OWNER.address,
+    state=5,
+    wait_reason=15,
+    wait_irql=0,
+    alertable=0,
+    apc_queueable=1,
+    apc_state_index=0,
+    kernel_apc_disable=0,
+    special_apc_disable=0,
+    terminated=0,
+    system_thread=1,
+    start_address=IN_DRIVER.address,
+    win32_start_address=0,
+    next_processor=0,
+    kernel_stack=0xFFFFF90000006A00,
+    stack_base=0xFFFFF90000007000,
+    stack_limit=0xFFFFF90000001000,
+    thread_list_flink=OWNER.address + 0x5E0,
+    thread_list_blink=OWNER.address + 0x5E0,
+    irp_list_flink=THREAD + 0x538,
+    create_time=132_000_000_000_000_000,
+    exit_time=0,
+    apc_kernel_flink=KERNEL_HEAD,
+    apc_kernel_blink=KERNEL_HEAD,
+    apc_user_flink=USER_HEAD,
+    apc_user_blink=USER_HEAD,
+    apc_process=OWNER.address,
+    kernel_apc_in_progress=0,
+    special_apc_in_progress=0,
+    kernel_apc_pending=0,
+    user_apc_pending=0,
+    saved_kernel_flink=0,
+    saved_kernel_blink=0,
+    saved_user_flink=0,
+    saved_user_blink=0,
+    saved_process=0,
+)
+
+ATTACHED: dict[str, Any] = {
+    "apc_state_index": 1,
+    "apc_process": OTHER.address,
+    "saved_process": OWNER.address,
+    "saved_kernel_flink": SAVED_KERNEL_HEAD,
+    "saved_kernel_blink": SAVED_KERNEL_HEAD,
+    "saved_user_flink": SAVED_USER_HEAD,
+    "saved_user_blink": SAVED_USER_HEAD,
+}
+"""Members of a thread that KeStackAttachProcess has attached to another process."""
+
+RUNNING: dict[str, Any] = {"state": 2, "processor": 0}
+"""A thread on a processor."""
+
+# Genuine Windows 8.1 and 10 dumps: idle threads run attached, with ApcQueueable 0 and WaitIrql 2.
+IDLE: dict[str, Any] = {
+    **ATTACHED,
+    **RUNNING,
+    "pid": 0,
+    "tid": 0,
+    "apc_queueable": 0,
+    "wait_irql": 2,
+    "start_address": 0,
+    "idle": True,
+}
+
+TERMINATED: dict[str, Any] = {"state": 4, "terminated": 1, "apc_queueable": 0, "exit_time": 132_000_000_000_000_001}
+"""A thread that has ended."""
+
+_FITTING = -1  # stands for the environment that fits the list, until the APC is put on one
+
+_APC = Apc(
+    address=0xFFFF8A0000010008,
+    queue=QueueName.KERNEL,
+    position=0,
+    type=18,
+    size=APC_SIZE,
+    thread=THREAD,
+    kernel_routine=IN_KERNEL,
+    rundown_routine=NO_ROUTINE,
+    normal_routine=NO_ROUTINE,
+    normal_context=0,
+    system_argument1=0,
+    system_argument2=0,
+    apc_state_index=_FITTING,
+    apc_mode=0,
+    inserted=1,
+)
+
+
+def special(**overrides: Any) -> Apc:
+    """Return a special kernel APC: one without a NormalRoutine."""
+    return replace(_APC, **overrides)
+
+
+def normal(**overrides: Any) -> Apc:
+    """Return a normal kernel APC."""
+    return special(**{"normal_routine": IN_DRIVER, **overrides})
+
+
+def user(**overrides: Any) -> Apc:
+    """Return a user APC as NtQueueApcThread makes it."""
+    return special(**{"normal_routine": IN_USER_SPACE, "apc_mode": 1, **overrides})
+
+
+def thread(
+    *,
+    kernel: Sequence[Apc] = (),
+    user: Sequence[Apc] = (),
+    saved_kernel: Sequence[Apc] = (),
+    saved_user: Sequence[Apc] = (),
+    damaged: Iterable[Queue] = (),
+    **overrides: Any,
+) -> Thread:
+    """Return a thread with these lists; every other argument is a ThreadMembers or a Thread member.
+
+    The APCs get position, list and, where they lie at the default address, an address of their own. The heads'
+    Flinks and, in an attached thread, the environments of what is queued follow from the lists.
+    """
+    members = _MEMBERS._replace(**{name: overrides.pop(name) for name in _MEMBERS._fields if name in overrides})
+    index = members.apc_state_index if members.apc_state_index == 1 else 0
+    queues = []
+    for name, flink, head, apcs in (
+        (QueueName.KERNEL, "apc_kernel_flink", KERNEL_HEAD, kernel),
+        (QueueName.USER, "apc_user_flink", USER_HEAD, user),
+        (QueueName.SAVED_KERNEL, "saved_kernel_flink", SAVED_KERNEL_HEAD, saved_kernel),
+        (QueueName.SAVED_USER, "saved_user_flink", SAVED_USER_HEAD, saved_user),
+    ):
+        if apcs:
+            placed = [_place(apc, name, position, index) for position, apc in enumerate(apcs)]
+            members = members._replace(**{flink: placed[0].address + APC_LIST_ENTRY})
+            queues.append(Queue(name, head, tuple(placed), Ending.CLOSED, placed[-1].address + APC_LIST_ENTRY))
+    attached = OTHER if members.apc_process == OTHER.address else None
+    values = {"owner": OWNER, "attached": attached, **overrides}
+    return Thread(THREAD, members, queues=(*queues, *damaged), **values)
+
+
+def _place(apc: Apc, queue: QueueName, position: int, index: int) -> Apc:
+    number = list(QueueName).index(queue) << 4 | position
+    address = apc.address + number * 0x100 if apc.address == _APC.address else apc.address
+    fitting = 0 if queue.saved else index
+    environment = fitting if apc.apc_state_index == _FITTING else apc.apc_state_index
+    return replace(apc, address=address, queue=queue, position=position, apc_state_index=environment)
+
+
+def severities(findings: Iterable[Finding]) -> dict[str, str]:
+    """Return code and severity of findings, each code once."""
+    listed = [(finding.code, str(Severity(finding.severity))) for finding in findings]
+    assert len(listed) == len(dict(listed)), listed
+    return dict(listed)
+
+
+def damaged_queue(ending: Ending, *, broken_at: int | None = None, name: QueueName = QueueName.KERNEL) -> Queue:
+    """Return a list of one normal APC at which the walk ended as told."""
+    head = KERNEL_HEAD if name is QueueName.KERNEL else USER_HEAD
+    apc = normal(queue=name, apc_mode=name.mode)
+    return Queue(name, head, (apc,), ending, apc.address + APC_LIST_ENTRY, broken_at)
+
+
+def case(name: str, subject: Thread, expected: dict[str, str], facts: Facts = WINDOWS_10) -> Any:
+    """Return a row of a table of threads: what it is, the thread, the severities of its findings by code."""
+    return pytest.param(subject, facts, expected, id=name)

@@ -1,0 +1,288 @@
+"""The findings about a queued APC: what holds them, and the nearest legitimate neighbours, which stay silent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from volatility3.plugins.windows.apcaudit import apc_checks
+from volatility3.plugins.windows.apcaudit.model import Apc, Backing, Code, Facts, QueueName, Thread
+
+from tests.situations_pure import (
+    ATTACHED,
+    IN_DRIVER,
+    IN_KERNEL,
+    IN_POOL,
+    IN_USER_SPACE,
+    NO_ROUTINE,
+    NOBODY_KNOWS,
+    NOT_CANONICAL,
+    THREAD,
+    WINDOWS_10,
+    WINDOWS_XP,
+    code,
+    normal,
+    severities,
+    special,
+    thread,
+    user,
+)
+
+GET_SET_CONTEXT = Code(
+    0xFFFFF80000654320, Backing.MODULE, "nt!PspGetSetContextSpecialApc", "nt", "PspGetSetContextSpecialApc"
+)
+IN_UNLOADED = Code(0xFFFFF80005550000, Backing.UNLOADED, "0xfffff80005550000", former="Bfilter.sys")
+
+KERNEL, USER = QueueName.KERNEL, QueueName.USER
+SAVED_KERNEL, SAVED_USER = QueueName.SAVED_KERNEL, QueueName.SAVED_USER
+
+
+def case(name: str, apc: Apc, expected: dict[str, str], queue: QueueName = KERNEL, facts: Facts = WINDOWS_10) -> Any:
+    """Put an APC alone on a list of a waiting thread, attached where the list is a saved one."""
+    members: dict[str, Any] = ATTACHED if queue.saved else {}
+    return pytest.param(thread(**{queue.value.replace("-", "_"): [apc]}, **members), facts, expected, id=name)
+
+
+ROUTINES = [
+    case("KernelRoutine in no module", special(kernel_routine=IN_POOL), {"routine-unbacked": "high"}),
+    case("RundownRoutine in no module", special(rundown_routine=IN_POOL), {"routine-unbacked": "high"}),
+    case("NormalRoutine of a kernel APC in no module", normal(normal_routine=IN_POOL), {"routine-unbacked": "high"}),
+    case("KernelRoutine of a user APC in no module", user(kernel_routine=IN_POOL), {"routine-unbacked": "high"}, USER),
+    case(
+        "all three in no module",
+        normal(kernel_routine=IN_POOL, rundown_routine=IN_POOL, normal_routine=IN_POOL),
+        {"routine-unbacked": "high"},
+    ),
+    case("KernelRoutine in user space", special(kernel_routine=IN_USER_SPACE), {"routine-user-address": "critical"}),
+    case("KernelRoutine not canonical", special(kernel_routine=NOT_CANONICAL), {"routine-user-address": "critical"}),
+    case(
+        "KernelRoutine null: the kernel calls it without asking",
+        special(kernel_routine=NO_ROUTINE),
+        {"routine-user-address": "critical"},
+    ),
+    case("RundownRoutine in user space", special(rundown_routine=IN_USER_SPACE), {"routine-user-address": "critical"}),
+    case(
+        "NormalRoutine of a kernel APC in user space",
+        normal(normal_routine=IN_USER_SPACE),
+        {"routine-user-address": "critical"},
+    ),
+    case(
+        "one in no module and one in user space",
+        normal(kernel_routine=IN_POOL, normal_routine=IN_USER_SPACE),
+        {"routine-unbacked": "high", "routine-user-address": "critical"},
+    ),
+    case(
+        "KernelRoutine where an unloaded driver was: in no module now, and known to have been one",
+        special(kernel_routine=IN_UNLOADED),
+        {"routine-unbacked": "high", "routine-unloaded": "critical"},
+    ),
+    case(
+        "RundownRoutine where an unloaded driver was",
+        special(rundown_routine=IN_UNLOADED),
+        {"routine-unbacked": "high", "routine-unloaded": "critical"},
+    ),
+    case("RundownRoutine null is allowed", special(rundown_routine=NO_ROUTINE), {}),
+    case("NormalRoutine null is a special APC", special(normal_routine=NO_ROUTINE), {}),
+    case("NormalRoutine of a user APC in user space", user(), {}, USER),
+    case("routines in a driver", normal(kernel_routine=IN_DRIVER, rundown_routine=IN_DRIVER), {}),
+    case("the modules could not be read", normal(kernel_routine=NOBODY_KNOWS, normal_routine=NOBODY_KNOWS), {}),
+    case("the routines could not be read", normal(kernel_routine=None, rundown_routine=None, normal_routine=None), {}),
+    case(
+        "NormalRoutine in user space where ApcMode could not be read",
+        normal(normal_routine=IN_USER_SPACE, apc_mode=None),
+        {},
+    ),
+]
+
+KERNEL_NORMAL = [
+    case(
+        "a user APC with a NormalRoutine in the kernel",
+        user(normal_routine=IN_KERNEL),
+        {"kernel-normal-in-user-apc": "high"},
+        USER,
+    ),
+    case(
+        "a user APC with a NormalRoutine in kernel pool, as DoublePulsar's lineage has it",
+        user(normal_routine=IN_POOL),
+        {"kernel-normal-in-user-apc": "high"},
+        USER,
+    ),
+    case(
+        "a kernel address is one where the modules could not be read, too",
+        user(normal_routine=NOBODY_KNOWS),
+        {"kernel-normal-in-user-apc": "high"},
+        USER,
+    ),
+    case(
+        "in the HAL's heap, which no 32-bit address encodes to",
+        user(normal_routine=code(0xFFFFFFFFFFD00010, IN_POOL.backing)),
+        {"kernel-normal-in-user-apc": "high"},
+        USER,
+    ),
+    case(
+        "a WoW64 thread's user APC: -(0x77a51234 << 2)",
+        user(normal_routine=code(0xFFFFFFFE216BB730, IN_POOL.backing)),
+        {},
+        USER,
+    ),
+    case("NormalRoutine of a user APC null", user(normal_routine=NO_ROUTINE), {}, USER),
+    case("NormalRoutine of a user APC unreadable", user(normal_routine=None), {}, USER),
+    case("a kernel APC has its NormalRoutine in the kernel", normal(), {}),
+]
+
+CONSISTENCY = [
+    case("a user APC on the kernel list", user(), {"mode-mismatch": "high"}),
+    case("a kernel APC on the user list", special(), {"mode-mismatch": "high"}, USER),
+    case("a user APC on the saved kernel list", user(), {"mode-mismatch": "high"}, SAVED_KERNEL),
+    case("a kernel APC on the saved user list", special(), {"mode-mismatch": "high"}, SAVED_USER),
+    case("ApcMode 2", special(apc_mode=2), {"mode-mismatch": "high"}),
+    case("ApcMode unreadable", special(apc_mode=None), {}),
+    case("KAPC.Thread is another thread", special(thread=THREAD + 0x1000), {"thread-mismatch": "high"}),
+    case("KAPC.Thread null", special(thread=0), {"thread-mismatch": "high"}),
+    case("KAPC.Thread unreadable", special(thread=None), {}),
+    case("Type of a DPC", special(type=19), {"bad-object": "high"}),
+    case("Size of XP's on 10", special(size=0x30), {"bad-object": "high"}),
+    case("Type and Size", special(type=0, size=0), {"bad-object": "high"}),
+    case("Size of XP's on XP", special(size=0x30), {}, facts=WINDOWS_XP),
+    case("Type and Size unreadable", special(type=None, size=None), {}),
+    case("linked but not Inserted", special(inserted=0), {"not-inserted": "medium"}),
+    case("Inserted unreadable", special(inserted=None), {}),
+    case(
+        "in user space",
+        special(misplaced="user space"),
+        {"apc-outside-pool": "high"},
+    ),
+    case(
+        "on a kernel stack, with a driver's routine",
+        special(misplaced="the kernel stack of thread 0x1", kernel_routine=IN_DRIVER),
+        {"apc-outside-pool": "high"},
+    ),
+    case(
+        "on the stack of who gets or sets the thread's context and waits for it",
+        special(misplaced="the kernel stack of thread 0x1", kernel_routine=GET_SET_CONTEXT),
+        {"apc-outside-pool": "low"},
+    ),
+    case("the same KAPC on another list", special(also_on="the kernel list of thread 0x1"), {"duplicate-apc": "high"}),
+]
+
+ENVIRONMENT = [
+    case(
+        "S at 0 holds one of the attached environment", special(apc_state_index=1), {"environment-mismatch": "medium"}
+    ),
+    case(
+        "S at 0 holds one whose environment was never resolved",
+        special(apc_state_index=2),
+        {"environment-mismatch": "medium"},
+    ),
+    case(
+        "V holds one of the attached environment",
+        special(apc_state_index=1),
+        {"environment-mismatch": "medium"},
+        SAVED_KERNEL,
+    ),
+    case("V holds user APCs of the original environment", user(), {}, SAVED_USER),
+    case("V holds kernel APCs of the original environment", normal(), {}, SAVED_KERNEL),
+    case("KAPC.ApcStateIndex unreadable", special(apc_state_index=None), {}),
+    pytest.param(
+        thread(kernel=[special(apc_state_index=0)], **ATTACHED),
+        WINDOWS_10,
+        {"environment-mismatch": "medium"},
+        id="S at 1 holds one of the original environment",
+    ),
+    pytest.param(
+        thread(kernel=[special(apc_state_index=1)], **ATTACHED),
+        WINDOWS_10,
+        {},
+        id="S at 1 holds one of the attached environment",
+    ),
+    pytest.param(
+        thread(kernel=[special(apc_state_index=1)], apc_state_index=None),
+        WINDOWS_10,
+        {},
+        id="the thread's ApcStateIndex unreadable",
+    ),
+    pytest.param(
+        thread(kernel=[special(apc_state_index=1)], apc_state_index=7),
+        WINDOWS_10,
+        {},
+        id="the thread's ApcStateIndex is wrong itself: that is the thread's finding",
+    ),
+]
+
+
+@pytest.mark.parametrize(("subject", "facts", "expected"), [*ROUTINES, *KERNEL_NORMAL, *CONSISTENCY, *ENVIRONMENT])
+def test_findings_of_an_apc(subject: Thread, facts: Facts, expected: dict[str, str]) -> None:
+    """An APC carries exactly the findings whose condition holds, each with its severity."""
+    subject_apc = subject.queues[0].apcs[0]
+    assert severities(apc_checks.check(subject_apc, subject, facts)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "violating"),
+    [
+        pytest.param([special(), special(), normal(), normal()], [], id="special before normal"),
+        pytest.param([normal(), special()], [1], id="special behind normal"),
+        pytest.param([special(), normal(), normal(), special(), special()], [3, 4], id="two behind normal ones"),
+        pytest.param([normal(normal_routine=None), special()], [], id="what stands before is unreadable"),
+        pytest.param([normal(), special(normal_routine=None)], [], id="what stands behind is unreadable"),
+    ],
+)
+@pytest.mark.parametrize("queue", ["kernel", "saved_kernel"])
+def test_order_of_a_kernel_list(queue: str, kernel: list[Apc], violating: list[int]) -> None:
+    """KiInsertQueueApc puts special APCs before normal ones; one behind is a finding, the normal one before is none."""
+    subject = thread(**{queue: kernel}, **ATTACHED)
+    (read,) = subject.queues
+    found = [severities(apc_checks.check(apc, subject, WINDOWS_10)) for apc in read.apcs]
+    expected = [{"order-violation": "medium"} if at in violating else {} for at in range(len(kernel))]
+    assert found == expected
+
+
+def test_user_apcs_have_no_order() -> None:
+    """On a user list nothing stands in a wrong place."""
+    subject = thread(user=[user(), user(normal_routine=code(0x7FF600000000, IN_USER_SPACE.backing))])
+    assert [apc_checks.check(apc, subject, WINDOWS_10) for apc in subject.queues[0].apcs] == [(), ()]
+
+
+def test_off_the_lists_nothing_is_expected_of_list_and_environment() -> None:
+    """A queued APC that no list holds is that finding alone: nothing in it contradicts a list or an environment."""
+    apc = replace(user(), queue=QueueName.OFF_LIST, apc_state_index=1)
+    assert severities(apc_checks.check(apc, thread(), WINDOWS_10)) == {"off-list-apc": "high"}
+
+
+@pytest.mark.parametrize(
+    ("apc", "code_name", "values"),
+    [
+        pytest.param(
+            special(kernel_routine=IN_POOL), "routine-unbacked", ["KernelRoutine", "0xffff8a0000345000"], id="one"
+        ),
+        pytest.param(
+            normal(rundown_routine=IN_POOL, normal_routine=IN_POOL),
+            "routine-unbacked",
+            ["RundownRoutine", "NormalRoutine"],
+            id="two routines",
+        ),
+        pytest.param(
+            special(thread=0xFFFF8A0000999080), "thread-mismatch", ["0xffff8a0000999080", f"{THREAD:#x}"], id="thread"
+        ),
+        pytest.param(special(type=19, size=0x30), "bad-object", ["19", "18", "0x30", "0x58"], id="object"),
+        pytest.param(
+            special(kernel_routine=IN_UNLOADED),
+            "routine-unloaded",
+            ["Bfilter.sys", "0xfffff80005550000"],
+            id="unloaded",
+        ),
+        pytest.param(special(misplaced="user space"), "apc-outside-pool", ["user space"], id="place"),
+        pytest.param(special(apc_state_index=2), "environment-mismatch", ["2", "0"], id="environment"),
+        pytest.param(
+            special(also_on="the user list of thread 0x1"), "duplicate-apc", ["the user list of thread 0x1"], id="lists"
+        ),
+    ],
+)
+def test_an_explanation_gives_the_values(apc: Apc, code_name: str, values: list[str]) -> None:
+    """An explanation holds the values that led to the finding."""
+    subject = thread(kernel=[apc])
+    findings = apc_checks.check(subject.queues[0].apcs[0], subject, WINDOWS_10)
+    (explanation,) = [finding.explanation for finding in findings if finding.code == code_name]
+    assert [value for value in values if value not in explanation] == []
+    assert not explanation.endswith(".")

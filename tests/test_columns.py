@@ -1,0 +1,275 @@
+"""The columns of the table: the contract with everything that reads rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from volatility3.framework import renderers
+from volatility3.framework.renderers import format_hints
+from volatility3.plugins.windows.apcaudit.columns import COLUMNS, rows_of
+from volatility3.plugins.windows.apcaudit.model import (
+    Audited,
+    Backing,
+    Code,
+    Facts,
+    Finding,
+    Origin,
+    Process,
+    QueueName,
+    Severity,
+    Thread,
+    View,
+)
+
+from tests.situations_pure import (
+    ATTACHED,
+    IN_DRIVER,
+    IN_KERNEL,
+    NO_ROUTINE,
+    OTHER,
+    THREAD,
+    WINDOWS_10,
+    WINDOWS_XP,
+    code,
+    normal,
+    special,
+    thread,
+    user,
+)
+
+CONTRACT = [
+    ("Thread", format_hints.Hex),
+    ("PID", int),
+    ("TID", int),
+    ("Process", str),
+    ("Attached", str),
+    ("State", str),
+    ("Views", str),
+    ("ApcStateIndex", int),
+    ("KernelApcInProgress", bool),
+    ("KernelApcPending", bool),
+    ("UserApcPending", bool),
+    ("KernelApcDisable", int),
+    ("SpecialApcDisable", int),
+    ("WaitIrql", int),
+    ("StartAddress", format_hints.Hex),
+    ("StartRoutine", str),
+    ("Yara", str),
+    ("Queue", str),
+    ("Apc", format_hints.Hex),
+    ("Kind", str),
+    ("KernelRoutine", str),
+    ("NormalRoutine", str),
+    ("RundownRoutine", str),
+    ("Origin", str),
+    ("Severity", str),
+    ("Findings", str),
+    ("Explanation", str),
+]
+
+UNREADABLE = renderers.UnreadableValue
+NOT_APPLICABLE = renderers.NotApplicableValue
+NOT_AVAILABLE = renderers.NotAvailableValue
+
+
+def values(subject: Thread, facts: Facts = WINDOWS_10, **audited: Any) -> dict[str, Any]:
+    """Return the first row of a thread by column, vol's absent values as their classes."""
+    row = rows_of(Audited(subject, audited.pop("findings", ()), audited.pop("apc_findings", {}), **audited), facts)[0]
+    cells = {column.name: column.value(row) for column in COLUMNS}
+    return {
+        name: type(cell) if isinstance(cell, renderers.interfaces.renderers.BaseAbsentValue) else cell
+        for name, cell in cells.items()
+    }
+
+
+def test_the_contract() -> None:
+    """The wide table has exactly these columns, in this order, of these types."""
+    assert [(column.name, column.type) for column in COLUMNS] == CONTRACT
+
+
+def test_the_narrow_table_still_says_what_matters() -> None:
+    """Without --wide the columns of thread, queue, APC, routine and verdict are there."""
+    narrow = {column.name for column in COLUMNS if not column.wide}
+    assert narrow >= {
+        *("Thread", "PID", "TID", "Process", "State", "ApcStateIndex", "KernelApcPending"),
+        *("Queue", "Apc", "KernelRoutine", "Severity", "Findings", "Explanation"),
+    }
+
+
+def test_a_whole_row() -> None:
+    """A row holds the values as they stand in the image, each of the column's type."""
+    subject = thread(
+        kernel=[
+            normal(
+                address=0xFFFF8A0000010008, kernel_routine=IN_KERNEL, origin=Origin("IRP 0xffff8a000000ff90 of disk?")
+            )
+        ],
+        kernel_apc_pending=1,
+        kernel_apc_disable=-12,
+        special_apc_disable=-1,
+        wait_irql=1,
+        tid=280,
+        views=frozenset({View.SCAN, View.LIST}),
+        start=IN_DRIVER,
+        **ATTACHED,
+    )
+    row = values(
+        subject,
+        yara="Suspicious@start",
+        findings=(Finding("undelivered", Severity.HIGH, "it waits"),),
+        apc_findings={
+            (QueueName.KERNEL, 0xFFFF8A0000010008): (Finding("routine-unbacked", Severity.CRITICAL, "it lies nowhere"),)
+        },
+    )
+    assert row == {
+        "Thread": THREAD,
+        "PID": 4,
+        "TID": 280,
+        "Process": "System",
+        "Attached": "BAVSvc.exe (1172)",
+        "State": "Waiting:WrQueue",
+        "Views": "list+scan",
+        "ApcStateIndex": 1,
+        "KernelApcInProgress": False,
+        "KernelApcPending": True,
+        "UserApcPending": False,
+        "KernelApcDisable": -12,
+        "SpecialApcDisable": -1,
+        "WaitIrql": 1,
+        "StartAddress": IN_DRIVER.address,
+        "StartRoutine": "Bfilter!DriverEntry+0x10",
+        "Yara": "Suspicious@start",
+        "Queue": "kernel",
+        "Apc": 0xFFFF8A0000010008,
+        "Kind": "normal-kernel",
+        "KernelRoutine": "nt!IopCompleteRequest",
+        "NormalRoutine": "Bfilter!DriverEntry+0x10",
+        "RundownRoutine": "0x0",
+        "Origin": "IRP 0xffff8a000000ff90 of disk?",
+        "Severity": "critical",
+        "Findings": "routine-unbacked,undelivered",
+        "Explanation": "routine-unbacked: it lies nowhere. undelivered: it waits.",
+    }
+    assert [name for name, kind in CONTRACT if not isinstance(row[name], kind)] == []
+
+
+MEMBER_COLUMNS = {
+    "TID": "tid",
+    "ApcStateIndex": "apc_state_index",
+    "KernelApcInProgress": "kernel_apc_in_progress",
+    "KernelApcPending": "kernel_apc_pending",
+    "UserApcPending": "user_apc_pending",
+    "KernelApcDisable": "kernel_apc_disable",
+    "SpecialApcDisable": "special_apc_disable",
+    "WaitIrql": "wait_irql",
+    "StartAddress": "start_address",
+}
+
+
+@pytest.mark.parametrize(("column", "member"), MEMBER_COLUMNS.items())
+def test_what_is_unknown_is_never_zero(column: str, member: str) -> None:
+    """A member in unreadable memory is UnreadableValue, one that this Windows lacks NotApplicableValue."""
+    subject = thread(**{member: None})
+    assert values(subject)[column] is UNREADABLE
+    assert values(subject, Facts(0x58, lacks=frozenset({member})))[column] is NOT_APPLICABLE
+
+
+def test_xp_has_no_guarded_regions() -> None:
+    """On XP SpecialApcDisable is not applicable; the other counters are there."""
+    row = values(thread(special_apc_disable=None, special_apc_in_progress=None, kernel_apc_disable=-1), WINDOWS_XP)
+    assert (row["SpecialApcDisable"], row["KernelApcDisable"]) == (NOT_APPLICABLE, -1)
+
+
+APC_COLUMNS = ["Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", "Origin"]
+
+
+def test_a_thread_with_nothing_queued_has_no_apc() -> None:
+    """The APC columns of a thread with nothing queued are not applicable."""
+    row = values(thread())
+    assert {row[name] for name in APC_COLUMNS} == {NOT_APPLICABLE}
+
+
+def test_a_kapc_that_cannot_be_read() -> None:
+    """Of a KAPC in unreadable memory the address is known, and nothing else."""
+    unknown = {"kernel_routine": None, "normal_routine": None, "rundown_routine": None, "apc_mode": None}
+    row = values(thread(user=[user(address=0xFFFF8A0000066008, **unknown)]))
+    assert (row["Queue"], row["Apc"]) == ("user", 0xFFFF8A0000066008)
+    assert {row[name] for name in ("Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine")} == {UNREADABLE}
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        pytest.param(thread(), NOT_APPLICABLE, id="not attached"),
+        pytest.param(thread(**ATTACHED), "BAVSvc.exe (1172)", id="attached"),
+        pytest.param(
+            thread(**ATTACHED, attached=Process(OTHER.address, None, None)), "0xffff8a0000002080 (?)", id="unnamed"
+        ),
+        pytest.param(thread(apc_process=None), UNREADABLE, id="ApcState.Process unreadable"),
+    ],
+)
+def test_the_attached_process(subject: Thread, expected: Any) -> None:
+    """Attached names the process in ApcState where that is not the owner, and is unknown where it is unknown."""
+    assert values(subject)["Attached"] == expected
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        pytest.param({"state": 5, "wait_reason": 15}, "Waiting:WrQueue", id="waiting"),
+        pytest.param({"state": 5, "wait_reason": None}, "Waiting", id="waiting, the reason unreadable"),
+        pytest.param({"state": 8, "wait_reason": 35}, "GateWait:WrGuardedMutex", id="at a gate"),
+        pytest.param({"state": 1, "wait_reason": 15}, "Ready", id="ready: the reason is of the last wait"),
+        pytest.param({"state": 4}, "Terminated", id="terminated"),
+        pytest.param({"state": 77}, "State77", id="a state without a name"),
+        pytest.param({"state": None}, UNREADABLE, id="unreadable"),
+    ],
+)
+def test_states(members: dict[str, Any], expected: Any) -> None:
+    """State names the state, and in a wait its reason."""
+    assert values(thread(**members))["State"] == expected
+
+
+def test_a_running_thread_is_running() -> None:
+    """A thread on a processor shows as Running, with the processor behind it."""
+    assert values(thread(state=2))["State"] == "Running"
+    assert values(thread(state=2, processor=3))["State"].partition(":")[0] == "Running"
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        pytest.param(thread(start=IN_DRIVER), "Bfilter!DriverEntry+0x10", id="in a driver"),
+        pytest.param(thread(start=code(0xFFFF8A0000345010, Backing.NOTHING)), "<no module>", id="in no module"),
+        pytest.param(
+            thread(start=code(0x7FF612340000, Backing.USER), system_thread=0), "0x7ff612340000", id="a user thread's"
+        ),
+        pytest.param(thread(start=None, start_address=None), UNREADABLE, id="unreadable"),
+    ],
+)
+def test_start_routines(subject: Thread, expected: Any) -> None:
+    """StartRoutine names module and symbol, and says where a system thread starts in no module."""
+    assert values(subject)["StartRoutine"] == expected
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        pytest.param(thread(), ("System", 4), id="known"),
+        pytest.param(thread(owner=None, pid=1172), (NOT_AVAILABLE, 1172), id="no process: PID from the thread's Cid"),
+        pytest.param(thread(owner=None, pid=None), (NOT_AVAILABLE, UNREADABLE), id="nothing"),
+        pytest.param(thread(owner=Process(0x1000, None, None)), (UNREADABLE, UNREADABLE), id="an unreadable process"),
+        pytest.param(thread(owner=Process(0x1000, 0, "Idle")), ("Idle", 0), id="PID 0 is a PID"),
+    ],
+)
+def test_the_owner(subject: Thread, expected: tuple[Any, Any]) -> None:
+    """Process and PID are the owner's; what is unknown of it is no empty name and no 0."""
+    row = values(subject)
+    assert (row["Process"], row["PID"]) == expected
+
+
+def test_null_routines_are_shown_as_null() -> None:
+    """A routine that is not there is 0x0, not an unreadable one."""
+    assert values(thread(kernel=[special(rundown_routine=NO_ROUTINE)]))["RundownRoutine"] == "0x0"
+    assert isinstance(NO_ROUTINE, Code)

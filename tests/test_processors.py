@@ -1,0 +1,46 @@
+"""Processors: CurrentThread, IdleThread and the IRQL that a crash saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from volatility3.plugins.windows.apcaudit.processors import read_processors
+
+from apcaudit.synthetic.kernels import OWN
+from apcaudit.synthetic.scene import Apc, Bugcheck, Thread
+from tests.views_image import audited
+
+KERNELS = pytest.mark.parametrize("kernel", sorted(OWN))
+RUNNING = Thread(8, state="Running", running_on=1, kernel_apc_pending=True, kernel_apcs=(Apc(),))
+
+
+@KERNELS
+def test_every_processor_is_read_once(kernel: str, tmp_path: Path) -> None:
+    """KiProcessorBlock gives each _KPRCB under its number, what runs there, and the idle thread."""
+    found = audited(kernel, tmp_path, (RUNNING, Thread(12)), processors=3)
+    addresses = found.image.address_of
+    processors = read_processors(found.audit.memory, found.audit.symbols, (addresses["kprcb:1"],))
+    assert [(each.number, each.address) for each in processors] == [
+        (number, addresses[f"kprcb:{number}"]) for number in range(3)
+    ]
+    assert [each.current == each.idle for each in processors] == [True, False, True]
+    assert processors[1].current == addresses[8]
+
+
+@KERNELS
+def test_irql_of_a_running_thread_in_a_crash(kernel: str, tmp_path: Path) -> None:
+    """What the crash saved is the running thread's IRQL; XP saves none, so there it is unknown."""
+    stopped = Bugcheck(0x6, (0, 0, 0, 0))
+    found = audited(kernel, tmp_path, (RUNNING,), processors=2, bugcheck=stopped, crashing_thread=8, crash_irql=1)
+    assert found.of[8].thread.irql == (None if kernel.startswith("xp") else 1)
+    assert found.of[8].thread.processor == 1
+    assert ("undelivered" in found.codes(8)) is not kernel.startswith("xp")
+
+
+@KERNELS
+def test_irql_is_unknown_on_a_running_machine(kernel: str, tmp_path: Path) -> None:
+    """Without a bugcheck, DebuggerSavedIRQL is a leftover."""
+    found = audited(kernel, tmp_path, (RUNNING,), processors=2)
+    assert found.of[8].thread.irql is None
+    assert found.codes(8) == {}

@@ -1,0 +1,156 @@
+"""The three rings: what each module may import, and what vol needs of the package's shape."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PLUGINS = ROOT / "vol_plugins"
+PACKAGE = PLUGINS / "windows" / "apcaudit"
+COMMAND = ROOT / "apcaudit"
+
+# The pure ring: these are tested without an image and import nothing but the standard library and one another.
+PURE = {
+    "absence",
+    "apc_checks",
+    "checks",
+    "crash_header",
+    "debugger_data",
+    "delivery",
+    "exports",
+    "facts",
+    "hiding_checks",
+    "irp_names",
+    "kernel_match",
+    "layout",
+    "list_checks",
+    "minidump",
+    "minidump_memory",
+    "minidump_pages",
+    "minidump_stand_ins",
+    "model",
+    "pool_scan",
+    "producers",
+    "queues",
+    "text",
+    "thread_members",
+    "triage_header",
+}
+
+# Vol imports every module below vol_plugins on every run, also for another plugin: nothing there may be slow to
+# import, and nothing but vol itself may be missing.
+ALLOWED_IN_PLUGINS = sys.stdlib_module_names | {"volatility3"}
+
+# Modules of the standard library that are slow to import or have no place in a plugin.
+SLOW = {"asyncio", "concurrent", "multiprocessing", "sqlite3", "tkinter", "unittest", "xml", "distutils", "pydoc"}
+
+LINES = 300
+
+
+def modules(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path, *, everywhere: bool) -> Iterator[str]:
+    """Yield what a module imports, as written: `.model`, `volatility3.framework`.
+
+    Without `everywhere` not what its functions import when they are called, and never what is for type checkers alone.
+    """
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            if origin.strip("."):
+                yield origin
+            else:
+                yield from (origin + alias.name for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending.extend(node.orelse)
+        elif everywhere or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            pending.extend(ast.iter_child_nodes(node))
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_the_pure_ring(module: str) -> None:
+    """A module of the pure ring imports the standard library and its own ring, in functions too."""
+    found = set(imports(PACKAGE / f"{module}.py", everywhere=True))
+    outside = {name for name in found if not name.startswith(".") and top(name) not in sys.stdlib_module_names}
+    beside = {name.lstrip(".") for name in found if name.startswith(".")}
+    assert outside == set()
+    assert beside <= PURE
+    assert not any(name.startswith("..") for name in found)
+
+
+@pytest.mark.parametrize("path", modules(PLUGINS), ids=name_of)
+def test_vol_imports_a_module_without_delay_or_failure(path: Path) -> None:
+    """No module below vol_plugins imports, while it is imported, what is slow or may be missing."""
+    found = {top(name) for name in imports(path, everywhere=False) if not name.startswith(".")}
+    assert found - ALLOWED_IN_PLUGINS == set()
+    assert found & SLOW == set()
+
+
+@pytest.mark.parametrize("path", modules(PLUGINS), ids=name_of)
+def test_the_plugin_does_without_the_command(path: Path) -> None:
+    """No module below vol_plugins imports the command, and none names the framework's own copy of vol's plugins."""
+    found = set(imports(path, everywhere=True))
+    assert not {name for name in found if top(name) == "apcaudit"}
+    assert not {name for name in found if name.startswith("volatility3.framework.plugins")}
+
+
+def test_the_command_knows_vol_in_one_module() -> None:
+    """At most one module of the command imports volatility3."""
+    knowing = [name_of(path) for path in modules(COMMAND) if "volatility3" in map(top, imports(path, everywhere=True))]
+    assert len(knowing) <= 1, knowing
+
+
+def test_one_plugin_class() -> None:
+    """The package has one subclass of PluginInterface, in its __init__: a second one makes its name ambiguous."""
+    bases: dict[tuple[str, str], set[str]] = {}
+    for path in modules(PLUGINS):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases[name_of(path), node.name] = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+    plugins: set[tuple[str, str]] = set()
+    while True:
+        kinds = {"PluginInterface"} | {name for _, name in plugins}
+        grown = {place for place, names in bases.items() if names & kinds}
+        if grown == plugins:
+            break
+        plugins = grown
+    assert plugins == {("vol_plugins/windows/apcaudit/__init__.py", "ApcAudit")}
+
+
+@pytest.mark.parametrize("folder", ["vol_plugins", "vol_plugins/windows"])
+def test_vols_own_packages_are_left_alone(folder: str) -> None:
+    """An __init__.py there would replace vol's own and hide its plugins."""
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_no_other_plugin_has_a_name_like_ours() -> None:
+    """Vol matches plugin names by substring: nothing beside the package has its name in it."""
+    assert [path.name for path in PACKAGE.parent.iterdir() if "apcaudit" in path.name] == ["apcaudit"]
+
+
+@pytest.mark.parametrize("path", [*modules(PLUGINS), *modules(COMMAND)], ids=name_of)
+def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
+    """A module has a docstring that says what belongs in it, and no more than 300 lines."""
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= LINES
+    assert ast.get_docstring(ast.parse(source))

@@ -1,0 +1,92 @@
+"""The audit on what nobody here made: real symbol files, another builder's image, a genuine minidump.
+
+All of it lies beside the repository, in ../shared; where that is missing, these tests say so.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from apcaudit.synthetic import isf
+from apcaudit.synthetic.kernels import Kernel, load_kernel
+from tests import volatility
+from tests.situation_audit import audit_situations, by_tid, highest
+
+SHARED = volatility.ROOT.parent / "shared"
+SYMBOL_FILES = sorted(SHARED.glob("symbols/windows/*/*.json.xz"))
+LAYOUT_FILES = sorted(SHARED.glob("layouts/*.json.xz"))
+SAMPLE = SHARED / "samples" / "threads-19041.raw.xz"
+TRUTH = SHARED / "samples" / "threads-19041.truth.json"
+MINIDUMP = SHARED / "samples" / "triage_x64.dmp"
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED.name}/ is not beside the repository")
+
+
+@needs_shared
+@pytest.mark.parametrize("path", SYMBOL_FILES + LAYOUT_FILES, ids=lambda path: path.name.partition(".json")[0])
+def test_situations_on_real_layouts(path: Path, tmp_path: Path) -> None:
+    """On every real kernel's layout, XP SP3 to 11 24H2, each situation has the findings planted and no others."""
+    kernel = load_kernel(path)
+    audited = audit_situations(kernel, tmp_path, symbols=(_symbols_of(path, kernel, tmp_path),))
+    assert audited.differences() == {}
+    assert audited.others() == {}
+
+
+def _symbols_of(path: Path, kernel: Kernel, folder: Path) -> Path:
+    """Return the folder to give vol: the real symbol files, or a derived one for layouts without symbols."""
+    if path in SYMBOL_FILES:
+        return SHARED / "symbols"
+    isf.write_derived(kernel, folder / "symbols")
+    return folder / "symbols"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unpack the image that another builder made."""
+    path = tmp_path_factory.mktemp("sample") / "threads.raw"
+    path.write_bytes(lzma.decompress(SAMPLE.read_bytes()))
+    return path
+
+
+@needs_shared
+@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
+def test_sample_gives_its_truth(sample: Path, tmp_path: Path, scan: bool) -> None:
+    """Each thread has exactly the truth's findings at medium or above; some need --scan."""
+    rows = volatility.rows(
+        sample, cache=tmp_path / "cache", symbols=(SHARED / "symbols",), wide=True, all=True, scan=scan
+    )
+    found = by_tid(rows)
+    truth = json.loads(TRUTH.read_text())["threads"]
+    expected = {each["tid"]: set(each["expected_findings"]) for each in truth if scan or not each["needs_scan"]}
+    serious = {tid: codes if highest(codes) not in ("info", "low") else {} for tid, codes in found.items()}
+    assert {tid: set(serious.get(tid, {})) for tid in expected} == expected
+    assert {tid: codes for tid, codes in serious.items() if codes and tid not in expected} == {}
+    queued = {each["tid"]: each["queued_apcs"] for each in truth if each["tid"] in expected}
+    assert {tid: sum(row["TID"] == tid and row["Apc"] is not None for row in rows) for tid in queued} == queued
+
+
+@needs_shared
+def test_minidump_shows_the_crashing_thread(tmp_path: Path) -> None:
+    """The genuine minidump's crashing thread is System's 264, its APC lists empty, and nothing is found on it."""
+    rows = volatility.rows(MINIDUMP, cache=tmp_path / "cache", symbols=(SHARED / "symbols",), wide=True, all=True)
+    crashing = [row for row in rows if row["TID"] == 264]
+    assert len(crashing) == 1
+    row = crashing[0]
+    assert (row["PID"], row["Process"], row["State"].partition(":")[0]) == (4, "System", "Running")
+    assert (row["ApcStateIndex"], row["KernelApcPending"], row["KernelApcInProgress"]) == (0, False, False)
+    assert (row["Apc"], row["Findings"]) == (None, "")
+    assert row["StartRoutine"].startswith("nt!")
+    assert "dump" in row["Views"].split("+")
+    assert {row["Findings"] for row in rows} == {""}
+
+
+@needs_shared
+def test_minidump_lists_its_drivers(tmp_path: Path) -> None:
+    """`windows.modules` gives the 151 drivers of the dump's own list."""
+    rows = volatility.rows(MINIDUMP, "windows.modules.Modules", cache=tmp_path / "cache", symbols=(SHARED / "symbols",))
+    assert len(rows) == 151
+    assert {"ntoskrnl.exe", "hal.dll"} <= {row["Name"] for row in rows}

@@ -1,0 +1,67 @@
+"""Builds machines whose threads some views miss, and audits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
+from volatility3.plugins.windows.apcaudit.model import Audited
+
+from apcaudit.synthetic.build import build
+from apcaudit.synthetic.image import Image
+from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.scene import Process, Scene, Thread
+from apcaudit.synthetic.scenes.common import FLTMGR, HAL
+from tests.volatility import construct
+
+Change = Callable[[Image], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Audits:
+    """A built image, its audit, and what it found by TID."""
+
+    image: Image
+    audit: Audit
+    of: dict[int | None, Audited]
+
+    def views(self, tid: int) -> str:
+        """Return a thread's views, as the column shows them."""
+        return "+".join(sorted(view.value for view in self.of[tid].thread.views))
+
+    def codes(self, tid: int) -> dict[str, str]:
+        """Return a thread's codes and those of its APCs, each with its severity."""
+        audited = self.of[tid]
+        findings = (*audited.findings, *(each for found in audited.apc_findings.values() for each in found))
+        return {finding.code: str(finding.severity) for finding in findings}
+
+    def explanation(self, tid: int, code: str) -> str:
+        """Return the explanation of one finding about a thread."""
+        return next(finding.explanation for finding in self.of[tid].findings if finding.code == code)
+
+
+def audited(
+    kernel: str,
+    folder: Path,
+    threads: tuple[Thread, ...],
+    *,
+    others: tuple[Process, ...] = (),
+    changes: tuple[Change, ...] = (),
+    scan: bool = False,
+    **scene: Any,
+) -> Audits:
+    """Build a machine with these threads in System, change it, and audit all of its threads."""
+    processes = (Process("System", 4, threads, parent=0), *others)
+    drivers = scene.pop("drivers", (HAL, FLTMGR))
+    image = build(Scene("views", "threads and who sees them", kernel, processes, drivers, **scene), load_kernel(kernel))
+    for change in changes:
+        change(image)
+    path = folder / "views.raw"
+    image.write_raw(path)
+    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache")
+    audit = Audit(plugin.context, plugin.config["kernel"], scan_memory=scan)
+    found = {each.thread.members.tid: each for each in audit.run(Selection(clean_too=True))}
+    return Audits(image, audit, found)
