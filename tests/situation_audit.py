@@ -49,8 +49,9 @@ def audit_situations(
 ) -> SituationAudit:
     """Build the machine with every situation that a kernel can have and audit it, with and without --scan."""
     image = build(situations.of(kernel), kernel)
-    path = folder / "situations.raw"
-    image.write_raw(path)
+    # A crash dump names its page tables; in a raw image vol searches for them, for seconds.
+    path = folder / "situations.dmp"
+    image.write_dump(path)
     options: dict[str, Any] = {"cache": folder / "cache", "symbols": symbols, "wide": True, "all": True}
     return SituationAudit(
         kernel,

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from volatility3.plugins.windows.apcaudit.processors import read_processors
 
-from apcaudit.synthetic.kernels import OWN
 from apcaudit.synthetic.scene import Apc, Bugcheck, Thread
 from tests.views_image import audited
 
-KERNELS = pytest.mark.parametrize("kernel", sorted(OWN))
+KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "7-sp1-x64", "10-19041-x64", "10-19041-x86"])
 RUNNING = Thread(8, state="Running", running_on=1, kernel_apc_pending=True, kernel_apcs=(Apc(),))
 
 

@@ -60,8 +60,9 @@ def audited(
     for change in changes:
         change(image)
     path = folder / "views.raw"
-    image.write_raw(path)
-    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache")
+    image.write_dump(path)
+    # One cache for the whole run: filling it takes longer than the audit.
+    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "views-cache")
     audit = Audit(plugin.context, plugin.config["kernel"], scan_memory=scan)
     found = {each.thread.members.tid: each for each in audit.run(Selection(clean_too=True))}
     return Audits(image, audit, found)

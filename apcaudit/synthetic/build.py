@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apcaudit.synthetic import debugger, handletable, modules, processes, processors
+from apcaudit.synthetic import debugger, handletable, lowstub, modules, processes, processors
 from apcaudit.synthetic.apcs import ApcWriter
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import Kernel
@@ -32,7 +32,11 @@ def build(scene: Scene, kernel: Kernel) -> Image:
     _place_threads(machine, whole)
     handletable.place(machine)
     debugger.place(machine)
-    return Image(machine)
+    lowstub.place(machine)
+    image = Image(machine)
+    for event in scene.events:
+        event(image)
+    return image
 
 
 def _reserve(machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""PspCidTable: the handle table of process and thread IDs, with one, two or three levels."""
+"""Handle tables: PspCidTable, of process and thread IDs, with one, two or three levels; and processes' own, empty."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ def place(machine: Machine) -> None:
     memory.write(table, "_HANDLE_TABLE", "NextHandleNeedingPool", count * a_leaf * _STEP)
     memory.write(table, "_HANDLE_TABLE", "HandleCount", len(entries), optional=True)
     machine.set_pointer("PspCidTable", table)
+
+
+def place_empty(machine: Machine, process: int) -> None:
+    """Give a process (the address of its _EPROCESS) a handle table with no handles."""
+    memory, pool = machine.memory, machine.pool
+    table = pool.allocate(memory.size("_HANDLE_TABLE"), b"Obtb")
+    leaf = pool.take_pages(PAGE)
+    memory.write(table, "_HANDLE_TABLE", "TableCode", leaf)
+    memory.write(table, "_HANDLE_TABLE", "QuotaProcess", process)
+    memory.write(
+        table, "_HANDLE_TABLE", "NextHandleNeedingPool", PAGE // memory.size("_HANDLE_TABLE_ENTRY") * _STEP
+    )
+    memory.write(process, "_EPROCESS", "ObjectTable", table)
 
 
 def _upper(machine: Machine, lower: dict[int, int], a_table: int) -> dict[int, int]:

@@ -80,6 +80,7 @@ class Image:
         physical = self.memory.space.physical
         pieces: list[tuple[int, bytes | bytearray]] = [(FIRST_FRAME * PAGE, physical)]
         pieces += self.memory.space.tables().items()
+        pieces += self.memory.space.fixed.items()
         runs: list[tuple[int, list[bytes | bytearray]]] = []
         end = -1
         for address, data in sorted(pieces, key=lambda piece: piece[0]):

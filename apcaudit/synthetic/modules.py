@@ -35,6 +35,22 @@ _NOT_EXPORTED = frozenset(
     }
 )
 
+#: Variables that kernels export, and the first version that does (export tables of XP SP3 to 11).
+_EXPORTED_VARIABLES: dict[str, ntsymbols.Version] = {
+    "IoDeviceObjectType": ntsymbols.XP,
+    "IoDriverObjectType": ntsymbols.XP,
+    "IoFileObjectType": ntsymbols.XP,
+    "KeNumberProcessors": ntsymbols.XP,
+    "MmHighestUserAddress": ntsymbols.XP,
+    "MmSystemRangeStart": ntsymbols.XP,
+    "MmUserProbeAddress": ntsymbols.XP,
+    "NtBuildNumber": ntsymbols.XP,
+    "PsInitialSystemProcess": ntsymbols.XP,
+    "PsLoadedModuleList": ntsymbols.WINDOWS_10,
+    "PsProcessType": ntsymbols.XP,
+    "PsThreadType": ntsymbols.XP,
+}
+
 
 def place_kernel(machine: Machine) -> None:
     """Lay out the kernel's image: headers with its PDB record, exports, and the first bytes of functions."""
@@ -46,6 +62,11 @@ def place_kernel(machine: Machine) -> None:
             name: rva
             for name, rva in kernel.addresses.items()
             if name in names and name not in _NOT_EXPORTED and name[:2] in _EXPORTED and not name[2].islower()
+        }
+        exports |= {
+            name: kernel.addresses[name]
+            for name, first in _EXPORTED_VARIABLES.items()
+            if first <= kernel.version and kernel.has(name)
         }
     image = pe.PeImage(
         "ntoskrnl.exe",

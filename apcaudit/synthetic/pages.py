@@ -15,9 +15,10 @@ from apcaudit.errors import ApcAuditError
 
 PAGE = 0x1000
 
-#: present, writable, accessed, dirty: what Windows sets in a valid kernel page's entry (0x63).
+#: present, writable, accessed, dirty: what Windows sets in a valid kernel page's entry (0x63), and in the entries of
+#: the tables above it.
 _VALID = 0x63
-#: ... and user-accessible, which page tables and user pages are (0x67).
+#: ... and user-accessible, which user pages and the tables above them are (0x67).
 _VALID_USER = 0x67
 
 
@@ -58,6 +59,8 @@ class AddressSpace:
     def __init__(self, mode: Mode) -> None:
         self.mode = mode
         self.physical = bytearray()
+        #: pages at physical addresses of their own, which nothing maps: address to content.
+        self.fixed: dict[int, bytes] = {}
         self.holes: set[int] = set()
         self._starts: list[int] = []
         self._regions: list[tuple[int, int, int]] = []
@@ -176,10 +179,13 @@ class _Tables:
             if virtual >> mode.shifts[-2] != reach:
                 reach = virtual >> mode.shifts[-2]
                 table = self._leaf_table(virtual)
-            user = virtual < (0x80000000 if mode is not X64 else 1 << 47)
             index = (virtual >> last_shift) & ((1 << mode.bits[-1]) - 1)
-            self._set(table, index, physical | (_VALID_USER if user else _VALID))
+            self._set(table, index, physical | self._flags(virtual))
         return {address: bytes(data) for address, data in sorted(self.content.items())}
+
+    def _flags(self, virtual: int) -> int:
+        """Give the flags of the entries, at any level, on the way to an address."""
+        return _VALID_USER if virtual < (1 << 47 if self.mode is X64 else 0x80000000) else _VALID
 
     def _pae_directories(self) -> None:
         """Lay out PAE's four page directories behind the root; the last one's first entries map all four."""
@@ -197,7 +203,7 @@ class _Tables:
             index = (virtual >> shift) & ((1 << bits) - 1)
             (value,) = self.entry.unpack_from(self.content[table], index * self.entry.size)
             if not value & 1:
-                value = self.next_frame | _VALID_USER
+                value = self.next_frame | self._flags(virtual)
                 self.content[self.next_frame] = bytearray(PAGE)
                 self.next_frame += PAGE
                 self._set(table, index, value)

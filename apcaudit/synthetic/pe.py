@@ -51,9 +51,11 @@ def lay_out(image: PeImage) -> dict[int, bytes]:
         sections += [(b".data", data, init - data, _DATA)]
     else:
         # A kernel: constants, with the PDB's name, close to the header; variables amid code; pageable code behind them.
+        # The pool's code has a section of its own, by which readers that have no symbols know the kernel.
         constants, text, data, after = _PAGE, _PAGE + length, image.data, image.data + 0x10000
         sections = [(b".rdata", constants, length, _CONSTANTS), (b".text", text, data - text, _CODE)]
-        sections += [(b".data", data, 0x10000, _DATA), (b"PAGE", after, init - after, _CODE)]
+        sections += [(b".data", data, 0x10000, _DATA), (b"POOLCODE", after, _PAGE, _CODE)]
+        sections.append((b"PAGE", after + _PAGE, init - after - _PAGE, _CODE))
     sections.append((b"INIT", init, image.size - init, _INIT))
     read_only, directories = _read_only_data(image, constants)
     pieces = {0: _headers(image, sections, directories, text), constants: read_only}

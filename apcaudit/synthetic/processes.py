@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from apcaudit.synthetic import processparts
 from apcaudit.synthetic.machine import BOOT_TIME, Machine
 from apcaudit.synthetic.scene import Process, Scene, Thread
 
@@ -39,9 +40,10 @@ def place(machine: Machine, processes: tuple[Process, ...]) -> None:
     """Place the processes' objects; their threads come later."""
     memory = machine.memory
     listed = []
-    for process in processes:
+    for position, process in enumerate(processes):
         body = machine.pool.place_object("Process", memory.size("_EPROCESS"), address=process.address)
         _write(machine, process, body)
+        processparts.place(machine, process, body, position)
         machine.processes[process.name] = body
         machine.address_of[f"process:{process.name}"] = body
         machine.address_of[f"process:{process.pid}"] = body

@@ -7,8 +7,12 @@ contents the name of anything placed (`process:svchost.exe`, `thread:8`, `apc:LA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apcaudit.synthetic.image import Image
 
 Address = int | str
 
@@ -189,7 +193,10 @@ class Bugcheck:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A machine. `crashing_thread` is the TID of the thread that stopped it; the dump's context is its."""
+    """A machine. `crashing_thread` is the TID of the thread that stopped it; the dump's context is its.
+
+    `events` are replayed on the built image, in their order: what corrupts, mostly.
+    """
 
     name: str
     description: str
@@ -201,3 +208,4 @@ class Scene:
     crashing_thread: int | None = None
     crash_irql: int | None = None
     processors: int = 1
+    events: tuple[Callable[[Image], None], ...] = ()

@@ -165,8 +165,8 @@ class ThreadWriter:
         put(data, "SystemThread", int(system), optional=True)
         put(data, "Tcb.SystemThread", int(system), optional=True)
         created = 0 if thread.idle else BOOT_TIME + thread.tid * 1_000_000
-        # XP keeps flags in the lowest three bits of the time.
-        put(data, "CreateTime", created << (3 if self._has("ThreadsProcess") else 0))
+        # XP keeps NestedFaultCount and ApcNeeded in the lowest three bits of the time.
+        put(data, "CreateTime", created << (3 if self._has("NestedFaultCount") else 0))
         put(data, "Terminated", int(thread.terminated))
         if thread.state == "Terminated":
             put(data, "ExitTime", SYSTEM_TIME - 10_000_000)

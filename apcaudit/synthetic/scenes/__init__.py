@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from apcaudit.synthetic import situations
 from apcaudit.synthetic.scene import Scene
 from apcaudit.synthetic.scenes import healthy, many, seed
 
@@ -11,4 +12,5 @@ SCENES: dict[str, Callable[..., Scene]] = {
     "seed": seed.scene,
     "healthy": healthy.scene,
     "many": many.scene,
+    "situations": situations.scene,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from apcaudit.synthetic.kernels import Kernel
+from dataclasses import replace
+
+from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scene import Driver, Process, Scene, Thread, UnloadedDriver
 from apcaudit.synthetic.situations.legitimate import LEGITIMATE
 from apcaudit.synthetic.situations.of_apcs import OF_APCS
@@ -23,7 +25,12 @@ def tids(kernel: Kernel) -> dict[int, Situation]:
     return {FIRST_TID + 4 * number: each for number, each in enumerate(possible)}
 
 
-def scene(kernel: Kernel) -> Scene:
+def scene(kernel: str = "10-19041-x64") -> Scene:
+    """Declare the scene for a kernel by name or symbol file."""
+    return replace(of(load_kernel(kernel)), kernel=kernel)
+
+
+def of(kernel: Kernel) -> Scene:
     """Declare the machine that has every situation the kernel can have."""
     chosen = tids(kernel)
     former = FORMER_RANGE[kernel.layout.pointer_size]
@@ -46,4 +53,5 @@ def scene(kernel: Kernel) -> Scene:
             Driver("Ghost.sys", exports={}, listed=False, driver_object=False),
         ),
         unloaded=(UnloadedDriver("former.sys", *former),),
+        events=tuple(each.event(tid) for tid, each in chosen.items() if each.after is not None),
     )

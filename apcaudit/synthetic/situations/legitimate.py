@@ -61,11 +61,15 @@ LEGITIMATE: tuple[Situation, ...] = (
         {"terminated": True, "kernel_apc_disable": -1, "apc_queueable": False},
     ),
     Situation(
-        "guarded-region", "a thread waits inside a guarded region, nothing queued", {"special_apc_disable": -1},
+        "guarded-region",
+        "a thread waits inside a guarded region, nothing queued",
+        {"special_apc_disable": -1},
         needs=("Tcb.SpecialApcDisable",),
     ),
     Situation("at-apc-level", "a thread waits for a fast mutex, nothing queued", {"wait_irql": 1}),
-    Situation("not-started", "a thread being created takes no APCs yet", {"state": "Initialized", "apc_queueable": False}),
+    Situation(
+        "not-started", "a thread being created takes no APCs yet", {"state": "Initialized", "apc_queueable": False}
+    ),
     Situation(
         "driver-apc-to-user-thread",
         "a security product's driver has queued a user APC whose KernelRoutine is its own",

@@ -121,7 +121,10 @@ OF_APCS: tuple[Situation, ...] = (
     Situation("wrong-type", "no KAPC's Type", _queued(replace(SPECIAL, type=0x13)), {"bad-object": "high"}),
     Situation("wrong-size", "no KAPC's Size", _queued(replace(SPECIAL, size=0x20)), {"bad-object": "high"}),
     Situation(
-        "not-inserted", "linked, but Inserted is 0", _queued(replace(SPECIAL, inserted=False)), {"not-inserted": "medium"}
+        "not-inserted",
+        "linked, but Inserted is 0",
+        _queued(replace(SPECIAL, inserted=False)),
+        {"not-inserted": "medium"},
     ),
     Situation(
         "other-environment",
@@ -150,12 +153,22 @@ OF_APCS: tuple[Situation, ...] = (
         after=_close_without_head,
     ),
     Situation(
-        "blink-elsewhere", "a Blink does not come back", _queued(SPECIAL, SPECIAL), {"list-broken": "high"}, after=_lose_back_link
+        "blink-elsewhere",
+        "a Blink does not come back",
+        _queued(SPECIAL, SPECIAL),
+        {"list-broken": "high"},
+        after=_lose_back_link,
     ),
     Situation(
-        "flink-unmapped", "a Flink leads to unmapped memory", _queued(SPECIAL, SPECIAL), {"list-broken": "high"}, after=_point_nowhere
+        "flink-unmapped",
+        "a Flink leads to unmapped memory",
+        _queued(SPECIAL, SPECIAL),
+        {"list-broken": "high"},
+        after=_point_nowhere,
     ),
-    Situation("flink-misaligned", "a Flink is misaligned", _queued(SPECIAL, SPECIAL), {"list-broken": "high"}, after=_misalign),
+    Situation(
+        "flink-misaligned", "a Flink is misaligned", _queued(SPECIAL, SPECIAL), {"list-broken": "high"}, after=_misalign
+    ),
     Situation(
         "apc-on-stack",
         "the KAPC lies on the thread's own kernel stack",

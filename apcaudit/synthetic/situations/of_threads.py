@@ -87,7 +87,9 @@ OF_THREADS: tuple[Situation, ...] = (
         {"kernel_apcs": (SPECIAL,)},
         {"stuck-deliverable": "high", "pending-lost": "medium"},
     ),
-    Situation("pending-empty", "the APC that was signalled is gone", {"kernel_apc_pending": True}, {"pending-empty": "medium"}),
+    Situation(
+        "pending-empty", "the APC that was signalled is gone", {"kernel_apc_pending": True}, {"pending-empty": "medium"}
+    ),
     Situation(
         "exit-queue",
         "ended with a kernel APC queued",
@@ -140,7 +142,9 @@ OF_THREADS: tuple[Situation, ...] = (
             image.address_of[tid], "_ETHREAD", "Tcb.SavedApcState.Process", image.address_of["process:1204"]
         ),
     ),
-    Situation("not-queueable", "a live thread that takes no APCs", {"apc_queueable": False}, {"not-queueable": "medium"}),
+    Situation(
+        "not-queueable", "a live thread that takes no APCs", {"apc_queueable": False}, {"not-queueable": "medium"}
+    ),
     Situation(
         "orphan-start", "a system thread of a driver that hides", {"start": "Ghost+0x1100"}, {"orphan-start": "high"}
     ),
@@ -150,9 +154,7 @@ OF_THREADS: tuple[Situation, ...] = (
         {"start": FORMER},
         {"orphan-start": "high", "unloaded-start": "high"},
     ),
-    Situation(
-        "hidden", "a thread taken off its process's list", {"in_thread_list": False}, {"hidden-thread": "high"}
-    ),
+    Situation("hidden", "a thread taken off its process's list", {"in_thread_list": False}, {"hidden-thread": "high"}),
     Situation(
         "hidden-deep",
         "a thread taken off its process's list and out of the CID table",

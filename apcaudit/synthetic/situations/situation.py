@@ -35,6 +35,11 @@ class Situation:
     needs: tuple[str, ...] = ()
     scan: bool = False
 
+    def event(self, tid: int) -> Callable[[Image], None]:
+        """Bind what was done to the thread to its TID."""
+        after = self.after
+        return lambda image: None if after is None else after(image, tid)
+
     def thread(self, tid: int, former: int) -> Thread:
         """Declare the thread with its TID, and an address of the unloaded driver for FORMER."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from .columns import COLUMNS, rows_of
 from .diagnosis import KernelRequirement
 from .layout import LayoutError
 from .model import Audited, Severity
+
+vollog = logging.getLogger(__name__)
 
 
 class ApcAudit(interfaces.plugins.PluginInterface):
@@ -97,6 +100,9 @@ class ApcAudit(interfaces.plugins.PluginInterface):
             for row in rows_of(audited, audit.facts, wide=options["wide"]):
                 if row.severity >= floor:
                     yield 0, tuple(column.value(row) for column in columns)
+        for note in audit.notes:
+            # Of a minidump, which holds parts of memory, nobody expects whole lists.
+            vollog.log(logging.INFO if audit.facts.partial else logging.WARNING, note)
 
     def _columns(self) -> list[Any]:
         return [column for column in COLUMNS if self.config["wide"] or not column.wide]

@@ -73,9 +73,22 @@ class Audit:
             bugcheck=read_bugcheck(self.memory, self.symbols),
         )
         scanned = self._scan(context, progress) if scan_memory else Scanned()
+        self._scanned = scanned
         self.threads = self._threads(scanned)
         self.off_list = OffList(self.memory, self.layout, self.lists, scanned.apcs, self.drivers.kernel_start)
         self.placement = Placement(self.memory, self.symbols, self.drivers, self.lists, self.processes, self._listed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was wrong with the views themselves, complete once all threads have been given."""
+        notes = list(self.threads.notes)
+        if self._scanned.cut_short:
+            notes.append("the scan found more than it keeps: threads and APCs may be missing")
+        if self._scanned.unmapped:
+            notes.append(f"{self._scanned.unmapped} threads of the scan are left out: no kernel address maps them")
+        if self.off_list.unmapped:
+            notes.append(f"{self.off_list.unmapped} APCs of the scan are left out: no kernel address maps them")
+        return tuple(notes)
 
     def _scan(self, context: interfaces.context.ContextInterface, progress: constants.ProgressCallback) -> Scanned:
         return scan(
@@ -109,20 +122,30 @@ class Audit:
     def run(self, selection: Selection) -> Iterator[Audited]:
         """Yield the selected threads that have findings or queued APCs, or all of them."""
         for thread in self.threads.all():
-            if selection.takes(thread):
+            if selection.takes(thread) and (selection.clean_too or not self._calm(thread)):
                 audited = Audited(thread, (), {}) if _left_over(thread) else self.audit(thread)
                 if selection.clean_too or audited.findings or audited.thread.queues:
                     yield self._named(audited)
 
+    def _calm(self, thread: Thread) -> bool:
+        """Tell whether a thread has nothing queued and no check would find anything."""
+        return is_calm(thread) and self._quiet(thread) and self._start_backing(thread) in _HARMLESS
+
+    def _quiet(self, thread: Thread) -> bool:
+        return self.lists.quiet(thread.address, thread.members) and not self.off_list.names(thread.address)
+
+    def _start_backing(self, thread: Thread) -> Backing | None:
+        """Tell what holds a system thread's start address, None for other threads."""
+        members = thread.members
+        if not members.system_thread or members.start_address is None:
+            return None
+        return self.drivers.backing(members.start_address)
+
     def audit(self, thread: Thread) -> Audited:
         """Read a thread's APC lists and check the thread and every APC on them."""
         members = thread.members
-        backing = None
-        if members.system_thread and members.start_address is not None:
-            backing = self.drivers.backing(members.start_address)
-        quiet = self.lists.quiet(thread.address, members) and not self.off_list.names(thread.address)
-        if quiet and backing in _HARMLESS and is_calm(thread):
-            return Audited(thread, (), {})
+        backing = self._start_backing(thread)
+        quiet = self._quiet(thread)
         owner = members.process if members.process is not None else thread.owner and thread.owner.address
         attached: Process | None = None
         if members.apc_process and members.apc_process != owner:

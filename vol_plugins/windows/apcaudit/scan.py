@@ -13,6 +13,9 @@ from .memory import PAGE, Memory
 from .pool_scan import ApcFinder, ApcShape, ThreadFinder, ThreadShape
 from .symbols import KernelSymbols
 
+HIT_BOUND = 1 << 20
+"""How many hits are kept; more are no machine's threads and APCs, but an image made to exhaust memory."""
+
 _OPTIONAL_HEADERS = 0xA0
 """Bytes of all optional object headers together, at most: process 16, quota 32, handle 16, name 32, creator 32,
 audit 16, extended 16 on x64 (_OBJECT_HEADER_*_INFO in the public PDBs; ObpInfoMaskToOffset)."""
@@ -33,12 +36,14 @@ _BACKS = ("Tcb.SchedulerApc.Thread", "Tcb.SuspendApc.Thread", "Tcb.WaitBlock[0].
 class Scanned:
     """What the scan found: threads by virtual address, and physical KAPC addresses by KAPC.Thread.
 
-    `unmapped` counts threads that no kernel address maps: copies, or pages given back.
+    `unmapped` counts threads that no kernel address maps: copies, or pages given back. `cut_short` is whether
+    more was found than is kept.
     """
 
     threads: dict[int, int] = field(default_factory=dict)
     apcs: dict[int, list[int]] = field(default_factory=dict)
     unmapped: int = 0
+    cut_short: bool = False
 
 
 class _Scanner(interfaces.layers.ScannerInterface):
@@ -86,7 +91,11 @@ def scan(
     )
     scanned = Scanned()
     homeless: list[int] = []
-    for is_thread, physical, value in memory.physical_layer.scan(context, scanner, progress):
+    hits = memory.physical_layer.scan(context, scanner, progress)
+    for number, (is_thread, physical, value) in enumerate(hits):
+        if number == HIT_BOUND:
+            scanned.cut_short = True
+            break
         if not is_thread:
             scanned.apcs.setdefault(value, []).append(physical)
         elif value is None:

@@ -1,0 +1,72 @@
+"""What belongs to a process beside its threads: handle table, VADs, PEB, the name of its image.
+
+Vol and others need one or another of these to read a process; who has no symbols finds the members of _EPROCESS by
+them.
+"""
+
+from __future__ import annotations
+
+from apcaudit.synthetic import handletable
+from apcaudit.synthetic.machine import Machine
+from apcaudit.synthetic.pages import PAGE
+from apcaudit.synthetic.scene import Process
+
+#: STATUS_PENDING (ntstatus.h): the ExitStatus of a process that has not ended.
+_PENDING = 0x103
+#: The page of KUSER_SHARED_DATA in user space, which every process has, and MM_READONLY (ReactOS, mm.h).
+_SHARED_DATA, _READ_ONLY = 0x7FFE0000, 1
+#: Where the first PEB lies behind the base of user images; ours.
+_PEBS = 0x1000000
+#: Processes that run no image of a file.
+_MINIMAL = frozenset({"Idle", "System", "Registry", "Secure System", "MemCompression"})
+
+
+def place(machine: Machine, process: Process, body: int, position: int) -> None:
+    """Give a process its parts; `position` tells the processes of a machine apart."""
+    memory = machine.memory
+    handletable.place_empty(machine, body)
+    memory.write(body, "_EPROCESS", "ExitStatus", _PENDING, optional=True)
+    _vads(machine, body)
+    if process.name in _MINIMAL:
+        return
+    # All processes share their page tables here, so each PEB has an address of its own.
+    peb = machine.ranges.user + _PEBS + position * PAGE
+    memory.space.map(peb, PAGE)
+    memory.write(peb, "_PEB", "ImageBaseAddress", machine.ranges.user, optional=True)
+    memory.write(body, "_EPROCESS", "Peb", peb, optional=True)
+    _image_name(machine, process, body)
+
+
+def _vads(machine: Machine, body: int) -> None:
+    """Make a process's VADs: one, for KUSER_SHARED_DATA."""
+    memory = machine.memory
+    vad = machine.pool.allocate(memory.size("_MMVAD_SHORT"), b"VadS")
+    for path, value in (
+        ("StartingVpn", _SHARED_DATA // PAGE),
+        ("EndingVpn", _SHARED_DATA // PAGE),
+        ("u.VadFlags.PrivateMemory", 1),
+        ("u.VadFlags.Protection", _READ_ONLY),
+    ):
+        memory.write(vad, "_MMVAD_SHORT", path, value, optional=True)
+    root = body + memory.offset("_EPROCESS", "VadRoot")
+    if memory.has("_EPROCESS", "VadRoot.BalancedRoot"):
+        # From Vista to 8: the tree hangs to the right of a node in the process, which is its own parent.
+        memory.write(root, "_MM_AVL_TABLE", "BalancedRoot.RightChild", vad)
+        memory.write(root, "_MM_AVL_TABLE", "BalancedRoot.u1.Parent", root)
+        memory.write(root, "_MM_AVL_TABLE", "NumberGenericTableElements", 1)
+        memory.write(vad, "_MMVAD_SHORT", "u1.Parent", root)
+    else:
+        memory.write_pointer(root, vad)
+
+
+def _image_name(machine: Machine, process: Process, body: int) -> None:
+    """Write the OBJECT_NAME_INFORMATION that a process is audited under: a UNICODE_STRING with its text behind it."""
+    memory = machine.memory
+    text = f"\\Device\\HarddiskVolume2\\Windows\\System32\\{process.name}".encode("utf-16-le")
+    size = memory.size("_UNICODE_STRING")
+    name = machine.pool.allocate(size + len(text) + 2, b"SeNm")
+    memory.write(name, "_UNICODE_STRING", "Length", len(text))
+    memory.write(name, "_UNICODE_STRING", "MaximumLength", len(text) + 2)
+    memory.write(name, "_UNICODE_STRING", "Buffer", name + size)
+    memory.space.write(name + size, text)
+    memory.write(body, "_EPROCESS", "SeAuditProcessCreationInfo.ImageFileName", name, optional=True)

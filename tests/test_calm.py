@@ -1,0 +1,66 @@
+"""The one test that spares nearly every thread all the others must spare none that they would report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from volatility3.plugins.windows.apcaudit.absence import Absence
+from volatility3.plugins.windows.apcaudit.calm import is_calm
+from volatility3.plugins.windows.apcaudit.checks import check
+from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Facts, Thread
+
+from tests.situations_pure import APC_SIZE, OTHER, OWNER, thread
+
+FLAG = st.sampled_from([0, 1, None])
+COUNTER = st.sampled_from([0, -1, 2, None])
+PROCESS = st.sampled_from([0, OWNER.address, OTHER.address, None])
+MEMBERS: dict[str, Any] = {
+    "state": st.sampled_from([*range(11), None]),
+    "wait_irql": COUNTER,
+    "apc_queueable": FLAG,
+    "apc_state_index": st.sampled_from([0, 0, 0, 1, 2, None]),
+    "kernel_apc_disable": COUNTER,
+    "special_apc_disable": COUNTER,
+    "terminated": FLAG,
+    "system_thread": FLAG,
+    "process": PROCESS,
+    "apc_process": PROCESS,
+    "saved_process": PROCESS,
+    "kernel_apc_in_progress": FLAG,
+    "kernel_apc_pending": st.sampled_from([0, 0, 1, None]),
+    "user_apc_pending": FLAG,
+}
+CODES = (None, 0x1, 0x6, 0x20)
+
+
+@given(
+    members=st.fixed_dictionaries({}, optional=MEMBERS),
+    processor=st.sampled_from([None, None, 0]),
+    absence=st.sampled_from([None, None, Absence("list")]),
+    listed=st.sampled_from([None, True, True, False]),
+    code=st.sampled_from(CODES),
+)
+def test_calm_threads_have_no_findings(
+    members: dict[str, Any], processor: int | None, absence: Absence | None, listed: bool | None, code: int | None
+) -> None:
+    """A thread with quiet lists that is calm passes every check, whatever its other members say."""
+    base = thread()
+    subject = Thread(
+        base.address,
+        base.members._replace(**members),
+        base.owner,
+        start_backing=Backing.MODULE,
+        processor=processor,
+        absence=absence,
+        owner_listed=listed,
+    )
+    bugcheck = None if code is None else BugCheck(code, (0, 0, 0, 0), "nt!KiBugCheckData")
+    facts = Facts(apc_size=APC_SIZE, bugcheck=bugcheck)
+    assert not is_calm(subject) or check(subject, facts) == ()
+
+
+def test_an_ordinary_thread_is_calm() -> None:
+    """A waiting thread with nothing queued is calm: otherwise nothing is spared."""
+    assert is_calm(thread())
