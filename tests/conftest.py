@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import volatility3.plugins
 
@@ -11,6 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Before the first import of volatility3.plugins.windows: the checkout is tested, whether a copy is installed or not.
 volatility3.plugins.__path__.insert(0, str(ROOT / "vol_plugins"))
+
+# The same examples on every run, however slow the machine: a suite that fails by chance teaches nobody anything.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

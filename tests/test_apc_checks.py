@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit import apc_checks
+from volatility3.plugins.windows.apcaudit.checks import apcs as apc_checks
 from volatility3.plugins.windows.apcaudit.model import Apc, Backing, Code, Facts, QueueName, Thread
 
 from tests.situations_pure import (

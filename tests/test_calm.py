@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from volatility3.plugins.windows.apcaudit.absence import Absence
-from volatility3.plugins.windows.apcaudit.calm import is_calm
-from volatility3.plugins.windows.apcaudit.checks import check
+from volatility3.plugins.windows.apcaudit.checks.calm import is_calm
+from volatility3.plugins.windows.apcaudit.checks.threads import check
 from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Facts, Thread
 
 from tests.situations_pure import APC_SIZE, OTHER, OWNER, thread

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.cid_table import EntryDecoder, read_cid_table
 from volatility3.plugins.windows.apcaudit.layout import Member
+from volatility3.plugins.windows.apcaudit.views.cid_table import EntryDecoder, read_cid_table
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Thread

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit import delivery
+from volatility3.plugins.windows.apcaudit.checks import delivery
 from volatility3.plugins.windows.apcaudit.model import Ending, Queue, QueueName, Thread
 
 from tests.situations_pure import (

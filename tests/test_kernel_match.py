@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.kernel_match import KernelSymbols, SymbolMemory, match_kernel
+from volatility3.plugins.windows.apcaudit.minidump.kernel_match import KernelSymbols, SymbolMemory, match_kernel
 
 from tests.minidump_machine import GUID, RVAS, Machine
 

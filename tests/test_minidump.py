@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit.minidump import Minidump, MinidumpError, UnloadedDriver, parse_minidump
+from volatility3.plugins.windows.apcaudit.minidump.triage import Minidump, MinidumpError, UnloadedDriver, parse_minidump
 
 from tests.minidump_builder import DriverEntry, MinidumpScene, UnloadedEntry, write_minidump
 

@@ -54,7 +54,7 @@ def pip(machine: Path, *arguments: str) -> None:
 
 
 def vol(machine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = "from volatility3.cli import main; main()"
+    command = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
     cache = machine / "cache"
     cache.mkdir(exist_ok=True)
     return subprocess.run(
@@ -134,7 +134,7 @@ def test_checkout_runs_uninstalled(tmp_path: Path) -> None:
         env=environment,
     )
     arguments = ["-q", "--offline", "-p", "vol_plugins", "-s", "symbols", "-f", str(image), "windows.apcaudit"]
-    command = [sys.executable, "-c", "from volatility3.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()", *arguments]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     assert "0x8ab54388" in run.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.processors import read_processors
+from volatility3.plugins.windows.apcaudit.views.processors import read_processors
 
 from apcaudit.synthetic.scene import Apc, Bugcheck, Thread
 from tests.views_image import audited

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from volatility3.plugins.windows.apcaudit.producers import PRODUCERS, producers
+from volatility3.plugins.windows.apcaudit.origin.producers import PRODUCERS, producers
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.mappings import kernel_addresses
 from volatility3.plugins.windows.apcaudit.model import QueueName
+from volatility3.plugins.windows.apcaudit.views.mappings import kernel_addresses
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Apc, Process, Thread

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit import checks
+from volatility3.plugins.windows.apcaudit.checks import threads as checks
 from volatility3.plugins.windows.apcaudit.model import (
     Backing,
     BugCheck,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from volatility3.plugins.windows.apcaudit import checks
+from volatility3.plugins.windows.apcaudit.checks import threads as checks
 from volatility3.plugins.windows.apcaudit.model import (
     Ending,
     Facts,

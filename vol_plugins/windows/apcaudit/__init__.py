@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from volatility3.framework import constants, exceptions, interfaces, renderers
 from volatility3.framework.configuration import requirements
 
-from .audit import Audit, Selection
-from .columns import COLUMNS, rows_of
-from .diagnosis import KernelRequirement
-from .layout import LayoutError
-from .model import Audited, Severity
+from .deferred import defer
+from .kernel_requirement import KernelRequirement
+from .minidump.stacker import MinidumpStacker as MinidumpStacker
+from .severity import Severity
+
+if TYPE_CHECKING:
+    from .audit import Audit, Selection
+    from .columns import Column
+    from .model import Audited
 
 vollog = logging.getLogger(__name__)
 
@@ -82,6 +86,9 @@ class ApcAudit(interfaces.plugins.PluginInterface):
         Raises:
             SymbolSpaceError: the kernel's symbol table lacks structures without which there is no audit.
         """
+        from .audit import Audit, Selection
+        from .layout import LayoutError
+
         try:
             audit = Audit(context, kernel_module_name, scan_memory=scan, progress=progress)
         except LayoutError as error:
@@ -89,6 +96,9 @@ class ApcAudit(interfaces.plugins.PluginInterface):
         return audit, audit.run(selection or Selection())
 
     def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        from .audit import Selection
+        from .columns import rows_of
+
         options: Any = self.config
         selection = Selection(frozenset(options["pid"] or ()), frozenset(options["tid"] or ()), options["all"])
         floor = Severity[options["min-severity"].upper()]
@@ -104,9 +114,15 @@ class ApcAudit(interfaces.plugins.PluginInterface):
             # Of a minidump, which holds parts of memory, nobody expects whole lists.
             vollog.log(logging.INFO if audit.facts.partial else logging.WARNING, note)
 
-    def _columns(self) -> list[Any]:
+    def _columns(self) -> list[Column]:
+        from .columns import COLUMNS
+
         return [column for column in COLUMNS if self.config["wide"] or not column.wide]
 
     def run(self) -> renderers.TreeGrid:
         """Make the table."""
         return renderers.TreeGrid([(column.name, column.type) for column in self._columns()], self._rows())
+
+
+# What no other plugin needs is loaded only when the audit runs.
+defer(__name__, __path__[0])

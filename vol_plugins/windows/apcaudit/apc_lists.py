@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .drivers import Drivers
+from .drivers.loaded import Drivers
 from .facts import PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory

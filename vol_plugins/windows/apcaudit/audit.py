@@ -7,26 +7,27 @@ from dataclasses import dataclass, replace
 
 from volatility3.framework import constants, interfaces
 
-from . import apc_checks, checks
 from . import facts as windows
 from .apc_lists import ApcLists
 from .bugcheck import read_bugcheck
-from .calm import is_calm
-from .cid_table import CidTable, read_cid_table
-from .drivers import Drivers, read_drivers
+from .checks import apcs as apc_checks
+from .checks import threads as checks
+from .checks.calm import is_calm
+from .drivers.loaded import Drivers, read_drivers
 from .layout import Layout, read_layout
 from .memory import Memory
 from .model import Audited, Backing, Facts, Process, Thread, View
-from .off_list import OffList
-from .origin import Origins
-from .placement import Placement
+from .origin.origins import Origins
 from .processes import Processes
-from .processors import read_processors
-from .scan import Scanned, scan
 from .symbols import KernelSymbols
-from .system_time import SystemTime
-from .threads import Threads
-from .views import Views
+from .views.cid_table import CidTable, read_cid_table
+from .views.off_list import OffList
+from .views.placement import Placement
+from .views.processors import read_processors
+from .views.scan import Scanned, scan
+from .views.system_time import SystemTime
+from .views.threads import Threads
+from .views.views import Views
 
 NO_PROCESS = 0
 """UniqueProcess and UniqueThread of an idle thread."""

@@ -10,7 +10,7 @@ from volatility3.framework import renderers
 from volatility3.framework.renderers import format_hints
 
 from . import facts as windows
-from .delivery import why_queued
+from .checks.delivery import why_queued
 from .model import Apc, Audited, Facts, Finding, Queue, Severity, View
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from urllib import parse, request
 
 from volatility3.framework import constants, exceptions, interfaces
-from volatility3.framework.configuration import requirements
 from volatility3.framework.layers import intel
 from volatility3.framework.symbols.windows import pdbutil
 
@@ -26,28 +25,6 @@ _FORMATS = (
 # DumpType in a crash dump's header that no layer reads (WDK, "Varieties of Kernel-Mode Dump Files").
 _DUMP_TYPES = {2: "a kernel memory dump", 3: "a header only", 6: "an automatic (bitmap kernel) memory dump"}
 _DUMP_TYPE_OFFSET = {b"PAGEDUMP": 0xF88, b"PAGEDU64": 0xF98}
-
-
-class KernelRequirement(requirements.ModuleRequirement):
-    """The kernel as a requirement that tells, when it is not met, why not and what to do."""
-
-    _failed_in: tuple[interfaces.context.ContextInterface, str] | None = None
-
-    def unsatisfied(
-        self, context: interfaces.context.ContextInterface, config_path: str
-    ) -> dict[str, interfaces.configuration.RequirementInterface]:
-        """Return itself when the kernel's layer or symbols are missing, so that its description is printed."""
-        missing = super().unsatisfied(context, config_path)
-        self._failed_in = (context, config_path) if missing else None
-        return {interfaces.configuration.path_join(config_path, self.name): self} if missing else {}
-
-    @property
-    def description(self) -> str:
-        """What vol prints of a requirement that is not met."""
-        if self._failed_in is None:
-            return str(super().description)
-        context, config_path = self._failed_in
-        return diagnose(context, interfaces.configuration.path_join(config_path, self.name))
 
 
 def diagnose(context: interfaces.context.ContextInterface, kernel_path: str) -> str:

@@ -105,7 +105,7 @@ class Decoder:
 
 
 def _touches(member: Member, holes: Iterable[tuple[int, int]]) -> bool:
-    return any(start < member.offset + member.size and member.offset < end for start, end in holes)
+    return any(max(start, member.offset) < min(end, member.offset + member.size) for start, end in holes)
 
 
 # One row a member of ThreadMembers, in its order: the paths below _ETHREAD, newest Windows first.

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum
 
 from .absence import Absence
+from .severity import Severity as Severity
 from .thread_members import ThreadMembers as ThreadMembers
-
-
-class Severity(IntEnum):
-    """How bad a finding is, in the words of the findings' vocabulary."""
-
-    INFO = 0
-    LOW = 1
-    MEDIUM = 2
-    HIGH = 3
-    CRITICAL = 4
-
-    def __str__(self) -> str:
-        return self.name.lower()
 
 
 class QueueName(str, Enum):

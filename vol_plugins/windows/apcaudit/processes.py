@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .drivers import both_ways, read_member
 from .layout import LayoutError
 from .memory import Memory
 from .model import Process
+from .structures import both_ways, read_member
 from .symbols import KernelSymbols
 from .text import from_ansi
 

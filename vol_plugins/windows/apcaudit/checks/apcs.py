@@ -1,0 +1,192 @@
+"""The findings about a queued APC, one small pure function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .. import facts as windows
+from ..model import Apc, Backing, Code, Facts, Finding, QueueName, Severity, Thread
+
+ApcCheck = Callable[[Apc, Thread, Facts], "Finding | None"]
+
+
+def routine_unbacked(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A routine that the kernel will call lies in no loaded module."""
+    return _routines_in(apc, _UNBACKED, "routine-unbacked", Severity.HIGH)
+
+
+def routine_unloaded(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A routine that the kernel will call lies where a driver was that has been unloaded."""
+    return _routines_in(apc, (Backing.UNLOADED,), "routine-unloaded", Severity.CRITICAL)
+
+
+def routine_user_address(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A routine that the kernel will call is a user-space or a non-canonical address."""
+    return _routines_in(apc, (Backing.USER,), "routine-user-address", Severity.CRITICAL)
+
+
+def kernel_normal_in_user_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A user-mode APC would run a kernel address in user mode."""
+    if apc.apc_mode != windows.USER_MODE or apc.normal_routine is None:
+        return None
+    if apc.normal_routine.backing is Backing.USER or windows.is_wow64_encoded(apc.normal_routine.address):
+        return None
+    return Finding(
+        "kernel-normal-in-user-apc",
+        Severity.HIGH,
+        f"the user-mode APC's NormalRoutine is the kernel address {_with_address(apc.normal_routine)}",
+    )
+
+
+def mode_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """ApcMode is not that of the list that the APC hangs on."""
+    if apc.apc_mode is None or apc.queue.mode is None or apc.apc_mode == apc.queue.mode:
+        return None
+    return Finding(
+        "mode-mismatch",
+        Severity.HIGH,
+        f"ApcMode is {apc.apc_mode} on the {apc.queue.value} list, where {apc.queue.mode} belongs",
+    )
+
+
+def thread_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """KAPC.Thread is not the thread whose list holds the APC."""
+    if apc.thread is None or apc.thread == thread.address:
+        return None
+    return Finding(
+        "thread-mismatch", Severity.HIGH, f"KAPC.Thread is {apc.thread:#x}, not this thread {thread.address:#x}"
+    )
+
+
+def bad_object(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """Type or Size is not a KAPC's."""
+    wrong = []
+    if apc.type is not None and apc.type != windows.APC_OBJECT:
+        wrong.append(f"Type is {apc.type}, not {windows.APC_OBJECT} (ApcObject)")
+    if apc.size is not None and apc.size != facts.apc_size:
+        wrong.append(f"Size is {apc.size:#x}, not {facts.apc_size:#x}")
+    return Finding("bad-object", Severity.HIGH, "the KAPC's " + " and its ".join(wrong)) if wrong else None
+
+
+def not_inserted(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """The APC is linked but does not say so."""
+    if apc.inserted != 0 or apc.queue is QueueName.OFF_LIST:
+        return None
+    return Finding("not-inserted", Severity.MEDIUM, "the KAPC is on the list but its Inserted is 0")
+
+
+def environment_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """KAPC.ApcStateIndex does not belong to the APC state that holds the list."""
+    index = thread.members.apc_state_index
+    if apc.apc_state_index is None or index not in (0, 1) or apc.queue is QueueName.OFF_LIST:
+        return None
+    # What was queued between the first and the second attach is for the state that was then the current one.
+    expected = 0 if apc.queue.saved and not apc.nested else index
+    if apc.apc_state_index == expected:
+        return None
+    return Finding(
+        "environment-mismatch",
+        Severity.MEDIUM,
+        f"KAPC.ApcStateIndex is {apc.apc_state_index} on the {apc.queue.value} list of a thread with ApcStateIndex"
+        f" {index}, where {expected} belongs",
+    )
+
+
+def order_violation(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A special kernel APC stands behind a normal one."""
+    if apc.kind != "special-kernel" or apc.queue.mode != windows.KERNEL_MODE:
+        return None
+    queue = thread.queue(apc.queue)
+    before = queue.apcs[: apc.position] if queue is not None else ()
+    ahead = next((other for other in before if other.kind == "normal-kernel"), None)
+    if ahead is None:
+        return None
+    return Finding(
+        "order-violation",
+        Severity.MEDIUM,
+        f"the special kernel APC stands behind the normal one {ahead.address:#x}, where KiInsertQueueApc puts none",
+    )
+
+
+def duplicate_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """The same KAPC hangs on two lists."""
+    if apc.also_on is None:
+        return None
+    return Finding("duplicate-apc", Severity.HIGH, f"the same KAPC also hangs on {apc.also_on}")
+
+
+def off_list_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A KAPC says it is queued to the thread, and no list holds it."""
+    if apc.queue is not QueueName.OFF_LIST:
+        return None
+    unread = [queue.name.value for queue in thread.queues if not queue.intact]
+    if unread:
+        # It may hang where the walk could not follow; the row says where it was found.
+        return None
+    text = f"the KAPC says Inserted {apc.inserted} for this live thread, yet no list holds it: it was unlinked"
+    text += " without KeRemoveQueueApc"
+    if facts.bugcheck is None:
+        text += ", or the image was taken while the queue changed"
+    return Finding("off-list-apc", Severity.HIGH, text)
+
+
+def apc_outside_pool(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """The KAPC lies in user space or on a kernel stack."""
+    if apc.misplaced is None:
+        return None
+    text = f"the KAPC at {apc.address:#x} lies in {apc.misplaced}"
+    routine = apc.kernel_routine
+    if routine is not None and routine.module == "nt" and routine.symbol in windows.STACK_APC_ROUTINES:
+        return Finding("apc-outside-pool", Severity.LOW, f"{text}, where the caller of {routine} keeps it")
+    return Finding("apc-outside-pool", Severity.HIGH, text)
+
+
+_UNBACKED = (Backing.NOTHING, Backing.UNLOADED)
+
+
+def _routines_in(apc: Apc, backings: tuple[Backing, ...], code: str, severity: Severity) -> Finding | None:
+    """Report the routines of an APC, of those that run in kernel mode, that a kind of memory holds."""
+    routines = [(name, routine) for name, routine in _kernel_routines(apc) if routine.backing in backings]
+    if not routines:
+        return None
+    wrong = [f"{name} {routine.address:#x}" for name, routine in routines]
+    where = backings[0].value
+    if backings == (Backing.UNLOADED,):
+        names = sorted({str(routine.former) for _, routine in routines})
+        where = f"the former range of {' and '.join(names)}, which has been unloaded"
+    return Finding(code, severity, f"{' and '.join(wrong)} {'lies' if len(wrong) == 1 else 'lie'} in {where}")
+
+
+def _kernel_routines(apc: Apc) -> Iterator[tuple[str, Code]]:
+    if apc.kernel_routine is not None:
+        yield "KernelRoutine", apc.kernel_routine
+    if apc.rundown_routine is not None and apc.rundown_routine.address:
+        yield "RundownRoutine", apc.rundown_routine
+    if apc.apc_mode == windows.KERNEL_MODE and apc.normal_routine is not None and apc.normal_routine.address:
+        yield "NormalRoutine", apc.normal_routine
+
+
+def _with_address(code: Code) -> str:
+    return code.text if code.symbol is None else f"{code.address:#x} ({code.text})"
+
+
+CHECKS: tuple[ApcCheck, ...] = (
+    routine_unbacked,
+    routine_unloaded,
+    routine_user_address,
+    kernel_normal_in_user_apc,
+    mode_mismatch,
+    thread_mismatch,
+    bad_object,
+    not_inserted,
+    environment_mismatch,
+    order_violation,
+    duplicate_apc,
+    off_list_apc,
+    apc_outside_pool,
+)
+
+
+def check(apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
+    """Return every finding about one APC of the thread."""
+    return tuple(finding for test in CHECKS if (finding := test(apc, thread, facts)) is not None)

@@ -1,0 +1,1 @@
+"""Which driver holds an address: loaded and unloaded modules, and the names in them."""

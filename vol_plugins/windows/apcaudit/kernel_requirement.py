@@ -1,0 +1,30 @@
+"""The kernel as the plugin's requirement: when it is not met, it says why."""
+
+from __future__ import annotations
+
+from volatility3.framework import interfaces
+from volatility3.framework.configuration import requirements
+
+
+class KernelRequirement(requirements.ModuleRequirement):
+    """The kernel as a requirement that tells, when it is not met, why not and what to do."""
+
+    _failed_in: tuple[interfaces.context.ContextInterface, str] | None = None
+
+    def unsatisfied(
+        self, context: interfaces.context.ContextInterface, config_path: str
+    ) -> dict[str, interfaces.configuration.RequirementInterface]:
+        """Return itself when the kernel's layer or symbols are missing, so that its description is printed."""
+        missing = super().unsatisfied(context, config_path)
+        self._failed_in = (context, config_path) if missing else None
+        return {interfaces.configuration.path_join(config_path, self.name): self} if missing else {}
+
+    @property
+    def description(self) -> str:
+        """What vol prints of a requirement that is not met."""
+        if self._failed_in is None:
+            return str(super().description)
+        from .diagnosis import diagnose
+
+        context, config_path = self._failed_in
+        return diagnose(context, interfaces.configuration.path_join(config_path, self.name))

@@ -1,0 +1,1 @@
+"""Kernel minidumps (DumpType 4) as physical memory for every plugin of vol."""

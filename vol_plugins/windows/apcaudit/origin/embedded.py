@@ -1,0 +1,83 @@
+"""KAPCs that are members of another structure: the thread's own, a timer's, an ETW entry's."""
+
+from __future__ import annotations
+
+from ..memory import Memory
+from ..model import Apc, Origin, Thread
+from ..structures import read_member
+from ..symbols import KernelSymbols
+
+# What the KAPCs in _KTHREAD and _ETHREAD are for: SuspendApc to 7, SchedulerApc since 8 (its NormalRoutine is
+# KiSchedulerApc), UpdateTebApc since 24H2 (public PDBs of these builds).
+_PURPOSES = {
+    "SuspendApc": "suspension",
+    "SchedulerApc": "suspension, freezing or termination",
+    "UpdateTebApc": "update of the TEB",
+}
+
+# KOBJECTS TimerNotificationObject and TimerSynchronizationObject (ReactOS sdk/include/ndk/ketypes.h).
+_TIMER_TYPES = (8, 9)
+
+# KernelRoutine, structure and member that holds its KAPC (public PDBs; _ETW_APC_ENTRY.Apc in 16299 to 19045 only).
+_HOLDERS = (
+    ("ExpTimerApcRoutine", "_ETIMER", "TimerApc"),
+    ("EtwpStackWalkApc", "_ETW_APC_ENTRY", "Apc"),
+    ("EtwpQueueStackWalkApc", "_ETW_APC_ENTRY", "Apc"),
+    ("MiStoreWriteModifiedCompleteApc", "_MMMOD_WRITER_MDL_ENTRY", "StoreWriteCompletionApc"),
+)
+
+
+class Embedded:
+    """Names the KAPCs that the symbol table shows as members of threads, timers and the like."""
+
+    def __init__(self, memory: Memory, symbols: KernelSymbols) -> None:
+        self._memory = memory
+        self._symbols = symbols
+        tcb = symbols.member("_ETHREAD", "Tcb")
+        in_tcb = symbols.members_of_type("_KTHREAD", "_KAPC")
+        self.members: dict[int, str] = {offset + (tcb.offset if tcb else 0): name for name, offset in in_tcb.items()}
+        self.members |= {offset: name for name, offset in symbols.members_of_type("_ETHREAD", "_KAPC").items()}
+        self._holders = {
+            address: (structure, name)
+            for routine, structure, name in _HOLDERS
+            if (address := symbols.address(routine)) is not None
+        }
+
+    def member_at(self, thread: int, address: int) -> str | None:
+        """Return the name of the _ETHREAD's member that a KAPC at an address is, None when it is none."""
+        return self.members.get(address - thread)
+
+    def of_thread(self, apc: Apc, thread: Thread) -> Origin | None:
+        """Return the origin of a KAPC that is a member of its thread."""
+        name = self.member_at(thread.address, apc.address)
+        if name is None:
+            return None
+        evidence = [f"the KAPC is {name} of the thread itself"]
+        count = read_member(self._memory, self._symbols, "_ETHREAD", "Tcb.SuspendCount", thread.address)
+        if count is not None and name in ("SuspendApc", "SchedulerApc"):
+            evidence.append(f"SuspendCount is {count}")
+        purpose = _PURPOSES.get(name)
+        if purpose is None:
+            return Origin(f"{name} of this thread", tuple(evidence))
+        return Origin(f"{name} of this thread: {purpose}?", tuple(evidence), (f"{name} serves {purpose}",))
+
+    def holder(self, apc: Apc) -> Origin | None:
+        """Return the origin of a KAPC whose KernelRoutine belongs to a structure that holds it."""
+        held = self._holders.get(apc.kernel_routine.address) if apc.kernel_routine is not None else None
+        member = self._symbols.member(*held) if held is not None else None
+        if held is None or member is None:
+            return None
+        structure, name = held
+        address = apc.address - member.offset
+        evidence = [f"KernelRoutine is {apc.kernel_routine}, whose KAPC is a member {structure}.{name}: {address:#x}"]
+        if structure != "_ETIMER":
+            return Origin(f"{structure} {address:#x}?", tuple(evidence))
+        kind = read_member(self._memory, self._symbols, structure, "KeTimer.Header.Type", address)
+        if kind not in _TIMER_TYPES:
+            said = "unreadable" if kind is None else f"{kind}, no timer's"
+            return Origin(f"timer {address:#x}? (KeTimer.Header.Type is {said})", tuple(evidence))
+        evidence.append(f"its KeTimer.Header.Type is {kind}, a timer's")
+        routine = f" with the completion routine {apc.normal_routine}" if apc.normal_routine is not None else ""
+        return Origin(
+            f"timer {address:#x} expired", tuple(evidence), (f"the thread set the timer{routine} (NtSetTimer)",)
+        )

@@ -1,0 +1,120 @@
+"""PspCidTable, the handle table of thread and process IDs, read page by page and distrusted entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from struct import Struct
+
+from ..facts import ID_STEP
+from ..layout import Member
+from ..memory import PAGE, Memory
+from ..structures import read_member
+from ..symbols import KernelSymbols
+
+LEVEL_MASK = 7
+"""Low bits of TableCode: the number of levels above the pages of entries, at most 2 (WRK, ex/handle.c)."""
+
+PAGE_BOUND = 1 << 16
+"""How many pages of entries are read: sixteen million IDs, as many as a table of three levels has on x64."""
+
+
+@dataclass(frozen=True, slots=True)
+class CidTable:
+    """Object addresses by ID, as the table has them.
+
+    `complete` is whether every page of the table was read, `confirmed` whether the decoding is proven by the
+    System process standing under its own ID: only then is an ID that is missing evidence of anything.
+    """
+
+    objects: dict[int, int] = field(default_factory=dict)
+    complete: bool = False
+    confirmed: bool = False
+
+    @property
+    def evidence(self) -> bool:
+        """Whether what is not in the table can be said to be missing from it."""
+        return self.complete and self.confirmed
+
+
+class EntryDecoder:
+    """Turns pages of _HANDLE_TABLE_ENTRY into object addresses."""
+
+    def __init__(self, member: Member, entry_size: int, pointer_size: int) -> None:
+        self._words = Struct("<" + ("I" if pointer_size == 4 else "Q") * (PAGE // pointer_size))
+        self._first = member.offset // pointer_size
+        self._step = entry_size // pointer_size
+        self._shift = member.shift
+        self._bits = member.bits
+        # ObjectPointerBits leaves out the zeros that alignment guarantees and, on x64, the copies of bit 47.
+        width = 32 if pointer_size == 4 else 48
+        self._low = width - member.bits if member.bits is not None else 0
+        self._sign = (1 << 64) - (1 << 48) if pointer_size == 8 else 0
+        self.entries_of_page = PAGE // entry_size
+
+    def __call__(self, page: bytes, first_id: int) -> Iterator[tuple[int, int]]:
+        """Yield (ID, object address) for the entries of a page that hold something."""
+        words = self._words.unpack(page)[self._first :: self._step]
+        if self._bits is None:
+            # To Windows 7 the object's address itself, the lowest bit being the entry's lock.
+            for index, word in enumerate(words):
+                if word > LEVEL_MASK:
+                    yield first_id + index * ID_STEP, word & ~LEVEL_MASK
+            return
+        shift, mask, low, sign = self._shift, (1 << self._bits) - 1, self._low, self._sign
+        for index, word in enumerate(words):
+            address = (word >> shift & mask) << low
+            if address:
+                yield first_id + index * ID_STEP, address | sign if address >> 47 else address
+
+
+def read_cid_table(memory: Memory, symbols: KernelSymbols) -> CidTable:
+    """Read the table; an empty one, not complete, where the image does not have it."""
+    symbol = symbols.address("PspCidTable")
+    table = None if symbol is None else memory.pointer(symbol)
+    code = read_member(memory, symbols, "_HANDLE_TABLE", "TableCode", table) if table else None
+    member = symbols.member("_HANDLE_TABLE_ENTRY", "ObjectPointerBits") or symbols.member(
+        "_HANDLE_TABLE_ENTRY", "Object"
+    )
+    size = symbols.size_of("_HANDLE_TABLE_ENTRY")
+    if not code or member is None or not size or code & LEVEL_MASK > 2:
+        return CidTable()
+    decode = EntryDecoder(member, size, memory.pointer_size)
+    pages = [code & ~LEVEL_MASK]
+    complete = True
+    for _ in range(code & LEVEL_MASK):
+        pages, readable = _lower(memory, pages)
+        complete = complete and readable
+    objects: dict[int, int] = {}
+    for number, page in enumerate(pages):
+        data = memory.read(page, PAGE) if page else None
+        if data is not None:
+            objects.update(decode(data, number * decode.entries_of_page * ID_STEP))
+        elif page:
+            complete = False
+    return CidTable(objects, complete, _system_is_in(objects, memory, symbols))
+
+
+def _lower(memory: Memory, pages: list[int]) -> tuple[list[int], bool]:
+    """Read the pages of pointers of one level: the pages below them in order, 0 for those that there are not."""
+    pointers = Struct("<" + ("I" if memory.pointer_size == 4 else "Q") * (PAGE // memory.pointer_size))
+    lower: list[int] = []
+    complete = True
+    for page in pages:
+        data = memory.read(page, PAGE) if page else None
+        complete = complete and (data is not None or not page)
+        lower.extend(pointers.unpack(data) if data is not None else [0] * (PAGE // memory.pointer_size))
+        if len(lower) > PAGE_BOUND:
+            return lower[:PAGE_BOUND], complete and not any(lower[PAGE_BOUND:])
+    while lower and not lower[-1]:
+        lower.pop()
+    return lower, complete
+
+
+def _system_is_in(objects: dict[int, int], memory: Memory, symbols: KernelSymbols) -> bool:
+    symbol = symbols.address("PsInitialSystemProcess")
+    system = None if symbol is None else memory.pointer(symbol)
+    if not system:
+        return False
+    pid = read_member(memory, symbols, "_EPROCESS", "UniqueProcessId", system)
+    return pid is not None and objects.get(pid) == system

@@ -1,0 +1,80 @@
+"""Whose kernel stack an address lies on, and whether a pool block holds it."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+
+from ..drivers.loaded import Drivers
+from ..layout import Decoder
+from ..memory import PAGE, Memory
+from ..model import Thread
+from ..symbols import KernelSymbols
+
+STACK_BOUND = 1 << 20
+"""The largest kernel stack that is believed, in bytes; x64 gives up to 72 KiB, callouts a few of them."""
+
+
+class StackRanges:
+    """Answers for one image; the stacks of all threads are read once, and only when an answer needs them."""
+
+    def __init__(
+        self, memory: Memory, symbols: KernelSymbols, drivers: Drivers, threads: Callable[[], Iterable[Thread]]
+    ) -> None:
+        self._memory = memory
+        self._drivers = drivers
+        self._threads = threads
+        self._ranges: tuple[array[int], array[int], array[int]] | None = None
+        members = [symbols.member("_POOL_HEADER", name) for name in ("BlockSize", "PoolType", "PoolTag")]
+        self._header = symbols.size_of("_POOL_HEADER") or 2 * memory.pointer_size
+        self._decode = Decoder(members, self._header) if None not in members else None
+
+    def holder(self, address: int, thread: Thread) -> int | None:
+        """Return the _ETHREAD on whose kernel stack a virtual address lies, None when it is on none.
+
+        Args:
+            address: of a KAPC.
+            thread: the thread that it is queued to, whose own stack is asked first.
+        """
+        limit, base = thread.members.stack_limit, thread.members.stack_base
+        if limit and base and limit <= address < base <= limit + STACK_BOUND:
+            return thread.address
+        if self._drivers.at(address) is not None or self.in_pool(address):
+            return None
+        if self._ranges is None:
+            self._ranges = self._read()
+        limits, bases, threads = self._ranges
+        index = bisect_right(limits, address) - 1
+        return threads[index] if index >= 0 and address < bases[index] else None
+
+    def in_pool(self, address: int) -> bool:
+        """Tell whether a pool header before an address, on its page, is of a block that reaches beyond it."""
+        offset = address % PAGE
+        page = self._memory.read(address - offset, offset)
+        if page is None or self._decode is None:
+            return False
+        for at in range(offset - self._header & -self._header, -1, -self._header):
+            size, kind, tag = self._decode(page, at)
+            end = at + (size or 0) * self._header
+            # Type 0 is a free block; no block leaves its page.
+            if kind and tag and offset < end <= PAGE and _is_tag(tag):
+                return True
+        return False
+
+    def _read(self) -> tuple[array[int], array[int], array[int]]:
+        ranges = sorted(self._known())
+        columns = zip(*ranges, strict=True) if ranges else ((), (), ())
+        limits, bases, threads = (array("Q", column) for column in columns)
+        return limits, bases, threads
+
+    def _known(self) -> Iterator[tuple[int, int, int]]:
+        for thread in self._threads():
+            limit, base = thread.members.stack_limit, thread.members.stack_base
+            if limit and base and limit < base <= limit + STACK_BOUND:
+                yield limit, base, thread.address
+
+
+def _is_tag(tag: int) -> bool:
+    """Tell whether a pool tag is four printable characters, the last one's top bit (a protected block's) aside."""
+    return all(0x20 <= letter < 0x7F for letter in (tag & 0x7FFFFFFF).to_bytes(4, "little"))

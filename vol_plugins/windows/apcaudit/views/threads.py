@@ -1,0 +1,171 @@
+"""The threads of the image from every view: read whole, decoded from bytes, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .. import facts as windows
+from ..absence import Absence, neighbours_of
+from ..layout import Layout
+from ..memory import Memory
+from ..model import Process, Thread, ThreadMembers, View
+from ..processes import Processes
+from .system_time import SystemTime
+from .views import Views
+
+THREAD_BOUND = 1_000_000
+"""How many threads of one process are followed."""
+
+
+class Threads:
+    """Finds threads and reads them; `notes` collects what was wrong with the lists themselves.
+
+    `stopped` is whether the image is of a machine that stood still, so that its parts are of one moment.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        layout: Layout,
+        processes: Processes,
+        views: Views,
+        time: SystemTime,
+        *,
+        stopped: bool = False,
+    ) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._processes = processes
+        self._views = views
+        self._time = time
+        self._stopped = stopped
+        self._closed: dict[int, bool] = {}
+        self.seen: set[int] = set()
+        self.notes: list[str] = []
+
+    def members(self, address: int) -> ThreadMembers:
+        """Read the _ETHREAD at a virtual address; members in unreadable memory are None."""
+        decoder = self._layout.thread
+        data = self._memory.read(address, decoder.size)
+        if data is not None:
+            return ThreadMembers._make(decoder(data))
+        sparse, holes = self._memory.read_sparse(address, decoder.size)
+        return ThreadMembers._make(decoder.partial(sparse, holes))
+
+    def all(self) -> Iterator[Thread]:
+        """Yield every thread that any view holds, each once, the process lists' first and in their order."""
+        yield from self.listed()
+        for address, cid in self._views.others(self.seen):
+            if address not in self.seen:
+                yield from self._other(address, cid)
+
+    def listed(self) -> Iterator[Thread]:
+        """Yield the threads of every listed process, in the order of the lists."""
+        for process in self._processes.listed():
+            yield from self.of(process)
+        if not self._processes.complete:
+            self.notes.append("PsActiveProcessHead does not close: processes may be missing from the list view")
+
+    def of(self, process: Process, *, listed: bool | None = True) -> Iterator[Thread]:
+        """Yield the threads on a process's ThreadListHead, from both ends where the list does not close."""
+        head = process.address + self._processes.thread_list_head
+        self._closed[process.address] = False
+        links = self._memory.links(head)
+        if links is None:
+            self.notes.append(f"the thread list of {process} could not be read")
+            return
+        offset = self._layout.thread_list_entry
+        views_of, usual, seen, read = self._views.of, self._views.usual, self.seen, self.members
+        for forward in (True, False):
+            entry: int | None = links[0] if forward else links[1]
+            count = 0
+            while entry != head and entry is not None and count < THREAD_BOUND:
+                address = entry - offset
+                if address in seen or entry % self._layout.pointer_size:
+                    break
+                members = read(address)
+                if members.tid is None and members.thread_list_flink is None:
+                    break
+                seen.add(address)
+                count += 1
+                views = views_of(address, members.tid, listed=True)
+                if views is usual and listed:
+                    yield Thread(address, members, process, views=views)
+                else:
+                    yield self._unusual(address, members, process, views, listed)
+                entry = members.thread_list_flink if forward else members.thread_list_blink
+            if entry == head:
+                self._closed[process.address] = True
+                return
+            if forward:
+                self.notes.append(f"the thread list of {process} does not close: it is read from its other end too")
+
+    def _other(self, address: int, cid: int | None) -> Iterator[Thread]:
+        """Yield what other views call a thread, if it is one, and the threads of its process if that is not listed."""
+        members = self.members(address)
+        owner = self._owner(address, members, cid)
+        if owner is None and (address not in self._views.named or members.state is None):
+            return
+        listed: bool | None = None
+        if owner is not None:
+            if owner.address in self._closed:
+                listed = True
+            else:
+                # The idle process is never in the list; a list with holes in it proves nothing.
+                listed = False if owner.pid and self._processes.complete else None
+                yield from self.of(owner, listed=listed)
+        if address not in self.seen:
+            self.seen.add(address)
+            views = self._views.of(address, members.tid, listed=False)
+            yield self._unusual(address, members, owner, views, listed)
+
+    def _owner(self, address: int, members: ThreadMembers, cid: int | None) -> Process | None:
+        """Return the process of what may be a thread; None when it contradicts itself and so is none."""
+        if members.tid is None or members.state is None or members.state > windows.IN_SWAP:
+            return None
+        if (cid is not None and members.tid != cid) or not members.process or address % self._layout.pointer_size:
+            return None
+        owner = self._processes.at(members.process)
+        if owner.pid is None:
+            return owner if members.dispatcher_type == windows.THREAD_OBJECT else None
+        return owner if owner.pid == members.pid and members.tid % windows.ID_STEP == 0 else None
+
+    def _unusual(
+        self,
+        address: int,
+        members: ThreadMembers,
+        owner: Process | None,
+        views: frozenset[View],
+        owner_listed: bool | None,
+    ) -> Thread:
+        """Make a thread with what the processors tell of it and with the evidence if a view misses it."""
+        processor = self._views.running.get(address)
+        return Thread(
+            address,
+            members,
+            owner,
+            views=views,
+            processor=None if processor is None else processor.number,
+            idle=address in self._views.idle,
+            irql=processor.saved_irql if processor is not None and self._stopped else None,
+            absence=self._absence(address, members, owner, views),
+            owner_listed=owner_listed,
+        )
+
+    def _absence(
+        self, address: int, members: ThreadMembers, owner: Process | None, views: frozenset[View]
+    ) -> Absence | None:
+        late = self._time.is_after(members.create_time)
+        if View.LIST in views:
+            # ID 0 is the idle threads'; the table has none.
+            if View.CID in views or not members.tid or not self._views.cid.evidence:
+                return None
+            return Absence("cid", None, late, self._stopped)
+        if owner is None or not self._closed.get(owner.address):
+            return None
+        entry = address + self._layout.thread_list_entry
+        links = members.thread_list_flink, members.thread_list_blink
+        if links[0] is None or links[1] is None:
+            return Absence("list", None, late, self._stopped)
+        around = self._memory.links(links[0]), self._memory.links(links[1])
+        return Absence("list", neighbours_of(entry, (links[0], links[1]), around), late, self._stopped)
