@@ -33,6 +33,8 @@ def build(scene: Scene, kernel: Kernel) -> Image:
     handletable.place(machine)
     debugger.place(machine)
     lowstub.place(machine)
+    # Where Windows maps a process's pages for a moment. Nothing lies there; that it exists tells kernel page tables.
+    machine.memory.space.map(machine.ranges.hyperspace, PAGE)
     image = Image(machine)
     for event in scene.events:
         event(image)

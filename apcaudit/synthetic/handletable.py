@@ -51,9 +51,7 @@ def place_empty(machine: Machine, process: int) -> None:
     leaf = pool.take_pages(PAGE)
     memory.write(table, "_HANDLE_TABLE", "TableCode", leaf)
     memory.write(table, "_HANDLE_TABLE", "QuotaProcess", process)
-    memory.write(
-        table, "_HANDLE_TABLE", "NextHandleNeedingPool", PAGE // memory.size("_HANDLE_TABLE_ENTRY") * _STEP
-    )
+    memory.write(table, "_HANDLE_TABLE", "NextHandleNeedingPool", PAGE // memory.size("_HANDLE_TABLE_ENTRY") * _STEP)
     memory.write(process, "_EPROCESS", "ObjectTable", table)
 
 

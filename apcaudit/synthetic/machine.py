@@ -51,6 +51,7 @@ class Ranges:
     user: int
     shared_data: int
     system_range: int
+    hyperspace: int
 
 
 X86_RANGES = Ranges(
@@ -65,6 +66,7 @@ X86_RANGES = Ranges(
     user=0x00400000,
     shared_data=0xFFDF0000,
     system_range=0x80000000,
+    hyperspace=0xC0800000,
 )
 
 
@@ -82,6 +84,7 @@ def _x64_ranges(kernel: Kernel) -> Ranges:
         user=0x7FF600000000,
         shared_data=0xFFFFF78000000000,
         system_range=0xFFFF800000000000 if kernel.version >= (6, 3, 0) else 0xFFFF080000000000,
+        hyperspace=0xFFFFF70000000000,
     )
 
 

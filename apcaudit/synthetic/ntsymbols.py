@@ -55,6 +55,7 @@ VARIABLES: tuple[tuple[str, int, Version, Version], ...] = (
     ("MmPfnDatabase", 0x10, XP, EVER),
     ("PoolBigPageTable", 0x10, XP, EVER),
     ("PoolBigPageTableSize", 0x10, XP, EVER),
+    ("MmProtectToValue", 0x80, XP, EVER),
 )
 
 #: (name, first version, first version without): functions with an address of their own.

@@ -56,6 +56,7 @@ def place(machine: Machine, processes: tuple[Process, ...]) -> None:
         elif process.pid == 0:
             machine.set_pointer("PsIdleProcess", body)
     memory.link(machine.variable("PsActiveProcessHead", 16), listed)
+    processparts.place_protections(machine)
 
 
 def _write(machine: Machine, process: Process, body: int) -> None:
@@ -82,7 +83,7 @@ def _write(machine: Machine, process: Process, body: int) -> None:
 
 def link_threads(machine: Machine, process: Process, threads: list[int]) -> None:
     """Make both rings of a process's threads, by the addresses of its listed _ETHREADs."""
-    memory, body = machine.memory, machine.processes[process.name]
+    memory, body = machine.memory, machine.address_of[f"process:{process.pid}"]
     executive = memory.offset("_ETHREAD", "ThreadListEntry")
     kernel = memory.offset("_ETHREAD", "Tcb.ThreadListEntry")
     memory.link(body + memory.offset("_EPROCESS", "ThreadListHead"), [each + executive for each in threads])

@@ -6,6 +6,8 @@ them.
 
 from __future__ import annotations
 
+import struct
+
 from apcaudit.synthetic import handletable
 from apcaudit.synthetic.machine import Machine
 from apcaudit.synthetic.pages import PAGE
@@ -17,6 +19,8 @@ _PENDING = 0x103
 _SHARED_DATA, _READ_ONLY = 0x7FFE0000, 1
 #: Where the first PEB lies behind the base of user images; ours.
 _PEBS = 0x1000000
+#: MmProtectToValue, by the VADs' five bits: the PAGE_* (winnt.h) of the lowest three, and what the upper two add.
+_PAGE_ACCESS, _PAGE_MODIFIERS = (0x01, 0x02, 0x10, 0x20, 0x04, 0x08, 0x40, 0x80), (0, 0x200, 0x100, 0x400)
 #: Processes that run no image of a file.
 _MINIMAL = frozenset({"Idle", "System", "Registry", "Secure System", "MemCompression"})
 
@@ -35,6 +39,19 @@ def place(machine: Machine, process: Process, body: int, position: int) -> None:
     memory.write(peb, "_PEB", "ImageBaseAddress", machine.ranges.user, optional=True)
     memory.write(body, "_EPROCESS", "Peb", peb, optional=True)
     _image_name(machine, process, body)
+
+
+def place_protections(machine: Machine) -> None:
+    """Write the table that turns a VAD's protection into PAGE_* constants."""
+    if not machine.kernel.has("MmProtectToValue"):
+        return
+    table = machine.variable("MmProtectToValue", 0x80)
+    values = [
+        access | (modifier if position else 0)
+        for modifier in _PAGE_MODIFIERS
+        for position, access in enumerate(_PAGE_ACCESS)
+    ]
+    machine.memory.space.write(table, struct.pack("<32I", *values))
 
 
 def _vads(machine: Machine, body: int) -> None:

@@ -153,7 +153,7 @@ class ThreadWriter:
         return self._has("Tcb.ApcState.InProgressFlags")
 
     def _identify(self, data: bytearray, process: Process, thread: Thread, *, system: bool) -> None:
-        put, owner = self._put, self.machine.processes[process.name]
+        put, owner = self._put, self.machine.address_of[f"process:{process.pid}"]
         put(data, "Cid.UniqueProcess", process.pid)
         put(data, "Cid.UniqueThread", thread.tid)
         start = self.machine.resolve(thread.start)
@@ -172,7 +172,7 @@ class ThreadWriter:
             put(data, "ExitTime", SYSTEM_TIME - 10_000_000)
 
     def _apc_states(self, data: bytearray, body: int, process: Process, thread: Thread) -> None:
-        put, owner = self._put, self.machine.processes[process.name]
+        put, owner = self._put, self.machine.address_of[f"process:{process.pid}"]
         attached = thread.attached_to
         index = int(attached is not None or (thread.idle and self._idle_is_attached))
         if attached is not None and attached not in self.machine.processes:
