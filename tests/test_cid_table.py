@@ -39,7 +39,7 @@ def test_levels(kernel: str, last: int, levels: int, tmp_path: Path) -> None:
     found = audited(kernel, tmp_path, (Thread(8), Thread(last)))
     table = read_cid_table(found.audit.memory, found.audit.symbols)
     system = found.image.address_of["process:4"]
-    assert table.objects == {4: system, 8: found.image.address_of[8], last: found.image.address_of[last]}
+    assert dict(table.objects.items()) == {4: system, 8: found.image.address_of[8], last: found.image.address_of[last]}
     assert table.evidence
     assert found.views(last) == "cid+list"
 

@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = "windows.apcaudit.ApcAudit"
+VOL = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,10 @@ def pip(machine: Path, *arguments: str) -> None:
 
 
 def vol(machine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
     cache = machine / "cache"
     cache.mkdir(exist_ok=True)
     return subprocess.run(
-        [python_of(machine), "-c", command, "-q", "--offline", "--cache-path", cache, *arguments],
+        [python_of(machine), "-c", VOL, "-q", "--offline", "--cache-path", cache, *arguments],
         capture_output=True,
         text=True,
         cwd=machine,
@@ -134,7 +134,6 @@ def test_checkout_runs_uninstalled(tmp_path: Path) -> None:
         env=environment,
     )
     arguments = ["-q", "--offline", "-p", "vol_plugins", "-s", "symbols", "-f", str(image), "windows.apcaudit"]
-    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    run = subprocess.run([sys.executable, "-c", VOL, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     assert "0x8ab54388" in run.stdout

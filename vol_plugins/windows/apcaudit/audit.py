@@ -20,6 +20,7 @@ from .model import Audited, Backing, Facts, Process, Thread, View
 from .origin.origins import Origins
 from .processes import Processes
 from .symbols import KernelSymbols
+from .thread_members import Glance, ThreadMembers
 from .views.cid_table import CidTable, read_cid_table
 from .views.off_list import OffList
 from .views.placement import Placement
@@ -122,22 +123,27 @@ class Audit:
 
     def run(self, selection: Selection) -> Iterator[Audited]:
         """Yield the selected threads that have findings or queued APCs, or all of them."""
+        self.threads.passes = None if selection.clean_too else self._passes
         for thread in self.threads.all():
-            if selection.takes(thread) and (selection.clean_too or not self._calm(thread)):
+            if selection.takes(thread):
                 audited = Audited(thread, (), {}) if _left_over(thread) else self.audit(thread)
                 if selection.clean_too or audited.findings or audited.thread.queues:
                     yield self._named(audited)
 
-    def _calm(self, thread: Thread) -> bool:
-        """Tell whether a thread has nothing queued and no check would find anything."""
-        return is_calm(thread) and self._quiet(thread) and self._start_backing(thread) in _HARMLESS
+    def _passes(self, address: int, members: Glance | ThreadMembers) -> bool:
+        """Tell of a thread that every view holds whether it has nothing queued and no check would find anything."""
+        layout = self.layout
+        return (
+            is_calm(members, address + layout.kernel_head, address + layout.user_head)
+            and not self.off_list.names(address)
+            and self._start_backing(members) in _HARMLESS
+        )
 
     def _quiet(self, thread: Thread) -> bool:
         return self.lists.quiet(thread.address, thread.members) and not self.off_list.names(thread.address)
 
-    def _start_backing(self, thread: Thread) -> Backing | None:
+    def _start_backing(self, members: Glance | ThreadMembers) -> Backing | None:
         """Tell what holds a system thread's start address, None for other threads."""
-        members = thread.members
         if not members.system_thread or members.start_address is None:
             return None
         return self.drivers.backing(members.start_address)
@@ -145,7 +151,7 @@ class Audit:
     def audit(self, thread: Thread) -> Audited:
         """Read a thread's APC lists and check the thread and every APC on them."""
         members = thread.members
-        backing = self._start_backing(thread)
+        backing = self._start_backing(members)
         quiet = self._quiet(thread)
         owner = members.process if members.process is not None else thread.owner and thread.owner.address
         attached: Process | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from .model import ThreadMembers
+from .thread_members import Glance, ThreadMembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,7 @@ class Layout:
 
     pointer_size: int
     thread: Decoder
+    glance: Decoder
     apc: Decoder
     apc_list_entry: int
     kernel_head: int
@@ -222,6 +223,7 @@ def read_layout(lookup: MemberLookup, size_of: Callable[[str], int | None]) -> L
     return Layout(
         pointer_size=entry.size,
         thread=Decoder(thread, sizes["_ETHREAD"] or 0),
+        glance=Decoder([thread[names.index(name)] for name in Glance._fields], sizes["_ETHREAD"] or 0),
         apc=Decoder(apc, sizes["_KAPC"] or 0),
         apc_list_entry=entry.offset,
         kernel_head=lists[0].offset,

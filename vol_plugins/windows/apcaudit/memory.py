@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -53,10 +55,10 @@ class Memory:
         self._frame_mask: int = ((1 << layer._maxphyaddr) - 1) & ~_PAGE_MASK
         self._leaf_shift = 12 + self._levels[-1][0]
         self._leaf_index = (1 << self._levels[-1][0]) - 1
-        self._leaves: dict[int, tuple[int, ...] | int] = {}
+        self._leaves: dict[int, array[int] | int] = {}
         self._other_pages: dict[int, int] = {}
         self._chunks: dict[int, bytes] = {}
-        self._entries_of_page = Struct("<" + ("I" if self._entry.size == 4 else "Q") * (PAGE // self._entry.size))
+        self._entry_code = "I" if self._entry.size == 4 else "Q"
 
     @property
     def partial(self) -> bool:
@@ -196,11 +198,11 @@ class Memory:
         half = self.pointer_size
         return int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
 
-    def _walk(self, address: int) -> tuple[int, ...] | int:
+    def _walk(self, address: int) -> array[int] | int:
         """Find the page table that maps an address; a number where there is none and vol must be asked."""
         table = self._top
         shift = sum(bits for bits, _ in self._levels) + 12
-        leaf: tuple[int, ...] | int = 0
+        leaf: array[int] | int = 0
         for depth, (bits, _) in enumerate(self._levels):
             shift -= bits
             index = (address >> shift) & ((1 << bits) - 1)
@@ -208,7 +210,9 @@ class Memory:
                 page = self.read_physical(table, PAGE)
                 # Vol takes a table of identical entries for unused, and so do we.
                 if page is not None and page != page[: self._entry.size] * (PAGE // self._entry.size):
-                    leaf = self._entries_of_page.unpack(page)
+                    leaf = array(self._entry_code, page)
+                    if sys.byteorder == "big":
+                        leaf.byteswap()
                 break
             data = self.read_physical(table + index * self._entry.size, self._entry.size)
             entry = 0 if data is None else self._entry.unpack(data)[0]

@@ -5,6 +5,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class Glance(NamedTuple):
+    """The members of ThreadMembers that tell of most threads that nothing is to be found in them."""
+
+    tid: int | None
+    process: int | None
+    state: int | None
+    apc_queueable: int | None
+    apc_state_index: int | None
+    kernel_apc_pending: int | None
+    system_thread: int | None
+    start_address: int | None
+    thread_list_flink: int | None
+    thread_list_blink: int | None
+    apc_kernel_flink: int | None
+    apc_kernel_blink: int | None
+    apc_user_flink: int | None
+    apc_user_blink: int | None
+    apc_process: int | None
+    saved_process: int | None
+
+
 class ThreadMembers(NamedTuple):
     """The members of an _ETHREAD as they stand in memory, by the field's names.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .. import facts as windows
 from ..absence import Absence, neighbours_of
 from ..layout import Layout
 from ..memory import Memory
-from ..model import Process, Thread, ThreadMembers, View
+from ..model import Process, Thread, View
 from ..processes import Processes
+from ..thread_members import Glance, ThreadMembers
 from .system_time import SystemTime
 from .views import Views
 
@@ -20,7 +21,8 @@ THREAD_BOUND = 1_000_000
 class Threads:
     """Finds threads and reads them; `notes` collects what was wrong with the lists themselves.
 
-    `stopped` is whether the image is of a machine that stood still, so that its parts are of one moment.
+    `passes` tells of the thread at a virtual address whether nothing is to be found in it. `stopped` is whether the
+    image is of a machine that stood still, so that its parts are of one moment.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Threads:
         self._time = time
         self._stopped = stopped
         self._closed: dict[int, bool] = {}
-        self.seen: set[int] = set()
+        self.passes: Callable[[int, Glance | ThreadMembers], bool] | None = None
         self.notes: list[str] = []
 
     def members(self, address: int) -> ThreadMembers:
@@ -53,10 +55,13 @@ class Threads:
         return ThreadMembers._make(decoder.partial(sparse, holes))
 
     def all(self) -> Iterator[Thread]:
-        """Yield every thread that any view holds, each once, the process lists' first and in their order."""
+        """Yield every thread that any view holds, each once, the process lists' first and in their order.
+
+        Of the listed threads that every view holds, those that `passes` lets pass are left out.
+        """
         yield from self.listed()
-        for address, cid in self._views.others(self.seen):
-            if address not in self.seen:
+        for address, cid in self._views.others():
+            if not self._views.met(address, cid):
                 yield from self._other(address, cid)
 
     def listed(self) -> Iterator[Thread]:
@@ -75,25 +80,30 @@ class Threads:
             self.notes.append(f"the thread list of {process} could not be read")
             return
         offset = self._layout.thread_list_entry
-        views_of, usual, seen, read = self._views.of, self._views.usual, self.seen, self.members
+        # Bound to locals: this loop is the walk's cost.
+        read, size, glance_at = self._memory.read, self._layout.thread.size, self._layout.glance
+        meet, usual, passes = self._views.meet, self._views.usual, self.passes
         for forward in (True, False):
             entry: int | None = links[0] if forward else links[1]
             count = 0
             while entry != head and entry is not None and count < THREAD_BOUND:
                 address = entry - offset
-                if address in seen or entry % self._layout.pointer_size:
+                if entry % self._layout.pointer_size:
                     break
-                members = read(address)
-                if members.tid is None and members.thread_list_flink is None:
+                data = read(address, size)
+                seen = self.members(address) if data is None else Glance._make(glance_at(data))
+                if seen.tid is None and seen.thread_list_flink is None:
                     break
-                seen.add(address)
+                views = meet(address, seen.tid, listed=True)
+                if views is None:
+                    break
                 count += 1
-                views = views_of(address, members.tid, listed=True)
+                entry = seen.thread_list_flink if forward else seen.thread_list_blink
                 if views is usual and listed:
-                    yield Thread(address, members, process, views=views)
+                    if passes is None or not passes(address, seen):
+                        yield Thread(address, self.members(address), process, views=views)
                 else:
-                    yield self._unusual(address, members, process, views, listed)
-                entry = members.thread_list_flink if forward else members.thread_list_blink
+                    yield self._unusual(address, self.members(address), process, views, listed)
             if entry == head:
                 self._closed[process.address] = True
                 return
@@ -114,9 +124,8 @@ class Threads:
                 # The idle process is never in the list; a list with holes in it proves nothing.
                 listed = False if owner.pid and self._processes.complete else None
                 yield from self.of(owner, listed=listed)
-        if address not in self.seen:
-            self.seen.add(address)
-            views = self._views.of(address, members.tid, listed=False)
+        views = self._views.meet(address, members.tid, listed=False)
+        if views is not None:
             yield self._unusual(address, members, owner, views, listed)
 
     def _owner(self, address: int, members: ThreadMembers, cid: int | None) -> Process | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
+from ..facts import ID_STEP
 from ..model import View
 from .cid_table import CidTable
 from .processors import Processor
@@ -28,6 +29,9 @@ class Views:
     ) -> None:
         self.cid = cid
         self._objects = cid.objects
+        self._has_objects = bool(cid.objects)
+        self._met = bytearray(cid.objects.ids // ID_STEP)
+        self._others_met: set[int] = set()
         self._scanned: AbstractSet[int] = scanned.keys() if scanned is not None else frozenset()
         self.running = {each.current: each for each in processors if each.current}
         self.idle = frozenset(each.idle for each in processors if each.idle)
@@ -35,26 +39,43 @@ class Views:
         self._few: dict[int, int] = dict.fromkeys(following | self.idle | set(self.running), _CPU)
         for address in dumped:
             self._few[address] = self._few.get(address, 0) | _DUMP
-        usual = _LIST | (_CID if cid.objects else 0) | (_SCAN if self._scanned else 0)
+        usual = _LIST | (_CID if self._has_objects else 0) | (_SCAN if self._scanned else 0)
         self.usual = _SETS[usual]
         self.named: AbstractSet[int] = self._few.keys()
 
-    def of(self, address: int, tid: int | None, *, listed: bool) -> frozenset[View]:
-        """Return the views that hold the thread at a virtual address."""
+    def meet(self, address: int, tid: int | None, *, listed: bool) -> frozenset[View] | None:
+        """Return the views that hold the thread at a virtual address, None when it has been met before.
+
+        A thread that stands under its ID is remembered by one byte, others by their addresses.
+        """
         mask = _LIST if listed else 0
         if tid is not None and self._objects.get(tid) == address:
             mask |= _CID
+            index = tid // ID_STEP
+            if self._met[index]:
+                return None
+            self._met[index] = 1
+        elif address in self._others_met:
+            return None
+        else:
+            self._others_met.add(address)
         if address in self._few:
             mask |= self._few[address]
         if address in self._scanned:
             mask |= _SCAN
         return _SETS[mask]
 
-    def others(self, seen: AbstractSet[int]) -> Iterator[tuple[int, int | None]]:
-        """Yield (address, ID that the CID table gives it) of what other views call a thread and nobody has seen."""
-        by_address = {address: cid for cid, address in self._objects.items() if address not in seen}
-        for address in (*self._few, *self._scanned):
-            if address not in seen:
-                by_address.setdefault(address, 0)
+    def met(self, address: int, cid: int | None) -> bool:
+        """Tell whether the thread at a virtual address, under an ID in the CID table or in none, has been met."""
+        return address in self._others_met or (cid is not None and bool(self._met[cid // ID_STEP]))
+
+    def others(self) -> Iterator[tuple[int, int | None]]:
+        """Yield (address, ID that the CID table gives it) of what other views call a thread and nobody has met."""
+        by_address = {address: cid for cid, address in self._objects.items() if not self.met(address, cid)}
+        named = (address for address in (*self._few, *self._scanned) if address not in self._others_met)
+        left = {address for address in named if address not in by_address}
+        # What was met under its ID is not among the addresses remembered: it is found in the table.
+        left -= {address for cid, address in self._objects.items() if address in left and self._met[cid // ID_STEP]}
+        by_address.update(dict.fromkeys(left, 0))
         for address in sorted(by_address):
             yield address, by_address[address] or None
