@@ -22,6 +22,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 
+# Ours and the peers side by side: tables on stdout. BENCH="--quick" for a small run.
+bench: $(VENV)/.demo
+	$(BIN)/python -m benchmarks $(BENCH)
+
 clean:
 	rm -rf $(VENV) demo build dist
 

@@ -1,0 +1,94 @@
+"""The images that are measured: built in processes of their own, kept as long as their builder is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import ROOT, Command, Processes
+
+DRIVERS = 64
+DRIVER_SIZE = 1 << 21
+"""The image of drivers: how many, and their size in bytes."""
+
+#: Where a driver's code begins, and what is left for headers, constants and variables.
+_CODE = 0x1000
+_OTHER = 0x10000
+_DRIVERS_THREADS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Image files in a folder, built when they are first asked for; `builder` names the state of what builds them."""
+
+    folder: Path
+    kernel: str
+    processes: Processes
+    builder: str
+
+    def many(self, threads: int) -> Path:
+        """Give the image with that many threads."""
+        return self._made(f"many-{threads}", "many", str(threads))
+
+    def drivers(self) -> Path:
+        """Give the image whose drivers are large and full of bytes."""
+        return self._made("drivers", "drivers", "0")
+
+    def sparse(self, threads: int, size: int) -> Path:
+        """Give an image with threads at its start and a hole behind them, `size` bytes in all."""
+        return self._made(f"sparse-{threads}-{size}", "many", str(threads), "--size", str(size))
+
+    def _made(self, name: str, scene: str, threads: str, *more: str) -> Path:
+        path = self.folder / f"{name}-{Path(self.kernel).name}-{self.builder}.raw"
+        if not path.is_file():
+            print(f"  building {path.name}", file=sys.stderr, flush=True)
+            unfinished = path.with_suffix(".unfinished")
+            arguments = (sys.executable, "-m", "benchmarks.images", scene, threads, self.kernel, str(unfinished), *more)
+            self.processes.run(Command(f"building {path.name}", arguments))
+            unfinished.rename(path)
+        return path
+
+
+def builder() -> str:
+    """Name the state of what builds images: a kept image of another state is not used."""
+    digest = hashlib.sha256()
+    for path in sorted((*(ROOT / "apcaudit" / "synthetic").rglob("*"), Path(__file__))):
+        if path.suffix in (".py", ".txt"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _build(scene: str, threads: int, kernel: str, path: Path) -> None:
+    """Build a scene; imported here only, so that the benchmark's own process stays small."""
+    from apcaudit.synthetic.build import build
+    from apcaudit.synthetic.kernels import load_kernel
+    from apcaudit.synthetic.scene import Driver, Scene
+    from apcaudit.synthetic.scenes import many
+
+    if scene == "many":
+        build(many.scene(kernel, threads), load_kernel(kernel)).write_raw(path)
+        return
+    crowd = many.scene(kernel, _DRIVERS_THREADS)
+    content = random.Random(1)  # noqa: S311 - the same bytes each time are wanted
+    drivers = tuple(
+        Driver(f"bench{number}.sys", size=DRIVER_SIZE, code={_CODE: content.randbytes(DRIVER_SIZE - _OTHER)})
+        for number in range(DRIVERS)
+    )
+    whole = Scene("drivers", "large drivers", kernel, crowd.processes, (*crowd.drivers, *drivers), processors=4)
+    build(whole, load_kernel(kernel)).write_raw(path)
+
+
+def main(arguments: list[str]) -> None:
+    """Build one image: scene, threads, kernel, path, and optionally `--size` bytes to extend it to."""
+    scene, threads, kernel, path, *more = arguments
+    _build(scene, int(threads), kernel, Path(path))
+    if more:
+        os.truncate(path, int(more[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,155 @@
+"""The benchmark: that it runs, finds what was planted and reports on every target. No test asserts a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import found, images, search, table, vol, yara_rules
+from benchmarks.__main__ import MEASURES
+from benchmarks.processes import ROOT, BenchmarkError, Command, Processes
+from benchmarks.verdict import Verdict
+
+#: Lines of the table of targets that each measure gives.
+LINES = {"list": 2, "thread": 3, "memory": 1, "scan": 1, "search": 1, "yara": 1, "startup": 2}
+
+SMALL, MAIN, BIG = 100, 150, 200
+LARGE_MIB = 8
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Tables and JSON of one round on images as small as they can be."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    sizes = [str(size) for size in (SMALL, MAIN, BIG)]
+    measures = [name for name in MEASURES if name != "yara"]
+    arguments = ["--rounds", "1", "--sizes", *sizes, "--large", str(LARGE_MIB), "--json", str(folder / "out.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments, "--work", str(folder / "work"), "--only", *measures],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((folder / "out.json").read_text(encoding="utf-8"))
+
+
+def test_every_target_has_its_lines(outcome: tuple[str, dict[str, Any]]) -> None:
+    """Each measure gives its lines of the table of targets, in the tables and in the JSON."""
+    text, document = outcome
+    assert set(LINES) == set(MEASURES)
+    assert len(document["targets"]) == sum(count for name, count in LINES.items() if name != "yara")
+    for target in document["targets"]:
+        assert target["status"] in ("met", "missed", "not built yet")
+        assert target["what"] in text
+        assert target["measured"] in text
+
+
+def test_processes_are_measured(outcome: tuple[str, dict[str, Any]]) -> None:
+    """Each process has taken time and memory, and the peers ran beside ours."""
+    _, document = outcome
+    names = {each["process"] for each in document["processes"]}
+    assert {"windows.apcaudit", "windows.threads", "windows.modules"} <= names
+    for each in document["processes"]:
+        for run in each["runs"]:
+            assert run["seconds"] > 0
+            assert run["peak"] > 1 << 20
+
+
+def test_scan_finds_what_thrdscan_finds(outcome: tuple[str, dict[str, Any]]) -> None:
+    """The scans are compared thread by thread: the crowd of the image, and none of it missed."""
+    _, document = outcome
+    (target,) = (each for each in document["targets"] if "windows.thrdscan" in each["target"])
+    if target["met"] is None:
+        pytest.skip("the plugin has no --scan")
+    assert f"{MAIN} threads found by windows.thrdscan, 0 of them missed" in target["measured"]
+
+
+def test_machine_is_named(outcome: tuple[str, dict[str, Any]]) -> None:
+    """A table without its machine means nothing."""
+    text, document = outcome
+    for name in ("CPU", "cores", "memory", "Python", "volatility3"):
+        assert f"{name}: {document['machine'][name]}" in text
+
+
+def test_listings_are_compared_by_thread(tmp_path: Path) -> None:
+    """A thread counts as found by the scan when Views says so; rows of the idle process do not count."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.write_text("Vol 3\n\nPID\tTID\tViews\n\n4\t8\tlist+scan\n4\t12\tlist\n8\t20\tscan\n0\t0\tscan\n")
+    theirs.write_text("Vol 3\n\nOffset\tPID\tTID\n\n0x1\t4\t8\n0x2\t4\t12\n")
+    assert found.compare(ours, theirs) == {"peer": 2, "missed": 1, "others": 1}
+
+
+@pytest.mark.parametrize("way", search.WAYS)
+@pytest.mark.parametrize("offset", [0, search.CHUNK - 4, search.CHUNK - 3, search.CHUNK - 1, search.CHUNK])
+def test_search_counts_each_occurrence_once(tmp_path: Path, way: str, offset: int) -> None:
+    """A byte string across the border of two reads is found, and none is counted twice."""
+    path = tmp_path / "file"
+    data = bytearray(search.CHUNK + 100)
+    data[offset : offset + 4] = b"Thre"
+    data[-4:] = b"KAPC"
+    path.write_bytes(data)
+    assert search.search(way, path)["hits"] == 2
+
+
+def test_failure_of_a_process_is_an_error(tmp_path: Path) -> None:
+    """The time of a process that failed is not reported, what it said is."""
+    failing = Command("failing", (sys.executable, "-c", "import sys; sys.exit('no image')"))
+    with pytest.raises(BenchmarkError, match="failing: exit code 1: no image"):
+        Processes(tmp_path, tmp_path).run(failing)
+
+
+def test_turns_are_taken(tmp_path: Path) -> None:
+    """Commands run A B A B, and one with a bound on its rounds stays out after them."""
+    log = tmp_path / "log"
+
+    def writing(letter: str, rounds: int | None = None) -> tuple[Command, str]:
+        code = f"open({str(log)!r}, 'a').write({letter!r})"
+        return Command(letter, (sys.executable, "-c", code), rounds), "no image"
+
+    series = Processes(tmp_path, tmp_path).interleaved([writing("A"), writing("B", 1), writing("C")], 2)
+    assert log.read_text(encoding="ascii") == "ABCAC"
+    assert [len(each.runs) for each in series] == [2, 1, 2]
+
+
+def test_stock_copy_lacks_our_package(tmp_path: Path) -> None:
+    """The copy of vol has its own plugins and neither our package nor our symbol files, installed or not."""
+    package = vol.copy_stock(tmp_path / "stock") / "volatility3"
+    assert (package / "framework" / "plugins" / "windows" / "threads.py").is_file()
+    assert not (package / "plugins" / "windows" / "apcaudit").exists()
+    ours = {path.name for path in (ROOT / "symbols").rglob("*.json.xz")}
+    assert ours
+    assert not ours & {path.name for path in (package / "symbols").rglob("*")}
+
+
+@pytest.mark.parametrize(("met", "status"), [(True, "met"), (False, "missed"), (None, "not built yet")])
+def test_status_in_words(met: bool | None, status: str) -> None:
+    """What the plugin lacks is not called missed."""
+    line = table.of_targets([Verdict("what", "target", "measured", met)]).splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["what", "target", "measured", status]
+
+
+def test_engine_sees_every_driver(tmp_path: Path) -> None:
+    """The bytes that the YARA engine alone is timed on are those of all drivers of the image."""
+    pytest.importorskip("yara")
+    (tmp_path / "cache").mkdir()
+    rules = tmp_path / "rules.yar"
+    rules.write_text(yara_rules.RULES + "rule mz { strings: $a = { 4D 5A } condition: $a at 0 }", encoding="ascii")
+    processes = Processes(tmp_path, tmp_path / "bytecode")
+    drivers = images.Images(tmp_path, "10-19041-x64", processes, images.builder()).drivers()
+    report = processes.run(
+        vol.Vol(tmp_path / "cache").inside("engine", "engine", drivers, "--rules", str(rules))
+    ).report
+    assert report["bytes"] > images.DRIVERS * images.DRIVER_SIZE
+    assert report["hits"] >= images.DRIVERS
+
+
+def test_kept_images_are_of_the_same_builder() -> None:
+    """The builder's state is the same when nothing changed: a kept image is used again."""
+    assert images.builder() == images.builder()
