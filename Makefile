@@ -12,7 +12,8 @@ demo: $(VENV)/.demo
 	$(BIN)/apcaudit synth seed --format dump -o demo/seed.dmp
 	$(BIN)/vol -q --offline -f demo/seed.dmp windows.apcaudit
 	@$(BIN)/vol -q --offline -r jsonl -f demo/seed.dmp windows.apcaudit --wide > demo/seed.jsonl
-	@echo; echo "The same rows as JSON lines: demo/seed.jsonl"
+	@echo; echo "The same as JSON lines in demo/seed.jsonl, and from those as cards (apcaudit show):"; echo
+	@$(BIN)/apcaudit show demo/seed.jsonl
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto

@@ -24,10 +24,11 @@ from volatility3.framework.interfaces.renderers import BaseAbsentValue
 from volatility3.framework.renderers import UnreadableValue, format_hints
 
 from apcaudit.synthetic import situations
+from apcaudit.synthetic.assembly import Slot
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import Kernel, load_kernel
-from apcaudit.synthetic.scene import Process, Scene, Thread
+from apcaudit.synthetic.scene import Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes import SCENES
 from apcaudit.synthetic.situations.situation import BYSTANDER, RUNNING, SERVICE, SPECIAL, Situation
 from tests.volatility import construct
@@ -41,7 +42,29 @@ WIDTH = 100
 
 _EXAMPLE = re.compile(r"(<!-- example: ([a-z0-9-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
-#: What no situation shows: a queue longer than the audit follows, and a thread of a process that is on no list.
+#: A driver of ours whose thread sends to a service, over and over, as it should not.
+SENDER = Driver(
+    "avsend.sys",
+    exports={"AvSendThread": 0x1000},
+    imports={
+        "nt": ("KeEnterCriticalRegion", "KeLeaveCriticalRegion", "ExAcquireFastMutex", "ExReleaseFastMutex"),
+        "fltMgr.sys": ("FltSendMessage",),
+    },
+    code={
+        0x1000: (
+            b"\x48\x83\xec\x28",  # sub rsp, 28h
+            *(b"\xff\x15", Slot("KeEnterCriticalRegion")),
+            *(b"\xff\x15", Slot("ExAcquireFastMutex")),
+            *(b"\xff\x15", Slot("FltSendMessage")),
+            *(b"\xff\x15", Slot("ExReleaseFastMutex")),
+            *(b"\xff\x15", Slot("KeLeaveCriticalRegion")),
+            b"\xeb\xe0",  # jmp behind the sub
+        )
+    },
+)
+
+#: What no situation shows: a queue longer than the audit follows, a thread of a process that is on no list, and what
+#: the code of a thread does.
 OWN = (
     Situation(
         "hidden-process",
@@ -55,6 +78,17 @@ OWN = (
         "an APC list that does not end",
         {**RUNNING, "kernel_apcs": (SPECIAL,) * 4097},
         {"list-truncated": "medium"},
+    ),
+    Situation(
+        "sends-with-apcs-disabled",
+        "attached inside of FltSendMessage, which its start routine calls in a loop with APCs disabled in two ways",
+        {**RUNNING, "attached_to": SERVICE, "kernel_apcs": (SPECIAL,), "start": "avsend!AvSendThread"},
+        {
+            "detach-bugcheck": "critical",
+            "flt-send-under-fast-mutex": "medium",
+            "flt-send-loop": "low",
+            "apc-disabled-across-wait": "low",
+        },
     ),
 )
 SITUATIONS = {each.name: each for each in (*situations.SITUATIONS, *OWN)}
@@ -78,6 +112,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "pending-empty": ("ApcStateIndex", *_DELIVERY, "Queue"),
     "pending-lost": (*_DELIVERY, *_APC),
     "exit-bugcheck": ("KernelApcDisable", "SpecialApcDisable", *_APC),
+    "flt-send-loop": (*_ATTACH, *_START),
+    "apc-disabled-across-wait": (*_ATTACH, *_START),
     "state-mismatch": _ATTACH,
     "not-queueable": _START,
     "orphan-start": _START,
@@ -178,7 +214,9 @@ def scene(tids: dict[int, Situation], kernel: Kernel) -> Scene:
     )
     hidden = Process("ghost.exe", 3600, threads("ghost.exe"), in_process_list=False)
     events = tuple(each.event(tid) for tid, each in tids.items() if each.after is not None)
-    return replace(machine, processes=(*listed, hidden) if hidden.threads else listed, events=events)
+    processes = (*listed, hidden) if hidden.threads else listed
+    # Last, so that it moves no other driver.
+    return replace(machine, processes=processes, drivers=(*machine.drivers, SENDER), events=events)
 
 
 def seed_rows(folder: Path, *, wide: bool) -> list[dict[str, Any]]:
@@ -199,7 +237,7 @@ def rows_of(image: Image, folder: Path, *, wide: bool) -> Iterator[dict[str, Any
     else:
         image.write_dump(path)
     plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache")
-    audit, threads = plugin.audit(plugin.context, plugin.config["kernel"], scan=True)
+    audit, threads = plugin.stream(plugin.context, plugin.config["kernel"], scan=True)
     columns = import_module("volatility3.plugins.windows.apcaudit.columns")
     for thread in threads:
         for row in columns.rows_of(thread, audit.facts, wide=wide):

@@ -15,9 +15,10 @@ from apcaudit.synthetic.distil import main as distil_main
 from apcaudit.synthetic.layout import Layout, LayoutError, Struct
 
 ROOT = Path(__file__).resolve().parent.parent
+SHIPPING = sorted((*kernels.OWN, *kernels.TYPES_ONLY))
 
 
-@pytest.mark.parametrize("name", sorted(kernels.OWN))
+@pytest.mark.parametrize("name", SHIPPING)
 def test_symbol_files_are_what_the_tables_give(name: str) -> None:
     """The repository's symbol files are made from the facts tables and from nothing else."""
     kernel = kernels.load_kernel(name)
@@ -28,11 +29,11 @@ def test_symbol_files_are_what_the_tables_give(name: str) -> None:
 
 def test_symbol_files_have_no_strangers() -> None:
     """Below symbols/ lies what the tables make, and no copy of anybody's symbol file."""
-    expected = {ROOT / "symbols" / isf.relative_path(kernels.load_kernel(name)) for name in kernels.OWN}
+    expected = {ROOT / "symbols" / isf.relative_path(kernels.load_kernel(name)) for name in SHIPPING}
     assert {path for path in (ROOT / "symbols").rglob("*") if path.is_file()} == expected
 
 
-@pytest.mark.parametrize("name", sorted(kernels.OWN))
+@pytest.mark.parametrize("name", SHIPPING)
 def test_tables_state_their_source_and_stay_small(name: str) -> None:
     """A facts table names where its facts are from and stays readable in size."""
     path = ROOT / "apcaudit" / "synthetic" / "layouts" / f"{name}.txt"
@@ -41,7 +42,7 @@ def test_tables_state_their_source_and_stay_small(name: str) -> None:
     assert len(text) < 60_000
 
 
-@pytest.mark.parametrize("name", sorted(kernels.OWN))
+@pytest.mark.parametrize("name", SHIPPING)
 def test_distilling_a_distillate_changes_nothing(name: str, tmp_path: Path) -> None:
     """A symbol file that was made from a table distils back to that table."""
     kernel = kernels.load_kernel(name)
@@ -116,7 +117,7 @@ def test_lacking_member_is_named(path: str) -> None:
 
 def test_own_guids_are_marked_and_distinct() -> None:
     """Our kernels' GUIDs are invented ones: all begin alike, none twice."""
-    guids = [own.pdb.guid for own in kernels.OWN.values()]
+    guids = [own.pdb.guid for own in (*kernels.OWN.values(), *kernels.TYPES_ONLY.values())]
     assert all(re.fullmatch(r"A9C0DE[0-9A-F]{26}", guid) for guid in guids)
     assert len(set(guids)) == len(guids)
 

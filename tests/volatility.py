@@ -32,9 +32,14 @@ def _symbols(folders: tuple[Path, ...]) -> Iterator[None]:
 
 
 def construct(
-    image: Path, plugin: str, *, cache: Path, symbols: tuple[Path, ...] = (REPOSITORY_SYMBOLS,), **options: Any
+    image: Path,
+    plugin: str | type,
+    *,
+    cache: Path,
+    symbols: tuple[Path, ...] = (REPOSITORY_SYMBOLS,),
+    **options: Any,
 ) -> Any:
-    """Make a plugin over an image, ready to run; options are its own, `min_severity` for `min-severity`."""
+    """Make a plugin, by name or class, over an image; options are its own, `min_severity` for `min-severity`."""
     if not _classes:
         framework.import_files(volatility3.plugins, True)
         _classes.update(framework.list_plugins())
@@ -42,7 +47,7 @@ def construct(
     constants.CACHE_PATH = str(cache)
     with _symbols(symbols):
         context = contexts.Context()
-        chosen = _classes[plugin]
+        chosen = _classes[plugin] if isinstance(plugin, str) else plugin
         magics = automagic.choose_automagic(automagic.available(context), chosen)
         context.config["automagic.LayerStacker.single_location"] = requirements.URIRequirement.location_from_file(
             str(image)

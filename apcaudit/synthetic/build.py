@@ -25,6 +25,7 @@ def build(scene: Scene, kernel: Kernel) -> Image:
     machine.pool.create_types()
     _write_type_variables(machine)
     modules.place_drivers(machine)
+    modules.place_code(machine)
     modules.place_module_list(machine)
     modules.place_unloaded(machine)
     whole = processes.complete(scene)

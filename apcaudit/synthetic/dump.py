@@ -6,7 +6,8 @@ Source of the offsets: Volatility's crash.json and crash64.json; of CONTEXT and 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from apcaudit.synthetic.pages import PAGE
 
@@ -30,6 +31,7 @@ class DumpFacts:
     stack: int
     system_time: int
     up_time: int
+    registers: Mapping[str, int] = field(default_factory=dict)
 
 
 #: (name, offset, format) of DUMP_HEADER and DUMP_HEADER64; P is pointer-sized there already.
@@ -77,10 +79,13 @@ _RUNS = {False: 0x64, True: 0x88}
 _CONTEXT = {False: 0x320, True: 0x348}
 _EXCEPTION = {False: 0x7D0, True: 0xF00}
 
+_X64_REGISTERS = ("Rax", "Rcx", "Rdx", "Rbx", "Rsp", "Rbp", "Rsi", "Rdi", *(f"R{number}" for number in range(8, 16)))
+
 #: CONTEXT (winnt.h): flags, and the registers that a scene gives, as (offset, format).
 _CONTEXT_FIELDS = {
     False: {
         "ContextFlags": (0x0, "I"),
+        **{name: (0x9C + 4 * at, "I") for at, name in enumerate(("Edi", "Esi", "Ebx", "Edx", "Ecx", "Eax", "Ebp"))},
         "SegCs": (0xBC, "I"),
         "Eip": (0xB8, "I"),
         "Esp": (0xC4, "I"),
@@ -90,11 +95,11 @@ _CONTEXT_FIELDS = {
         "ContextFlags": (0x30, "I"),
         "SegCs": (0x38, "H"),
         "SegSs": (0x42, "H"),
-        "Rsp": (0x98, "Q"),
+        **{name: (0x78 + 8 * at, "Q") for at, name in enumerate(_X64_REGISTERS)},
         "Rip": (0xF8, "Q"),
     },
 }
-_CONTEXT_FULL = {False: 0x10007, True: 0x10000B}
+CONTEXT_FULL = {False: 0x10007, True: 0x10000B}
 
 #: STATUS_BREAKPOINT: what a bugcheck's own breakpoint leaves as the exception.
 _STATUS_BREAKPOINT = 0x80000003
@@ -146,14 +151,16 @@ def _write_context(data: bytearray, facts: DumpFacts) -> None:
     size = 1232 if wide else 716
     data[start : start + size] = bytes(size)
     registers = {
-        "ContextFlags": _CONTEXT_FULL[wide],
+        "ContextFlags": CONTEXT_FULL[wide],
         "SegCs": 0x10 if wide else 0x8,
         "SegSs": 0x18 if wide else 0x10,
         "Rip" if wide else "Eip": facts.instruction,
         "Rsp" if wide else "Esp": facts.stack,
+        **facts.registers,
     }
-    for name, (offset, form) in _CONTEXT_FIELDS[wide].items():
-        struct.pack_into(f"<{form}", data, start + offset, registers[name])
+    for name, value in registers.items():
+        offset, form = _CONTEXT_FIELDS[wide][name]
+        struct.pack_into(f"<{form}", data, start + offset, value)
     at = _EXCEPTION[wide]
     data[at : at + (0x98 if wide else 0x50)] = bytes(0x98 if wide else 0x50)
     form = "<IIQQI" if wide else "<IIIII"

@@ -130,4 +130,7 @@ class Image:
             stack=stack,
             system_time=SYSTEM_TIME,
             up_time=SYSTEM_TIME - BOOT_TIME,
+            registers={
+                name: self.resolve(each) & mask for name, each in (bugcheck.registers if bugcheck else {}).items()
+            },
         )

@@ -21,12 +21,14 @@ def relative_path(kernel: Kernel) -> Path:
 def content(kernel: Kernel, source: str) -> bytes:
     """Make the symbol file of a kernel; the same facts give the same bytes."""
     version = (*kernel.version, 0)
-    return intermediate.pack(intermediate.to_document(kernel.layout, kernel.addresses, kernel.pdb, version, source))
+    addresses = {} if kernel.name in kernels.TYPES_ONLY else kernel.addresses
+    return intermediate.pack(intermediate.to_document(kernel.layout, addresses, kernel.pdb, version, source))
 
 
 def write_own(directory: Path) -> list[Path]:
     """Write the symbol files of all our kernels below a symbol directory."""
-    return [_write(kernels.load_kernel(name), kernels.own_layout(name)[1], directory) for name in kernels.OWN]
+    names = (*kernels.OWN, *kernels.TYPES_ONLY)
+    return [_write(kernels.load_kernel(name), kernels.own_layout(name)[1], directory) for name in names]
 
 
 def write_derived(kernel: Kernel, directory: Path) -> Path:

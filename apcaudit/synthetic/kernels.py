@@ -106,6 +106,16 @@ OWN: dict[str, OwnKernel] = {
     )
 }
 
+#: Kernels of which only the types ship: Microsoft's PDBs of these builds lack `_ETHREAD` now and then, and no kernel of
+#: OWN has the same layout.
+TYPES_ONLY: dict[str, OwnKernel] = {
+    name: OwnKernel(Pdb("ntkrnlmp.pdb", guid, 1), version, 0xFFFFF80312000000, lab)
+    for name, guid, version, lab in (
+        ("10-14393-x64", "A9C0DE0010014393000000640AA00009", (10, 0, 14393), "14393.rs1"),
+        ("10-17134-x64", "A9C0DE0010017134000001640AA0000A", (10, 0, 17134), "17134.rs4"),
+    )
+}
+
 #: (type, member, version): the newest row whose member a layout has tells a kernel's age well enough for the numbers
 #: that an image carries. Used for symbol files that do not state their version.
 AGES: tuple[tuple[str, str, tuple[int, int, int]], ...] = (
@@ -137,7 +147,7 @@ def load_kernel(name: str | Path) -> Kernel:
     Raises:
         KernelError: no such kernel, or the file lacks the types that an image needs.
     """
-    if str(name) in OWN:
+    if str(name) in OWN or str(name) in TYPES_ONLY:
         return _own(str(name))
     path = Path(name)
     if not path.is_file():
@@ -153,7 +163,7 @@ def load_kernel(name: str | Path) -> Kernel:
 
 
 def _own(name: str) -> Kernel:
-    spec = OWN[name]
+    spec = OWN.get(name) or TYPES_ONLY[name]
     layout, _ = own_layout(name)
     addresses = ntsymbols.addresses(spec.version)
     return Kernel(name, layout, addresses, spec.pdb, spec.version, spec.base, spec.build_lab, own=True)

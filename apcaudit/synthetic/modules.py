@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from apcaudit.synthetic import ntsymbols, pe
+from apcaudit.synthetic.assembly import assemble
 from apcaudit.synthetic.intermediate import Pdb
 from apcaudit.synthetic.machine import BOOT_TIME, Machine, Module, SceneError
 from apcaudit.synthetic.pages import PAGE
@@ -112,7 +114,7 @@ def _place_image(machine: Machine, driver: Driver) -> None:
         stem = "nt" if name == "nt" else name.rpartition(".")[0]
         imports[file_name] = {each: machine.resolve(f"{stem}!{each}") for each in functions}
     digest = hashlib.sha256(driver.name.encode()).hexdigest().upper()
-    image = pe.PeImage(
+    bare = pe.PeImage(
         driver.name,
         driver.size,
         machine.kernel.is_64bit,
@@ -121,14 +123,29 @@ def _place_image(machine: Machine, driver: Driver) -> None:
         module.base,
         driver.exports,
         imports,
-        driver.code,
+        unwind=driver.unwind,
     )
+    slots = {name: module.base + rva for name, rva in pe.import_slots(bare).items()}
+    code = {
+        rva: assemble(piece, module.base + rva, is_64bit=machine.kernel.is_64bit, slots=slots, resolve=machine.resolve)
+        for rva, piece in driver.code.items()
+    }
+    image = replace(bare, code=code)
     # All but INIT, which is the last page, stays in memory.
     space.map(module.base, driver.size - PAGE)
     for rva, data in pe.lay_out(image).items():
         if rva + len(data) > driver.size - PAGE:
             raise SceneError(f"{driver.name}: {rva:#x} lies outside of the image's code")
         space.write(module.base + rva, data)
+
+
+def place_code(machine: Machine) -> None:
+    """Write the scene's own pieces of code."""
+    for address, code in machine.scene.code.items():
+        at = machine.resolve(address)
+        data = assemble(code, at, is_64bit=machine.kernel.is_64bit, slots={}, resolve=machine.resolve)
+        machine.memory.space.map(at, len(data))
+        machine.memory.space.write(at, data)
 
 
 def place_module_list(machine: Machine) -> None:

@@ -142,6 +142,8 @@ FUNCTIONS: tuple[tuple[str, Version, Version], ...] = (
     ("ZwQueueApcThread", XP, EVER),
     ("ObReferenceObjectByHandle", XP, EVER),
     ("RtlInitUnicodeString", XP, EVER),
+    ("KeEnterCriticalRegion", XP, EVER),
+    ("KeLeaveCriticalRegion", XP, EVER),
 )
 
 #: The empty functions, which Windows 8 and later fold: two routines of the scheduler APC share an address with others.

@@ -35,6 +35,8 @@ class PeImage:
     exports: Mapping[str, int] = field(default_factory=dict)
     imports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     code: Mapping[int, bytes] = field(default_factory=dict)
+    #: UNWIND_INFO by the relative addresses [begin, end) of functions, on x64.
+    unwind: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
     #: Where .data begins (a kernel's variables); without it, the last page but one.
     data: int | None = None
 
@@ -63,6 +65,19 @@ def lay_out(image: PeImage) -> dict[int, bytes]:
     pieces |= {rva: body for rva in sorted(set(image.exports.values())) if _is_code(rva, sections)}
     pieces |= dict(image.code)
     return pieces
+
+
+def import_slots(image: PeImage) -> dict[str, int]:
+    """Give the relative addresses of a driver's import slots by the name of the function."""
+    length = -(-len(_read_only_data(image, 0)[0]) // _PAGE) * _PAGE
+    at = _read_only_data(image, image.size - 2 * _PAGE - length)[1].get(12, (0, 0))[0]
+    slots = {}
+    for functions in image.imports.values():
+        for name in functions:
+            slots[name] = at
+            at += 8 if image.is_64bit else 4
+        at += 8 if image.is_64bit else 4
+    return slots
 
 
 def _is_code(rva: int, sections: list[tuple[bytes, int, int, int]]) -> bool:
@@ -119,7 +134,20 @@ def _read_only_data(image: PeImage, start: int) -> tuple[bytes, dict[int, tuple[
         directories[12] = (at, addresses_size)
         directories[1] = (at + addresses_size, table_size)
         data += imports
+    if image.unwind:
+        data += bytes(-len(data) % 4)
+        directories[3] = (start + len(data), 12 * len(image.unwind))
+        data += _function_table(image, start + len(data))
     return bytes(data), directories
+
+
+def _function_table(image: PeImage, start: int) -> bytes:
+    """Make .pdata and, behind it, the unwind data that it refers to."""
+    table, infos = bytearray(), bytearray()
+    for (begin, end), info in sorted(image.unwind.items()):
+        table += struct.pack("<III", begin, end, start + 12 * len(image.unwind) + len(infos))
+        infos += info + bytes(-len(info) % 4)
+    return bytes(table + infos)
 
 
 def _exports(image: PeImage, start: int) -> bytes:

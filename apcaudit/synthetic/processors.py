@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from apcaudit.synthetic.dump import CONTEXT_FULL
 from apcaudit.synthetic.machine import Machine
 from apcaudit.synthetic.pages import PAGE
+from apcaudit.synthetic.scene import Bugcheck
 
 #: IRQL that a bugcheck leaves a processor at: HIGH_LEVEL, 31 on x86 and 15 on x64.
 _HIGH_LEVEL = {4: 31, 8: 15}
@@ -38,9 +40,20 @@ def place(machine: Machine, current: dict[int, int], idle: dict[int, int]) -> No
         memory.write(prcb, "_KPRCB", "ProcessorState.SpecialRegisters.Cr3", root, optional=True)
         if scene.bugcheck is not None:
             memory.write(kpcr, "_KPCR", "Irql", _HIGH_LEVEL[memory.pointer_size], optional=True)
-            if scene.crash_irql is not None and running == machine.address_of.get(f"thread:{scene.crashing_thread}"):
-                memory.write(prcb, "_KPRCB", "DebuggerSavedIRQL", scene.crash_irql, optional=True)
+            if running == machine.address_of.get(f"thread:{scene.crashing_thread}"):
+                _save_state(machine, scene.bugcheck, prcb)
         memory.write_pointer(block + number * memory.pointer_size, prcb)
         machine.address_of[f"kpcr:{number}"] = kpcr
         machine.address_of[f"kprcb:{number}"] = prcb
     memory.write_scalar(machine.variable("KeNumberProcessors", 4), 4, scene.processors)
+
+
+def _save_state(machine: Machine, bugcheck: Bugcheck, prcb: int) -> None:
+    """Write what a processor that stops the machine saves of itself."""
+    memory, crash_irql = machine.memory, machine.scene.crash_irql
+    if crash_irql is not None:
+        memory.write(prcb, "_KPRCB", "DebuggerSavedIRQL", crash_irql, optional=True)
+    flags = {"ContextFlags": CONTEXT_FULL[machine.kernel.is_64bit]} if bugcheck.registers else {}
+    for name, value in {**flags, **bugcheck.registers}.items():
+        path = f"ProcessorState.ContextFrame.{name}"
+        memory.write(prcb, "_KPRCB", path, machine.resolve(value), optional=True)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from apcaudit.synthetic.assembly import Code
+
 if TYPE_CHECKING:
     from apcaudit.synthetic.image import Image
 
@@ -153,6 +155,7 @@ class Process:
 class Driver:
     r"""One driver image: exports by relative address, imports by module, and pieces of code.
 
+    `unwind` is UNWIND_INFO by the relative addresses [begin, end) of functions, which x64 images have.
     `listed` is whether PsLoadedModuleList has it. Devices are names without `\Device\`; an empty name makes an
     unnamed device.
     """
@@ -162,7 +165,8 @@ class Driver:
     size: int = 0x8000
     exports: Mapping[str, int] = field(default_factory=dict)
     imports: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    code: Mapping[int, bytes] = field(default_factory=dict)
+    code: Mapping[int, Code] = field(default_factory=dict)
+    unwind: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
     listed: bool = True
     devices: tuple[str, ...] = ()
     driver_object: bool = True
@@ -184,17 +188,22 @@ class UnloadedDriver:
 
 @dataclass(frozen=True, slots=True)
 class Bugcheck:
-    """Why the machine stopped: code, four parameters, and the driver that was blamed."""
+    """Why the machine stopped: code, four parameters, and the driver that was blamed.
+
+    `registers` of the crashed processor go to the dump's context and the processor's own, by their names in CONTEXT.
+    """
 
     code: int
     parameters: tuple[Address, Address, Address, Address] = (0, 0, 0, 0)
     driver: str | None = None
+    registers: Mapping[str, Address] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
     """A machine. `crashing_thread` is the TID of the thread that stopped it; the dump's context is its.
 
+    `code` are pieces of machine code by their address, of the kernel mostly.
     `events` are replayed on the built image, in their order: what corrupts, mostly.
     """
 
@@ -208,4 +217,5 @@ class Scene:
     crashing_thread: int | None = None
     crash_irql: int | None = None
     processors: int = 1
+    code: Mapping[Address, Code] = field(default_factory=dict)
     events: tuple[Callable[[Image], None], ...] = ()

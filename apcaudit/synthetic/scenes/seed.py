@@ -6,6 +6,7 @@ give is ours and says so.
 
 from __future__ import annotations
 
+from apcaudit.synthetic.assembly import Code, Relative, Slot
 from apcaudit.synthetic.scene import (
     Address,
     Apc,
@@ -47,6 +48,51 @@ _FRAMES: tuple[tuple[int, int, int, tuple[int, int, int]], ...] = (
 #: Ours: where the lower AV driver's routine had its frame, below the crash's own frames; it has returned since.
 _AVDISK_FRAME = 0xBA6E5A60
 
+#: Ours, the bytes of the kernel's calls before the post's return addresses: a debugger knows a return address by them.
+#: What is called follows from the next frame; start routines are called through their address, as XP does.
+_KERNEL_CODE: dict[Address, Code] = {
+    "nt!KeUnstackDetachProcess+0x113": (b"\xe8", Relative("nt!KeBugCheck")),
+    "nt!MmProbeAndLockProcessPages+0x65": (b"\xe8", Relative("nt!KeUnstackDetachProcess")),
+    "nt!PspSystemThreadStartup+0x31": b"\xff\x55\x08",  # call [ebp+8]
+    "nt!KiThreadStartup+0x14": b"\xff\xd0",  # call eax
+}
+
+#: The same in fltMgr: FltSendMessage calls the kernel through its import.
+_FLT_SEND_MESSAGE_CODE: dict[int, Code] = {
+    0xF745664D - _FLTMGR_BASE - 6: (b"\xff\x15", Slot("MmProbeAndLockProcessPages")),
+}
+
+#: Bfilter's thread, ours, after the post's advice against just this: it takes a fast mutex and sends to the service,
+#: over and over. From the post are the start address, the return address ba711870 and the first three arguments, of
+#: which the second, ba71708c, lies in the driver. Since the thread's frame lies right above the sender's, both
+#: addresses are in one function: the loop was placed in front of the entry, as optimising linkers do.
+_BFILTER_CODE: dict[int, Code] = {
+    0xBA711843 - _BFILTER_BASE: (
+        b"\xb9\xa0\x70\x71\xba",  # ba711843 mov ecx, ba7170a0: the fast mutex
+        b"\xff\x15",  # ba711848 call [hal!ExAcquireFastMutex]
+        Slot("ExAcquireFastMutex"),
+        b"\x6a\x00",  # ba71184e push 0: no time limit
+        b"\x6a\x00\x6a\x00",  # ba711850 push 0, push 0: no reply
+        b"\x68\x00\x04\x00\x00",  # ba711854 push 400: length of the message
+        b"\xff\x35\x90\x70\x71\xba",  # ba711859 push [ba717090]: the message, e4446410
+        b"\x68\x8c\x70\x71\xba",  # ba71185f push ba71708c: the port
+        b"\xff\x35\x88\x70\x71\xba",  # ba711864 push [ba717088]: the filter, 8ab61818
+        b"\xff\x15",  # ba71186a call [fltMgr!FltSendMessage]
+        Slot("FltSendMessage"),
+        b"\xb9\xa0\x70\x71\xba",  # ba711870 mov ecx, ba7170a0
+        b"\xff\x15",  # ba711875 call [hal!ExReleaseFastMutex]
+        Slot("ExReleaseFastMutex"),
+        b"\xeb\xc6",  # ba71187b jmp ba711843
+    ),
+    START_ADDRESS - _BFILTER_BASE: bytes.fromhex(
+        "8bff"  # ba7118a0 mov edi, edi
+        "55"  # ba7118a2 push ebp
+        "8bec"  # ba7118a3 mov ebp, esp
+        "51"  # ba7118a5 push ecx
+        "eb9b"  # ba7118a6 jmp ba711843
+    ),
+}
+
 #: The stack's end: the page boundary above the outermost frame.
 _STACK_BASE = 0xBA6E6000
 
@@ -59,8 +105,10 @@ def scene(kernel: str = "xp-sp3-x86") -> Scene:
         kernel,
         (_system(), _service()),
         _drivers(),
-        bugcheck=Bugcheck(0x6),
+        # The post's first frame: KeBugCheck+0x14, its EBP. Esp is ours.
+        bugcheck=Bugcheck(0x6, registers={"Eip": "nt!KeBugCheck+0x14", "Esp": 0xBA6E5BD8, "Ebp": 0xBA6E5BE0}),
         crashing_thread=340,
+        code=_KERNEL_CODE,
     )
 
 
@@ -156,9 +204,10 @@ def _drivers() -> tuple[Driver, ...]:
             "FltReleaseFileNameInformation": 0x16230,
         },
         imports={
-            "nt": ("MmProbeAndLockPages", "KeWaitForMultipleObjects"),
+            "nt": ("MmProbeAndLockPages", "MmProbeAndLockProcessPages", "KeWaitForMultipleObjects"),
             "hal.dll": ("ExAcquireFastMutex", "ExReleaseFastMutex"),
         },
+        code=_FLT_SEND_MESSAGE_CODE,
         devices=("FltMgr", "FltMgrMsg"),
     )
     bfilter = Driver(
@@ -171,6 +220,7 @@ def _drivers() -> tuple[Driver, ...]:
             "hal.dll": ("ExAcquireFastMutex", "ExReleaseFastMutex"),
             "fltMgr.sys": ("FltSendMessage", "FltRegisterFilter", "FltCreateCommunicationPort"),
         },
+        code=_BFILTER_CODE,
         devices=("Bfilter",),
     )
     lower = Driver(

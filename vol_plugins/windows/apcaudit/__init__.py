@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from volatility3.framework import constants, exceptions, interfaces, renderers
 from volatility3.framework.configuration import requirements
 
+from .borrowed_types import BorrowedTypes as BorrowedTypes
 from .deferred import defer
 from .kernel_requirement import KernelRequirement
 from .minidump.stacker import MinidumpStacker as MinidumpStacker
+from .rules_requirement import rule_options, rule_requirements
 from .severity import Severity
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from volatility3.framework.plugins import timeliner
+
     from .audit import Audit, Selection
-    from .columns import Column
+    from .columns import Column, Row
+    from .document import Document
     from .model import Audited
+    from .signatures.options import RuleOptions
+else:
+    # Vol's own plugins appear in this package when it runs, which no type checker sees.
+    from volatility3.plugins import timeliner
 
 vollog = logging.getLogger(__name__)
 
 
-class ApcAudit(interfaces.plugins.PluginInterface):
+class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface):
     """Audits the APC queues of every thread: what is queued, whether that is legitimate, and what would happen next.
 
     Lists every thread with a non-empty kernel or user APC list, and every thread whose APC state
@@ -31,7 +42,7 @@ class ApcAudit(interfaces.plugins.PluginInterface):
     """
 
     _required_framework_version = (2, 0, 0)
-    _version = (1, 0, 0)
+    _version = (2, 0, 0)
 
     @classmethod
     def get_requirements(cls) -> list[interfaces.configuration.RequirementInterface]:
@@ -55,12 +66,22 @@ class ApcAudit(interfaces.plugins.PluginInterface):
                 default=False,
                 description="Also search physical memory for threads and APCs that no list holds",
             ),
+            requirements.BooleanRequirement(
+                name="stacks",
+                optional=True,
+                default=False,
+                description="Explain every thread with the frames of its kernel stack too",
+            ),
             requirements.ChoiceRequirement(
                 severities,
                 name="min-severity",
                 optional=True,
                 default=str(Severity.INFO),
                 description="Leave out rows below this severity",
+            ),
+            *rule_requirements(),
+            requirements.VersionRequirement(
+                name="timeliner", component=timeliner.TimeLinerInterface, version=(1, 0, 0)
             ),
         ]
 
@@ -72,47 +93,112 @@ class ApcAudit(interfaces.plugins.PluginInterface):
         selection: Selection | None = None,
         *,
         scan: bool = False,
+        rules: RuleOptions | None = None,
         progress: constants.ProgressCallback = None,
-    ) -> tuple[Audit, Iterator[Audited]]:
-        """Audit the image of a context's kernel module, for other plugins.
+    ) -> Document:
+        """Audit the image of a context's kernel module, for other plugins, which declare a VersionRequirement.
+
+        Version 1.0.0: returned what stream() returns now.
+        Version 2.0.0: returns one frozen document, of which Document.to_json() makes JSON.
 
         Args:
             context: the context that holds the kernel's layer and symbols.
             kernel_module_name: name of the kernel module in it.
             selection: which threads; all with something to report when None.
             scan: whether physical memory is searched for threads and APCs too.
+            rules: which YARA rules scan which drivers; those that ship, for suspect threads, when None.
             progress: called with percentages during that search.
 
         Raises:
             SymbolSpaceError: the kernel's symbol table lacks structures without which there is no audit.
+            RuleError: rules that the options name cannot be used; the message has file, line and reason.
+        """
+        from .document import Document
+        from .image_facts import image_facts
+
+        audit, threads = cls.stream(context, kernel_module_name, selection, scan=scan, rules=rules, progress=progress)
+        audited = tuple(threads)
+        return Document(image_facts(audit), audit.facts, audited, audit.notes)
+
+    @classmethod
+    def stream(
+        cls,
+        context: interfaces.context.ContextInterface,
+        kernel_module_name: str,
+        selection: Selection | None = None,
+        *,
+        scan: bool = False,
+        rules: RuleOptions | None = None,
+        progress: constants.ProgressCallback = None,
+    ) -> tuple[Audit, Iterator[Audited]]:
+        """Audit an image too big for one document: as audit(), but a thread at a time, each forgotten once given.
+
+        Args:
+            context: the context that holds the kernel's layer and symbols.
+            kernel_module_name: name of the kernel module in it.
+            selection: which threads; all with something to report when None.
+            scan: whether physical memory is searched for threads and APCs too.
+            rules: which YARA rules scan which drivers; those that ship, for suspect threads, when None.
+            progress: called with percentages during that search.
+
+        Raises:
+            SymbolSpaceError: the kernel's symbol table lacks structures without which there is no audit.
+            RuleError: rules that the options name cannot be used; the message has file, line and reason.
         """
         from .audit import Audit, Selection
         from .layout import LayoutError
 
+        if rules is not None and rules.own:
+            from .signatures.rules import compile_rules
+
+            compile_rules(rules)
         try:
-            audit = Audit(context, kernel_module_name, scan_memory=scan, progress=progress)
+            audit = Audit(context, kernel_module_name, scan_memory=scan, rules=rules, progress=progress)
         except LayoutError as error:
             raise exceptions.SymbolSpaceError(str(error)) from error
         return audit, audit.run(selection or Selection())
 
-    def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    def _reported(self) -> Iterator[tuple[Audit, list[Row]]]:
+        """Yield the audit and the rows of each thread that has some."""
         from .audit import Selection
         from .columns import rows_of
 
         options: Any = self.config
-        selection = Selection(frozenset(options["pid"] or ()), frozenset(options["tid"] or ()), options["all"])
-        floor = Severity[options["min-severity"].upper()]
-        audit, threads = self.audit(
-            self.context, options["kernel"], selection, scan=options["scan"], progress=self._progress_callback
+        selection = Selection(
+            frozenset(options["pid"] or ()), frozenset(options["tid"] or ()), options["all"], options["stacks"]
         )
-        columns = self._columns()
+        floor = Severity[options["min-severity"].upper()]
+        audit, threads = self.stream(
+            self.context,
+            options["kernel"],
+            selection,
+            scan=options["scan"],
+            rules=rule_options(self.config),
+            progress=self._progress_callback,
+        )
         for audited in threads:
-            for row in rows_of(audited, audit.facts, wide=options["wide"]):
-                if row.severity >= floor:
-                    yield 0, tuple(column.value(row) for column in columns)
+            rows = rows_of(audited, audit.facts, wide=options["wide"], stacks=options["stacks"])
+            rows = [row for row in rows if row.severity >= floor]
+            if rows:
+                yield audit, rows
         for note in audit.notes:
             # Of a minidump, which holds parts of memory, nobody expects whole lists.
             vollog.log(logging.INFO if audit.facts.partial else logging.WARNING, note)
+
+    def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        columns = self._columns()
+        for _, rows in self._reported():
+            for row in rows:
+                yield 0, tuple(column.value(row) for column in columns)
+
+    def generate_timeline(self) -> Generator[tuple[str, timeliner.TimeLinerType, datetime], None, None]:
+        """Yield when the reported threads began and ended, for vol's timeliner."""
+        from .timeline import CREATED, timeline
+
+        types = timeliner.TimeLinerType
+        for audit, rows in self._reported():
+            for text, kind, time in timeline(rows[0].audited, audit.facts):
+                yield text, types.CREATED if kind == CREATED else types.MODIFIED, time
 
     def _columns(self) -> list[Column]:
         from .columns import COLUMNS

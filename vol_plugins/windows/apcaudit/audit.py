@@ -9,16 +9,21 @@ from volatility3.framework import constants, interfaces
 
 from . import facts as windows
 from .apc_lists import ApcLists
-from .bugcheck import read_bugcheck
+from .bugcheck import find_crash_header, read_bugcheck
 from .checks import apcs as apc_checks
 from .checks import threads as checks
 from .checks.calm import is_calm
+from .crash import Crash
 from .drivers.loaded import Drivers, read_drivers
 from .layout import Layout, read_layout
 from .memory import Memory
 from .model import Audited, Backing, Facts, Process, Thread, View
 from .origin.origins import Origins
 from .processes import Processes
+from .severity import Severity
+from .signatures.options import RuleOptions
+from .signatures.signatures import Signatures
+from .suspects import Suspects
 from .symbols import KernelSymbols
 from .thread_members import Glance, ThreadMembers
 from .views.cid_table import CidTable, read_cid_table
@@ -26,7 +31,7 @@ from .views.off_list import OffList
 from .views.placement import Placement
 from .views.processors import read_processors
 from .views.scan import Scanned, scan
-from .views.system_time import SystemTime
+from .views.system_time import SystemTime, create_time_shift
 from .views.threads import Threads
 from .views.views import Views
 
@@ -38,11 +43,15 @@ _HARMLESS = (None, Backing.MODULE)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which threads are audited: by PID, by TID (empty: any), and whether clean ones are given too."""
+    """Which threads are audited: by PID, by TID (empty: any), and whether clean ones are given too.
+
+    `stacks` is whether every thread that is given has its stack, and not only suspect ones.
+    """
 
     pids: frozenset[int] = frozenset()
     tids: frozenset[int] = frozenset()
     clean_too: bool = False
+    stacks: bool = False
 
     def takes(self, thread: Thread) -> bool:
         """Tell whether a thread is to be audited."""
@@ -59,21 +68,31 @@ class Audit:
         module_name: str,
         *,
         scan_memory: bool = False,
+        rules: RuleOptions | None = None,
         progress: constants.ProgressCallback = None,
     ) -> None:
         self.symbols = KernelSymbols(context, module_name)
         self.layout: Layout = read_layout(self.symbols.member, self.symbols.size_of)
         self.memory = Memory(context, context.modules[module_name].layer_name)
         self.drivers: Drivers = read_drivers(self.memory, self.symbols)
+        self.signatures = Signatures(self.memory, self.drivers, rules or RuleOptions())
         self.processes = Processes(self.memory, self.symbols)
         self.lists = ApcLists(self.memory, self.layout, self.drivers)
         self.origins = Origins(self.memory, self.symbols, self.drivers, self.processes)
+        self.crash_header = find_crash_header(context, self.memory.physical_layer.name)
+        bugcheck, self._difference = read_bugcheck(self.memory, self.symbols, self.crash_header)
         self.facts = Facts(
             apc_size=self.layout.apc.size,
             lacks=self.layout.lacks,
             partial=self.memory.partial,
-            bugcheck=read_bugcheck(self.memory, self.symbols),
+            bugcheck=bugcheck,
+            create_time_shift=create_time_shift(self.symbols),
         )
+        stopped = bugcheck is not None
+        self.suspects = Suspects(self.memory, self.symbols, self.drivers, self.crash_header, stopped=stopped)
+        self.system_time = SystemTime(self.memory, self.symbols)
+        self.scanned = scan_memory
+        self.crash = Crash(self.memory, self.symbols, self.layout, self.lists, self.drivers, self.processes, self.facts)
         scanned = self._scan(context, progress) if scan_memory else Scanned()
         self._scanned = scanned
         self.threads = self._threads(scanned)
@@ -83,7 +102,14 @@ class Audit:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was wrong with the views themselves, complete once all threads have been given."""
-        notes = list(self.threads.notes)
+        notes = [
+            *self.threads.notes,
+            *self.drivers.notes,
+            *self.signatures.notes,
+            *self.suspects.notes,
+            *([self._difference] if self._difference is not None else []),
+            *([f"structures are those of {self.symbols.borrowed_from}"] if self.symbols.borrowed_from else []),
+        ]
         if self._scanned.cut_short:
             notes.append("the scan found more than it keeps: threads and APCs may be missing")
         if self._scanned.unmapped:
@@ -108,8 +134,11 @@ class Audit:
         # A layer of a minidump names the threads and the processor that the dump is about.
         dumped: tuple[int, ...] = getattr(layer, "dumped_threads", ())
         prcb: int | None = getattr(layer, "prcb_address", None)
-        processors = read_processors(self.memory, self.symbols, () if prcb is None else (prcb,))
-        views = Views(read_cid_table(self.memory, self.symbols), processors, dumped, scanned.threads)
+        self.processors = read_processors(self.memory, self.symbols, () if prcb is None else (prcb,))
+        self.cid = read_cid_table(self.memory, self.symbols)
+        views = Views(self.cid, self.processors, dumped, scanned.threads)
+        self.crash.find_thread(views.running, dumped, self.crash_header)
+        self.facts = replace(self.facts, crashing_thread=self.crash.thread)
         return self._walk_of(views)
 
     def _listed(self) -> Iterator[Thread]:
@@ -117,9 +146,8 @@ class Audit:
         return self._walk_of(Views(CidTable())).listed()
 
     def _walk_of(self, views: Views) -> Threads:
-        time = SystemTime(self.memory, self.symbols)
         stopped = self.facts.bugcheck is not None
-        return Threads(self.memory, self.layout, self.processes, views, time, stopped=stopped)
+        return Threads(self.memory, self.layout, self.processes, views, self.system_time, stopped=stopped)
 
     def run(self, selection: Selection) -> Iterator[Audited]:
         """Yield the selected threads that have findings or queued APCs, or all of them."""
@@ -127,8 +155,10 @@ class Audit:
         for thread in self.threads.all():
             if selection.takes(thread):
                 audited = Audited(thread, (), {}) if _left_over(thread) else self.audit(thread)
-                if selection.clean_too or audited.findings or audited.thread.queues:
-                    yield self._named(audited)
+                reported = audited.findings or audited.thread.queues or audited.thread.crash is not None
+                reported = reported or self._signed(audited.thread)
+                if selection.clean_too or reported:
+                    yield self.suspects.examined(self._named(audited), stack_too=selection.stacks)
 
     def _passes(self, address: int, members: Glance | ThreadMembers) -> bool:
         """Tell of a thread that every view holds whether it has nothing queued and no check would find anything."""
@@ -136,7 +166,8 @@ class Audit:
         return (
             is_calm(members, address + layout.kernel_head, address + layout.user_head)
             and not self.off_list.names(address)
-            and self._start_backing(members) in _HARMLESS
+            and not self.crash.names(address)
+            and self._start_harmless(members)
         )
 
     def _quiet(self, thread: Thread) -> bool:
@@ -148,6 +179,18 @@ class Audit:
             return None
         return self.drivers.backing(members.start_address)
 
+    def _signed(self, thread: Thread) -> bool:
+        """Tell whether a system thread starts in a driver that is hit, where every driver is scanned."""
+        start = thread.members.start_address
+        return thread.start_backing is Backing.MODULE and start is not None and self.signatures.marks(start)
+
+    def _start_harmless(self, members: Glance | ThreadMembers) -> bool:
+        backing = self._start_backing(members)
+        start = members.start_address
+        if backing is None or start is None or backing not in _HARMLESS:
+            return backing in _HARMLESS
+        return self.drivers.conflict_at(start) is None and not self.signatures.marks(start)
+
     def audit(self, thread: Thread) -> Audited:
         """Read a thread's APC lists and check the thread and every APC on them."""
         members = thread.members
@@ -157,21 +200,25 @@ class Audit:
         attached: Process | None = None
         if members.apc_process and members.apc_process != owner:
             attached = self.processes.at(members.apc_process)
-        start = None
-        if members.start_address is not None and backing is Backing.UNLOADED:
-            start = self.drivers.code(members.start_address)
+        start = conflict = None
+        if members.start_address is not None and backing is not None:
+            start = self.drivers.code(members.start_address) if backing not in _HARMLESS else None
+            conflict = self.drivers.conflict_at(members.start_address)
         thread = replace(
             thread,
             attached=attached,
             start_backing=backing,
             start=start,
+            start_conflict=conflict,
             idle=thread.idle or (members.pid == NO_PROCESS and members.tid == NO_PROCESS),
         )
         if not quiet:
             queues = self.lists.read(thread)
             off_list = self.off_list.of(thread, queues) if self.off_list.names(thread.address) else None
             thread = replace(thread, queues=queues if off_list is None else (*queues, off_list))
-        if not quiet or (members.apc_state_index == 1 and not thread.idle):
+        if self.crash.names(thread.address):
+            thread = self.crash.tied(thread)
+        if thread.queues or (members.apc_state_index == 1 and not thread.idle):
             thread = self.placement.placed(thread)
         findings = checks.check(thread, self.facts)
         if not thread.queues:
@@ -189,7 +236,13 @@ class Audit:
         start = thread.members.start_address
         if start is not None:
             thread = replace(thread, start=self.drivers.code(start))
-        return replace(audited, thread=thread)
+        audited = replace(audited, thread=thread)
+        if not self.signatures.options.every_driver and audited.severity < Severity.MEDIUM:
+            return audited
+        hits = self.signatures.of(thread)
+        if hits is None:
+            return audited
+        return replace(audited, yara=",".join(dict.fromkeys(map(str, hits))), yara_hits=hits)
 
 
 def _left_over(thread: Thread) -> bool:

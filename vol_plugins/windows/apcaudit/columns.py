@@ -11,14 +11,14 @@ from volatility3.framework.renderers import format_hints
 
 from . import facts as windows
 from .checks.delivery import why_queued
-from .model import Apc, Audited, Facts, Finding, Queue, Severity, View
+from .model import Apc, Audited, Facts, Finding, Queue, Severity, View, YaraHit
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table: a thread and, unless it has none queued, one of its APCs.
 
-    `wide` is whether the explanation tells what the origin was taken from.
+    `wide` is whether the explanation tells what the origin was taken from, `stacks` whether it gives the stack.
     """
 
     audited: Audited
@@ -26,6 +26,7 @@ class Row:
     queue: Queue | None = None
     apc: Apc | None = None
     wide: bool = False
+    stacks: bool = False
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -39,10 +40,10 @@ class Row:
         return max((finding.severity for finding in self.findings), default=Severity.INFO)
 
 
-def rows_of(audited: Audited, facts: Facts, *, wide: bool = False) -> list[Row]:
+def rows_of(audited: Audited, facts: Facts, *, wide: bool = False, stacks: bool = False) -> list[Row]:
     """Make the rows of a thread: one a queued APC, one without an APC where none is queued."""
-    rows = [Row(audited, facts, queue, apc, wide) for queue in audited.thread.queues for apc in queue.apcs]
-    return rows or [Row(audited, facts, wide=wide)]
+    rows = [Row(audited, facts, queue, apc, wide, stacks) for queue in audited.thread.queues for apc in queue.apcs]
+    return rows or [Row(audited, facts, wide=wide, stacks=stacks)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +132,31 @@ def _explanation(row: Row) -> str:
     """One sentence a finding; for an APC without any, why it is still queued."""
     ordered = sorted(row.findings, key=lambda finding: (-finding.severity, finding.code))
     sentences = [f"{finding.code}: {finding.explanation}." for finding in ordered]
+    if row.audited.thread.crash is not None:
+        sentences.append(f"crash: {row.audited.thread.crash}.")
     nested = row.audited.thread.nested_attach
     if row.wide and sentences and nested is not None:
         sentences.append(f"nested-attach: {nested}.")
-    if not sentences and row.queue is not None:
+    if not ordered and row.queue is not None:
         why = why_queued(row.audited.thread, row.queue.name, row.facts)
         if why is not None:
             sentences.append(f"still queued, {why}.")
+    if row.wide and row.audited.yara_hits:
+        sentences.append(f"yara: {'; '.join(map(_told, row.audited.yara_hits))}.")
     if row.wide and row.apc is not None and row.apc.origin is not None:
         told = (("evidence", row.apc.origin.evidence), ("inferred", row.apc.origin.inferred))
         sentences += [f"{word}: {'; '.join(facts)}." for word, facts in told if facts]
+    if row.stacks and row.audited.thread.stack is not None:
+        sentences.append(f"stack: {row.audited.thread.stack}.")
     return " ".join(sentences)
 
 
+def _told(hit: YaraHit) -> str:
+    return f"{hit} in {hit.unit}" + (f" at {hit.address:#x}" if hit.address is not None else "")
+
+
 def _yara(row: Row) -> Any:
-    return row.audited.yara or renderers.NotApplicableValue()
+    return renderers.NotApplicableValue() if row.audited.yara is None else row.audited.yara
 
 
 COLUMNS: tuple[Column, ...] = (

@@ -44,7 +44,17 @@ def diagnose(context: interfaces.context.ContextInterface, kernel_path: str) -> 
             "page tables of Windows were found, but no kernel image with its PDB record: the image is truncated,"
             " or the pages of the kernel's header are missing; acquire it again or try `vol windows.info -vv`"
         )
-    return missing_symbols(*pdb)
+    url = context.config.get(f"{kernel_path}.symbol_table_name.isf_url", None)
+    return missing_symbols(*pdb) if not url else _unusable(context, layer_name, str(url))
+
+
+def _unusable(context: interfaces.context.ContextInterface, layer_name: str, url: str) -> str:
+    """Say what is wrong with a symbol file that was found and that vol could not make a table of."""
+    from .borrowing.borrow import borrow
+
+    base = context.config.get(f"{context.layers[layer_name].config_path}.kernel_virtual_offset", None)
+    borrowed = borrow(context, layer_name, int(base), url) if base is not None else None
+    return f"the symbol file {url} cannot be loaded: it is damaged" if borrowed is None else borrowed.sentence
 
 
 def missing_symbols(pdb_name: str, guid: str, age: int) -> str:

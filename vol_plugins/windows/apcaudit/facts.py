@@ -97,18 +97,25 @@ WAIT_REASONS = (
 # KiDeliverApc kept no flag of a special kernel APC, which then runs at APC_LEVEL and shows in WaitIrql.
 ZERO_WHERE_LACKING = frozenset({"special_apc_disable", "special_apc_in_progress"})
 
+# Stop codes that tell of APCs (WDK, "Bug Check Code Reference").
+APC_INDEX_MISMATCH = 0x1
+INVALID_PROCESS_ATTACH_ATTEMPT = 0x5
 INVALID_PROCESS_DETACH_ATTEMPT = 0x6
 KERNEL_APC_PENDING_DURING_EXIT = 0x20
+IRQL_UNEXPECTED_VALUE = 0xC8
+KERNEL_SECURITY_CHECK_FAILURE = 0x139
 
-# Stop codes that tell of APCs (WDK, "Bug Check Code Reference").
 BUGCHECK_NAMES = {
-    0x1: "APC_INDEX_MISMATCH",
-    0x5: "INVALID_PROCESS_ATTACH_ATTEMPT",
-    0x6: "INVALID_PROCESS_DETACH_ATTEMPT",
-    0x20: "KERNEL_APC_PENDING_DURING_EXIT",
-    0x139: "KERNEL_SECURITY_CHECK_FAILURE",
-    0xC8: "IRQL_UNEXPECTED_VALUE",
+    APC_INDEX_MISMATCH: "APC_INDEX_MISMATCH",
+    INVALID_PROCESS_ATTACH_ATTEMPT: "INVALID_PROCESS_ATTACH_ATTEMPT",
+    INVALID_PROCESS_DETACH_ATTEMPT: "INVALID_PROCESS_DETACH_ATTEMPT",
+    KERNEL_APC_PENDING_DURING_EXIT: "KERNEL_APC_PENDING_DURING_EXIT",
+    IRQL_UNEXPECTED_VALUE: "IRQL_UNEXPECTED_VALUE",
+    KERNEL_SECURITY_CHECK_FAILURE: "KERNEL_SECURITY_CHECK_FAILURE",
 }
+
+FAST_FAIL_CORRUPT_LIST_ENTRY = 3
+"""Parameter 1 of KERNEL_SECURITY_CHECK_FAILURE (WDK, wdm.h): a LIST_ENTRY was found corrupt."""
 
 # Symbols that name APC routines contain one of these; identical code is folded by the linker, and then
 # one address carries dozens of names of which these are the ones an APC can mean (seen in every public

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -139,25 +140,40 @@ class Memory:
         data = self.read(address, length)
         if data is not None:
             return data, ()
-        pieces: list[bytes] = []
+        pieces = bytearray(length)
         holes: list[tuple[int, int]] = []
         done = 0
         while done < length:
             step = min(PAGE - ((address + done) & _PAGE_MASK), length - done)
-            # A minidump holds parts of pages: of a mapped page that fails, every byte is tried.
-            if self.physical(address + done) is not None and self.read(address + done, step) is None:
-                step = 1
-            piece = self.read(address + done, step)
-            if piece is not None:
-                pieces.append(piece)
-            else:
-                pieces.append(bytes(step))
-                if holes and holes[-1][1] == done:
-                    holes[-1] = (holes[-1][0], done + step)
-                else:
-                    holes.append((done, done + step))
+            end = done
+            for start, piece in self._known_parts(address + done, step):
+                if done + start > end:
+                    _add_hole(holes, end, done + start)
+                end = done + start + len(piece)
+                pieces[done + start : end] = piece
             done += step
-        return b"".join(pieces), tuple(holes)
+            if end < done:
+                _add_hole(holes, end, done)
+        return bytes(pieces), tuple(holes)
+
+    def _known_parts(self, address: int, length: int) -> Iterator[tuple[int, bytes]]:
+        """Yield what can be read within one page: (offset from the address, bytes), in their order."""
+        start = self.physical(address)
+        if start is None:
+            return
+        data = self.read_physical(start, length)
+        if data is not None:
+            yield 0, data
+            return
+        # Of a page that is there in part, a minidump's layer tells which parts; other layers hold whole pages, except
+        # where the file ends. Trying every byte would cost thousands of reads for each page beyond the end.
+        known = getattr(self._base, "known_runs", None)
+        stop = min(start + length, self._base.maximum_address + 1)
+        runs: Iterable[tuple[int, int]] = known(start, start + length) if known is not None else ((start, stop),)
+        for begin, end in runs:
+            piece = self.read_physical(begin, end - begin) if begin < end else None
+            if piece is not None:
+                yield begin - start, piece
 
     def read_physical(self, address: int, length: int) -> bytes | None:
         """Read bytes of the physical layer, None unless all of them can be read."""
@@ -236,3 +252,11 @@ class Memory:
                 pass
             self._other_pages[page] = known
         return known
+
+
+def _add_hole(holes: list[tuple[int, int]], start: int, end: int) -> None:
+    """Add a range [start, end), joined to the one before where they meet."""
+    if holes and holes[-1][1] == start:
+        holes[-1] = (holes[-1][0], end)
+    else:
+        holes.append((start, end))

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from .absence import Absence
 from .severity import Severity as Severity
 from .thread_members import ThreadMembers as ThreadMembers
+
+if TYPE_CHECKING:
+    from .stacks.frame import Stack
 
 
 class QueueName(str, Enum):
@@ -117,7 +121,8 @@ class Apc:
     """A KAPC as it stands in memory; address is its virtual address, None what could not be read.
 
     `misplaced` says where it lies where that is no place for a queued KAPC. `nested` is whether it hangs on a
-    third APC state, which KeStackAttachProcess keeps on the kernel stack.
+    third APC state, which KeStackAttachProcess keeps on the kernel stack. `of_bugcheck` is whether a parameter of the
+    bugcheck names it and no list holds it any more.
     """
 
     address: int
@@ -139,6 +144,7 @@ class Apc:
     misplaced: str | None = None
     nested: bool = False
     origin: Origin | None = None
+    of_bugcheck: bool = False
 
     @property
     def kind(self) -> str | None:
@@ -186,6 +192,8 @@ class Thread:
     `start_backing` says what holds a system thread's start address; `start` names it once it is reported.
     `absence` is the evidence where a view misses the thread, `owner_listed` whether PsActiveProcessHead holds
     its process (None: not asked), `nested_attach` what the stack of an attached thread shows of a second attach.
+    `crash` is what the bugcheck says of a thread that it names. `start_conflict` says why the entry of the module list
+    that claims the start address is doubted. `stack` is what was found of its frames, of suspect threads.
     """
 
     address: int
@@ -202,6 +210,9 @@ class Thread:
     absence: Absence | None = None
     owner_listed: bool | None = None
     nested_attach: str | None = None
+    crash: str | None = None
+    start_conflict: str | None = None
+    stack: Stack | None = None
 
     def queue(self, name: QueueName) -> Queue | None:
         """Return the named list where it is damaged or holds something, else None."""
@@ -226,13 +237,16 @@ class Facts:
 
     `apc_size` is sizeof(_KAPC) in bytes, `lacks` the names of ThreadMembers that this Windows lacks.
     `partial` is whether the image was made to hold only parts of memory, as a minidump is: that something cannot be
-    read then says nothing.
+    read then says nothing. `crashing_thread` is the _ETHREAD that stopped the machine, None where that is unknown.
+    `create_time_shift` is how many bits _ETHREAD.CreateTime is shifted to the left of a FILETIME.
     """
 
     apc_size: int
     lacks: frozenset[str] = frozenset()
     partial: bool = False
     bugcheck: BugCheck | None = None
+    crashing_thread: int | None = None
+    create_time_shift: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +259,38 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class YaraHit:
+    """A YARA rule that hit a driver, or memory that no driver holds.
+
+    `at_start` is whether a string of it lies in the function at the thread's start address; `address` is where the
+    first of those strings lies, else the first of all, None for a rule without strings.
+    """
+
+    rule: str
+    unit: str
+    at_start: bool
+    address: int | None
+
+    def __str__(self) -> str:
+        return f"{self.rule}@start" if self.at_start else self.rule
+
+
+@dataclass(frozen=True, slots=True)
 class Audited:
-    """A thread with its findings, and those of each of its APCs by list and KAPC address."""
+    """A thread with its findings, and those of each of its APCs by list and KAPC address.
+
+    `yara` names the rules that hit the drivers that it depends on, `rule@start` first, None where none was scanned;
+    `yara_hits` are those hits.
+    """
 
     thread: Thread
     findings: tuple[Finding, ...]
     apc_findings: Mapping[tuple[QueueName, int], tuple[Finding, ...]]
-    yara: str = ""
+    yara: str | None = None
+    yara_hits: tuple[YaraHit, ...] = ()
+
+    @property
+    def severity(self) -> Severity:
+        """The highest severity among the findings of the thread and its APCs, INFO without any."""
+        findings = [*self.findings, *(finding for found in self.apc_findings.values() for finding in found)]
+        return max((finding.severity for finding in findings), default=Severity.INFO)

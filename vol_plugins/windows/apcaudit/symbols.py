@@ -9,6 +9,7 @@ from typing import Any
 from volatility3.framework import exceptions, interfaces
 
 from . import facts as windows
+from .borrowing.merge import PRODUCER as BORROWED
 from .layout import Member
 
 _STEP = re.compile(r"(\w+)(?:\[(\d+)\])?$")
@@ -23,6 +24,12 @@ class KernelSymbols:
         self.table_name: str = self._module.symbol_table_name
         layer: Any = context.layers[self._module.layer_name]
         self.base: int = canonical(int(self._module.offset), layer.bits_per_register)
+        # The name of the symbol file and of the folder that holds it: `ntkrnlmp.pdb/<GUID>-<age>.json.xz`.
+        url: str = self._space[self.table_name].config.get("isf_url", "") or ""
+        self.file = "/".join(url.split("/")[-2:])
+        # A file whose missing types were taken from another (borrowing/) says so as its producer.
+        producer: str = self._space[self.table_name].producer.name or ""
+        self.borrowed_from = producer.removeprefix(BORROWED) if producer.startswith(BORROWED) else None
         self._members: dict[tuple[str, str], Member | None] = {}
         self._sorted: tuple[list[int], list[list[str]]] | None = None
 

@@ -117,7 +117,7 @@ def duplicate_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 def off_list_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A KAPC says it is queued to the thread, and no list holds it."""
-    if apc.queue is not QueueName.OFF_LIST:
+    if apc.queue is not QueueName.OFF_LIST or apc.of_bugcheck:
         return None
     unread = [queue.name.value for queue in thread.queues if not queue.intact]
     if unread:

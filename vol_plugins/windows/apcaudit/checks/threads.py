@@ -123,6 +123,14 @@ def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
         causes.append(f"KernelApcDisable is {members.kernel_apc_disable}")
     if members.special_apc_disable:
         causes.append(f"SpecialApcDisable is {members.special_apc_disable}")
+    if not causes and crashed and facts.bugcheck is not None:
+        # The exit takes the APCs off the list before it looks whether there were any.
+        found, count = facts.bugcheck.parameters[:2]
+        causes.append(
+            f"a kernel APC was queued to it (LIST_ENTRY {found:#x})"
+            if found
+            else f"its APC disable count was {count:#x}"
+        )
     if not causes:
         return None
     text = f"the thread {'was exiting' if crashed else 'has terminated'} and {' and '.join(causes)}: "
@@ -139,7 +147,11 @@ def _stopped_while_exiting(thread: Thread, facts: Facts) -> bool:
     parameter 1 is the LIST_ENTRY of the APC that was found on it.
     """
     bugcheck = facts.bugcheck
-    if bugcheck is None or bugcheck.code != windows.KERNEL_APC_PENDING_DURING_EXIT or thread.processor is None:
+    if bugcheck is None or bugcheck.code != windows.KERNEL_APC_PENDING_DURING_EXIT:
+        return False
+    if facts.crashing_thread is not None:
+        return thread.address == facts.crashing_thread
+    if thread.processor is None:
         return False
     found = bugcheck.parameters[0] if bugcheck.parameters else 0
     members = thread.members
@@ -157,6 +169,8 @@ def state_mismatch(thread: Thread, facts: Facts) -> Finding | None:
         text = f"ApcStateIndex is {members.apc_state_index}, which is neither 0 nor 1"
     elif owner is None:
         return None
+    elif thread.owner is not None and members.process not in (None, thread.owner.address):
+        text = f"its Process is {members.process:#x}, but it is on the thread list of {thread.owner.address:#x}"
     elif members.apc_state_index == 1:
         if members.saved_process is not None and members.saved_process != owner:
             text = (
@@ -192,7 +206,22 @@ def orphan_start(thread: Thread, facts: Facts) -> Finding | None:
     if start is None or thread.start_backing not in (Backing.NOTHING, Backing.UNLOADED, Backing.USER):
         return None
     where = Backing.NOTHING if thread.start_backing is Backing.UNLOADED else thread.start_backing
-    return Finding("orphan-start", Severity.HIGH, f"the system thread's start address {start:#x} lies in {where.value}")
+    text = f"the system thread's start address {start:#x} lies in {where.value}"
+    if thread.start is not None and thread.start.module is not None:
+        text += f", but in an image that the list does not have: {thread.start}"
+    return Finding("orphan-start", Severity.HIGH, text)
+
+
+def module_conflict(thread: Thread, facts: Facts) -> Finding | None:
+    """A system thread starts where only an entry of the module list that is contradicted claims the address."""
+    if thread.start_conflict is None or thread.members.start_address is None:
+        return None
+    return Finding(
+        "module-conflict",
+        Severity.MEDIUM,
+        f"the system thread's start address {thread.members.start_address:#x} lies where the list of modules"
+        f" contradicts itself: {thread.start_conflict}",
+    )
 
 
 def unloaded_start(thread: Thread, facts: Facts) -> Finding | None:
@@ -227,6 +256,7 @@ CHECKS: tuple[ThreadCheck, ...] = (
     not_queueable,
     orphan_start,
     unloaded_start,
+    module_conflict,
     *list_checks.CHECKS,
     *hiding_checks.CHECKS,
 )

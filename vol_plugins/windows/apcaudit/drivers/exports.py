@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from struct import Struct, unpack_from
 
-ReadRva = Callable[[int, int], "bytes | None"]
-"""Reads bytes at a relative virtual address of the image; None where they cannot be read."""
+from .pe_header import EXPORT, ReadRva, read_header
 
 NAMES_BOUND = 20_000
 """How many exported names are read: twice what ntoskrnl has."""
@@ -17,20 +16,31 @@ NAME_BOUND = 128
 """How many bytes of a name are read; what C++ decoration leaves beyond that is cut."""
 
 _PAGE = 0x1000
-_DOS_MAGIC = b"MZ"
-_PE_MAGIC = b"PE\0\0"
 _EXPORT_DIRECTORY = Struct("<IIHHIIIIIII")  # IMAGE_EXPORT_DIRECTORY, winnt.h
-
-# Offset of the data directories in the optional header by its magic (winnt.h, IMAGE_OPTIONAL_HEADER32 and 64).
-_DIRECTORIES = {0x10B: 96, 0x20B: 112}
 
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """The named exports of an image, sorted by relative virtual address; forwarders are left out."""
+    """The named exports of an image, sorted by relative virtual address.
+
+    One address has one of its names in `names`; `aliases` are all of them where there are more. `forwarders` are
+    exports whose code is another module's: own name to `module.name`, as the table has it.
+    """
 
     addresses: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    aliases: Mapping[int, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    forwarders: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def names_at(self, rva: int) -> tuple[str, ...]:
+        """Return every name of what is exported at exactly this relative virtual address."""
+        nearest = self.nearest(rva)
+        return self.aliases.get(rva, (nearest[0],)) if nearest is not None and not nearest[1] else ()
+
+    def next(self, rva: int) -> int | None:
+        """Return the relative virtual address of the first export behind this one."""
+        index = bisect_right(self.addresses, rva)
+        return self.addresses[index] if index < len(self.addresses) else None
 
     def nearest(self, rva: int) -> tuple[str, int] | None:
         """Return the name at or below a relative virtual address, and the distance in bytes."""
@@ -59,37 +69,33 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
     ordinal_data = _table(read, ordinal_table, names * 2, image_size)
     if function_data is None or name_data is None or ordinal_data is None:
         return Exports()
-    found: dict[int, str] = {}
+    found: dict[int, list[str]] = {}
+    forwarders: dict[str, str] = {}
     name_rvas, ordinals = unpack_from(f"<{names}I", name_data), unpack_from(f"<{names}H", ordinal_data)
     for name_rva, ordinal in zip(name_rvas, ordinals, strict=True):
         if ordinal >= functions:
             continue
         (address,) = unpack_from("<I", function_data, ordinal * 4)
-        if not 0 < address < image_size or rva <= address < rva + size:
-            continue  # beyond the image, or a forwarder: its address is that of the text "module.name"
+        if not 0 < address < image_size:
+            continue
         name = _name(read, name_rva) if name_rva < image_size else None
-        if name is not None and (address not in found or name < found[address]):
-            found[address] = name
+        if name is None:
+            continue
+        if rva <= address < rva + size:
+            # A forwarder: what is exported is the text "module.name", which lies in the export table itself.
+            target = _name(read, address)
+            if target is not None and "." in target:
+                forwarders[name] = target
+            continue
+        found.setdefault(address, []).append(name)
     addresses = tuple(sorted(found))
-    return Exports(addresses, tuple(found[address] for address in addresses))
+    aliases = {address: tuple(sorted(each)) for address, each in found.items() if len(each) > 1}
+    return Exports(addresses, tuple(min(found[address]) for address in addresses), aliases, forwarders)
 
 
 def _export_directory(read: ReadRva) -> tuple[int, int] | None:
-    dos = read(0, 0x40)
-    if dos is None or not dos.startswith(_DOS_MAGIC):
-        return None
-    (pe,) = unpack_from("<I", dos, 0x3C)
-    header = read(pe, 24 + 2) if pe < 0x1000 else None
-    if header is None or not header.startswith(_PE_MAGIC):
-        return None
-    (magic,) = unpack_from("<H", header, 24)
-    if magic not in _DIRECTORIES:
-        return None
-    directories = read(pe + 24 + _DIRECTORIES[magic] - 4, 12)
-    if directories is None:
-        return None
-    count, rva, size = unpack_from("<III", directories)
-    return (rva, size) if count else None
+    header = read_header(read)
+    return None if header is None else header.directory(EXPORT)
 
 
 def _table(read: ReadRva, rva: int, length: int, image_size: int) -> bytes | None:

@@ -1,64 +1,82 @@
-"""Which driver holds an address: loaded modules, their names, exports and symbols."""
+"""Which driver holds an address: the table of loaded modules, and hidden images where that has none."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..memory import Memory
 from ..model import Backing, Code
-from ..structures import both_ways, read_member, read_unicode_string
 from ..symbols import KernelSymbols
-from .exports import Exports, read_exports
+from .driver import Driver as Driver
+from .hidden import HiddenImages
+from .image import Image
+from .intervals import Intervals
+from .module_list import read_module_list
 from .unloaded import UnloadedDriver, read_unloaded
 
-MODULE_BOUND = 4096
-"""How many entries of PsLoadedModuleList are followed; Windows has some two hundred."""
-
-IMAGE_BOUND = 256 << 20
-"""The largest SizeOfImage that is believed, in bytes; the largest drivers of graphics cards have some 100 MiB."""
-
-_KERNEL_NAMES = frozenset({"ntoskrnl", "ntkrnlmp", "ntkrnlpa", "ntkrpamp"})
-
-
-@dataclass(frozen=True, slots=True)
-class Driver:
-    """A loaded module: base address, size in bytes, file name and path."""
-
-    base: int
-    size: int
-    name: str
-    path: str = ""
-
-    @property
-    def label(self) -> str:
-        """The name as a debugger prints it before the exclamation mark."""
-        stem = self.name.rpartition(".")[0] if self.name.lower().endswith((".sys", ".exe", ".dll")) else self.name
-        return "nt" if stem.lower() in _KERNEL_NAMES else stem or f"{self.base:x}"
+HIDDEN_MARK = " (hidden)"
+UNLISTED_MARK = " (unlisted)"
+"""Behind the name of code in an image that the module list lacks; the second where the list was not read whole."""
 
 
 class Drivers:
-    """The loaded modules as intervals [base, base + size), and the names of what lies in them."""
+    """The loaded modules as ranges [base, base + size), and the names of what lies in them."""
 
     def __init__(self, drivers: Sequence[Driver], memory: Memory, symbols: KernelSymbols, *, complete: bool) -> None:
         self.drivers = tuple(sorted(drivers, key=lambda driver: (driver.base, driver.size)))
         self.complete = complete
         self._memory = memory
         self._symbols = symbols
-        self._bases = [driver.base for driver in self.drivers]
-        self._exports: dict[int, Exports] = {}
+        self._intervals = Intervals(self.drivers, symbols.base)
+        self._images: dict[int, Image] = {}
+        self._sizes: dict[int, int] = {}
         self._codes: dict[int, Code] = {}
+        self._overstated: list[str] = []
         self.kernel_start = _kernel_start(memory, symbols)
         self.unloaded = read_unloaded(memory, symbols, self.kernel_start)
+        self.hidden = HiddenImages(memory, symbols, self.at)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was wrong with the module list: not read whole, entries that contradict one another or their images."""
+        cut = () if self.complete else ("PsLoadedModuleList was not read whole: what backs an address may be unknown",)
+        return (*cut, *(f"{conflict}" for conflict in self._intervals.conflicts), *self._overstated)
 
     def at(self, address: int) -> Driver | None:
-        """Return the loaded module whose image holds a virtual address."""
-        index = bisect_right(self._bases, address) - 1
-        if index < 0:
+        """Return the loaded module whose image holds a virtual address.
+
+        Where entries overlap, the smallest is believed; what an entry claims beyond the SizeOfImage of the image's
+        own header is nobody's.
+        """
+        driver = self._intervals.at(address)
+        return driver if driver is not None and address - driver.base < self._size(driver) else None
+
+    def conflict_at(self, address: int) -> str | None:
+        """Say what contradicts the module list about an address that only a doubtful entry claims, else None."""
+        driver = self._intervals.at(address)
+        if driver is None:
             return None
-        driver = self.drivers[index]
-        return driver if address < driver.base + driver.size else None
+        if address - driver.base >= self._size(driver):
+            return self._overstatement(driver)
+        return next((str(conflict) for conflict in self._intervals.conflicts if conflict.wide is driver), None)
+
+    def holding(self, address: int) -> Driver | None:
+        """Return the image that holds a virtual address, hidden ones too."""
+        driver = self.at(address)
+        if driver is None and self.backing(address) in (Backing.NOTHING, Backing.UNKNOWN):
+            driver = self.hidden.at(address)
+        return driver
+
+    def image(self, driver: Driver) -> Image:
+        """Return a driver's image, to be read as it is asked."""
+        image = self._images.get(driver.base)
+        if image is None:
+            image = self._images[driver.base] = Image(driver, self._memory)
+        return image
+
+    def is_kernel(self, driver: Driver) -> bool:
+        """Tell whether a driver is the kernel itself."""
+        return driver.base <= self._symbols.base < driver.base + driver.size
 
     def formerly_at(self, address: int) -> UnloadedDriver | None:
         """Return the unloaded driver in whose former range a virtual address lies."""
@@ -81,62 +99,57 @@ class Drivers:
             code = self._codes[address] = self._resolve(address)
         return code
 
+    def function_names(self, address: int) -> tuple[str, ...]:
+        """Name what a module exports at exactly this address, as `module!name`; the kernel's symbols serve too."""
+        driver = self.at(address)
+        if driver is None:
+            return ()
+        names = self.image(driver).exports.names_at(address - driver.base)
+        if not names and self.is_kernel(driver):
+            names = self._symbols.names_at(address)
+        return tuple(f"{driver.label}!{name}" for name in names)
+
     def _resolve(self, address: int) -> Code:
         backing = self.backing(address)
-        driver = self.at(address) if backing is Backing.MODULE else None
+        driver = self.holding(address)
         if driver is None:
             former = self.formerly_at(address) if backing is Backing.UNLOADED else None
             return Code(address, backing, f"{address:#x}", former=None if former is None else former.name)
-        if driver.base <= self._symbols.base < driver.base + driver.size:
-            nearest = self._symbols.nearest(address)
-        else:
-            nearest = self._exports_of(driver).nearest(address - driver.base)
+        mark = "" if backing is Backing.MODULE else HIDDEN_MARK if backing is Backing.NOTHING else UNLISTED_MARK
+        rva = address - driver.base
+        nearest = self._symbols.nearest(address) if self.is_kernel(driver) else self.image(driver).nearest(rva)
         if nearest is None:
-            return Code(address, backing, f"{driver.label}+{address - driver.base:#x}", driver.label)
+            section = self.image(driver).section(rva)
+            where = f" ({section})" if section else ""
+            return Code(address, backing, f"{driver.label}+{rva:#x}{where}{mark}", driver.label)
         symbol, distance = nearest
-        text = f"{driver.label}!{symbol}" + (f"+{distance:#x}" if distance else "")
+        text = f"{driver.label}!{symbol}" + (f"+{distance:#x}" if distance else "") + mark
         return Code(address, backing, text, driver.label, symbol)
 
-    def _exports_of(self, driver: Driver) -> Exports:
-        exports = self._exports.get(driver.base)
-        if exports is None:
-            exports = read_exports(lambda rva, length: self._memory.read(driver.base + rva, length), driver.size)
-            self._exports[driver.base] = exports
-        return exports
+    def _size(self, driver: Driver) -> int:
+        size = self._sizes.get(driver.base)
+        if size is None:
+            own = self.image(driver).overstated
+            if own is not None:
+                self._overstated.append(self._overstatement(driver))
+            size = self._sizes[driver.base] = driver.size if own is None else own
+        return size
+
+    def _overstatement(self, driver: Driver) -> str:
+        return (
+            f"the entry of {driver.label} claims {driver.size:#x} bytes from {driver.base:#x} on, of which the image's"
+            f" own header says {self.image(driver).overstated or 0:#x}"
+        )
 
 
 def read_drivers(memory: Memory, symbols: KernelSymbols) -> Drivers:
     """Read PsLoadedModuleList.
 
-    A list that is broken is followed from its other end too; `complete` is then False, and a routine in
-    none of the modules read is of unknown backing instead of none.
+    Where it could not be read whole, `complete` is False, and a routine in none of the modules read is of unknown
+    backing instead of none.
     """
-    head = symbols.address("PsLoadedModuleList")
-    structure = "_KLDR_DATA_TABLE_ENTRY" if symbols.has_type("_KLDR_DATA_TABLE_ENTRY") else "_LDR_DATA_TABLE_ENTRY"
-    if head is None:
-        return Drivers((), memory, symbols, complete=False)
-    entries, complete = both_ways(memory, head, MODULE_BOUND)
-    drivers = []
-    for entry in entries:
-        driver = _read_driver(memory, symbols, structure, entry)
-        if driver is None:
-            complete = False
-        else:
-            drivers.append(driver)
-    return Drivers(drivers, memory, symbols, complete=complete and bool(drivers))
-
-
-def _read_driver(memory: Memory, symbols: KernelSymbols, structure: str, entry: int) -> Driver | None:
-    # InLoadOrderLinks is the first member in every version: the list links entries by their start.
-    links = symbols.member(structure, "InLoadOrderLinks.Flink")
-    start = entry - links.offset if links is not None else entry
-    base = read_member(memory, symbols, structure, "DllBase", start)
-    size = read_member(memory, symbols, structure, "SizeOfImage", start)
-    if not base or not size or size > IMAGE_BOUND:
-        return None
-    name = read_unicode_string(memory, symbols, structure, "BaseDllName", start)
-    path = read_unicode_string(memory, symbols, structure, "FullDllName", start)
-    return Driver(base, size, name or (path or "").rpartition("\\")[2], path or "")
+    drivers, complete = read_module_list(memory, symbols)
+    return Drivers(drivers, memory, symbols, complete=complete)
 
 
 def _kernel_start(memory: Memory, symbols: KernelSymbols) -> int:

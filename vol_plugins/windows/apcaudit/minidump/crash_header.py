@@ -23,7 +23,7 @@ DUMP_TYPE_BITMAP_FULL = 5
 DUMP_TYPE_BITMAP_KERNEL = 6
 
 # Set in the code of some bugchecks that a minidump reports: 0x1000007E is 0x7E (Microsoft, "Bug Check Code Reference").
-_MINIDUMP_BUGCHECK_BIT = 0x10000000
+MINIDUMP_BUGCHECK_BIT = 0x10000000
 
 DUMP_HEADER32 = (
     ("MajorVersion", 0x008, "I"),
@@ -124,7 +124,7 @@ class CrashHeader:
     @property
     def stop_code(self) -> int:
         """The bugcheck code without the bit that marks a minidump's variant of it."""
-        return self.bugcheck_code & ~_MINIDUMP_BUGCHECK_BIT
+        return self.bugcheck_code & ~MINIDUMP_BUGCHECK_BIT
 
     def claims(self, minidump_part: int) -> bool:
         """Tell whether MiniDumpFields has the bit of a part; yes where the writer left the field unset."""

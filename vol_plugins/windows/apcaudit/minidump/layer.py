@@ -138,12 +138,13 @@ class MinidumpLayer(interfaces.layers.DataLayerInterface):
     ) -> Iterator[tuple[list[tuple[str, int, int]], int]]:
         # Only known bytes: the frames lie terabytes above the page directory.
         for start, size in sections:
-            for run_start, run_end in self._known_runs(start, start + size):
+            for run_start, run_end in self.known_runs(start, start + size):
                 for chunk in range(run_start, run_end, scanner.chunk_size):
                     end = min(run_end, chunk + scanner.chunk_size + scanner.overlap)
                     yield [(self.name, chunk, end - chunk)], end
 
-    def _known_runs(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def known_runs(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges [start, end) within one that are known."""
         position = start
         for gap_start, gap_end in self._memory.gaps(start, end):
             if gap_start > position:

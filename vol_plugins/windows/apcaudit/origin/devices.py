@@ -6,15 +6,12 @@ from dataclasses import dataclass
 
 from ..drivers.loaded import Drivers
 from ..memory import Memory
+from ..object_names import object_name
 from ..structures import read_member, read_unicode_string
 from ..symbols import KernelSymbols
 
 # IO_TYPE_DEVICE, IO_TYPE_DRIVER and IO_TYPE_FILE (WDK, wdm.h).
 _DEVICE, _DRIVER, _FILE = 3, 4, 5
-
-# InfoMask of an _OBJECT_HEADER since 7: which optional headers lie before it, the lowest bit next to it
-# (nt!ObpInfoMaskToOffset; codemachine.com, "Windows Object Headers").
-_CREATOR_INFO, _NAME_INFO = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,9 @@ class Devices:
         name = read_unicode_string(self._memory, self._symbols, "_DRIVER_OBJECT", "DriverName", driver)
         start = self._read("_DRIVER_OBJECT", "DriverStart", driver)
         module = self._drivers.at(start) if start else None
-        return Device(address, self._object_name(address), name, None if module is None else module.label)
+        return Device(
+            address, object_name(self._memory, self._symbols, address), name, None if module is None else module.label
+        )
 
     def file(self, address: int) -> File:
         """Read the _FILE_OBJECT at a virtual address."""
@@ -103,21 +102,3 @@ class Devices:
         if found == wanted:
             return None
         return "unreadable" if found is None else f"Type is {found}, not {wanted}"
-
-    def _object_name(self, body: int) -> str | None:
-        """Read an executive object's name, None when it has none or its headers do not say."""
-        offset = self._symbols.member("_OBJECT_HEADER", "Body")
-        size = self._symbols.size_of("_OBJECT_HEADER_NAME_INFO")
-        if offset is None or not size:
-            return None
-        header = body - offset.offset
-        mask = self._read("_OBJECT_HEADER", "InfoMask", header)
-        if mask is not None:
-            creator = self._symbols.size_of("_OBJECT_HEADER_CREATOR_INFO") or 0
-            distance = size + (creator if mask & _CREATOR_INFO else 0) if mask & _NAME_INFO else 0
-        else:
-            # Before 7 the header gives the distance itself.
-            distance = self._read("_OBJECT_HEADER", "NameInfoOffset", header) or 0
-        if not distance:
-            return None
-        return read_unicode_string(self._memory, self._symbols, "_OBJECT_HEADER_NAME_INFO", "Name", header - distance)

@@ -60,6 +60,8 @@ class Threads:
         Of the listed threads that every view holds, those that `passes` lets pass are left out.
         """
         yield from self.listed()
+        if not self._views.cid.evidence:
+            self.notes.append("PspCidTable was not read whole: threads that only it holds may be missing")
         for address, cid in self._views.others():
             if not self._views.met(address, cid):
                 yield from self._other(address, cid)
@@ -94,12 +96,14 @@ class Threads:
                 seen = self.members(address) if data is None else Glance._make(glance_at(data))
                 if seen.tid is None and seen.thread_list_flink is None:
                     break
+                if seen.process != process.address and self._is_foreign(address, seen.process, process):
+                    break
                 views = meet(address, seen.tid, listed=True)
                 if views is None:
                     break
                 count += 1
                 entry = seen.thread_list_flink if forward else seen.thread_list_blink
-                if views is usual and listed:
+                if views is usual and listed and seen.process == process.address:
                     if passes is None or not passes(address, seen):
                         yield Thread(address, self.members(address), process, views=views)
                 else:
@@ -109,6 +113,16 @@ class Threads:
                 return
             if forward:
                 self.notes.append(f"the thread list of {process} does not close: it is read from its other end too")
+
+    def _is_foreign(self, address: int, claimed: int | None, process: Process) -> bool:
+        """Tell whether a thread on a process's list is another one's, by its own process and its own PID together.
+
+        There a list was tied into another: what follows is to be read from that process's own head.
+        """
+        if not claimed or claimed == process.address:
+            return False
+        pid = self._processes.at(claimed).pid
+        return pid is not None and pid != process.pid and pid == self.members(address).pid
 
     def _other(self, address: int, cid: int | None) -> Iterator[Thread]:
         """Yield what other views call a thread, if it is one, and the threads of its process if that is not listed."""

@@ -1,0 +1,110 @@
+"""`apcaudit show`: the rows of the audit as cards that fit a terminal, worst first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from apcaudit.errors import ApcAuditError
+
+SEVERITIES = ("critical", "high", "medium", "low", "info")
+
+#: Lines of a card: a label, and the columns that follow it.
+_LINES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("thread", ("Thread", "TID", "State")),
+    ("process", ("Process", "PID", "Attached")),
+    ("starts at", ("StartRoutine",)),
+    (
+        "APC state",
+        ("ApcStateIndex", "KernelApcPending", "KernelApcInProgress", "KernelApcDisable", "SpecialApcDisable"),
+    ),
+    ("queued", ("Queue", "Apc", "Kind")),
+    ("runs", ("KernelRoutine", "NormalRoutine")),
+    ("origin", ("Origin",)),
+    ("YARA", ("Yara",)),
+)
+
+#: Columns that say what they are themselves; the others are named beside their value.
+_PLAIN = frozenset({"Thread", "Process", "State", "StartRoutine", "Queue", "Apc", "Kind", "Origin", "Yara"})
+_HEXADECIMAL = frozenset({"Thread", "Apc"})
+_INDENT = " " * 13
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "show",
+        help="print the audit's JSON lines as cards",
+        description="Print rows of `vol -q -r jsonl -f IMAGE windows.apcaudit --wide` as cards, the worst first.",
+    )
+    parser.add_argument("rows", nargs="?", default="-", metavar="ROWS", help="file of JSON lines; - is standard input")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read the rows and print their cards."""
+    try:
+        text = sys.stdin.read() if options.rows == "-" else Path(options.rows).read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if not text:
+            raise ApcAuditError(f"{options.rows} is empty: vol printed no rows, its messages say why")
+    except ValueError as error:
+        raise ApcAuditError(f"{options.rows} holds no JSON lines of the audit: {error}") from error
+    width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    print("\n\n".join(cards(rows, width)) if rows else "nothing to report")
+    return 0
+
+
+def cards(rows: Iterable[dict[str, Any]], width: int) -> Iterator[str]:
+    """Make the cards of rows, the worst first and otherwise in their order.
+
+    Args:
+        rows: columns by name, as vol's JSON renderers give them.
+        width: the longest line in characters.
+    """
+    ordered = sorted(rows, key=lambda row: SEVERITIES.index(row["Severity"]) if row["Severity"] in SEVERITIES else 0)
+    for row in ordered:
+        lines = [f"{row['Severity'].upper():8}  {row['Findings'].replace(',', ', ') or 'nothing found'}"]
+        for label, columns in _LINES:
+            values = [shown for name in columns if (shown := _shown(name, row.get(name))) is not None]
+            if values:
+                lines.append(f"  {label:9}  {', '.join(values)}")
+        for sentence in _sentences(row):
+            lines += textwrap.wrap(
+                sentence, width, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False
+            )
+        yield "\n".join(_folded(lines, width))
+
+
+def _shown(name: str, value: Any) -> str | None:
+    """Return a column's value as text, None when there is nothing to tell."""
+    if value in (None, ""):
+        return None
+    if name in _HEXADECIMAL:
+        return f"{value:#x}" if name == "Thread" else f"KAPC {value:#x}"
+    if name == "Attached":
+        return f"attached to {value}"
+    return str(value) if name in _PLAIN else f"{name} {int(value) if isinstance(value, bool) else value}"
+
+
+def _sentences(row: dict[str, Any]) -> list[str]:
+    """Split an explanation where a finding's code, or a word of the audit's, begins a sentence."""
+    text = row.get("Explanation") or ""
+    starts = [*row["Findings"].split(","), "evidence", "inferred", "nested-attach", "stack", "crash", "still queued"]
+    for start in filter(None, starts):
+        text = text.replace(f". {start}:", f".\n{start}:")
+    return [line for line in text.split("\n") if line]
+
+
+def _folded(lines: Iterable[str], width: int) -> Iterator[str]:
+    for line in lines:
+        if len(line) <= width:
+            yield line
+        else:
+            yield from textwrap.wrap(line, width, subsequent_indent=_INDENT, break_on_hyphens=False)

@@ -1,0 +1,91 @@
+"""`apcaudit show`: cards that fit the terminal and leave nothing out that a responder needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from apcaudit.cli import main
+
+ROW = {
+    "Thread": 0x8AB54388,
+    "PID": 4,
+    "TID": 340,
+    "Process": "System",
+    "Attached": "BAVSvc.exe (1264)",
+    "State": "Running:CPU0",
+    "ApcStateIndex": 1,
+    "KernelApcPending": True,
+    "KernelApcDisable": None,
+    "StartRoutine": "Bfilter!ScUnInitExcludePath+0x30",
+    "Queue": "kernel",
+    "Apc": 0x8A3F6248,
+    "KernelRoutine": "nt!IopCompleteRequest",
+    "Origin": "completion of IRP 0x8a3f6208",
+    "Severity": "critical",
+    "Findings": "detach-bugcheck,undelivered",
+    "Explanation": "detach-bugcheck: it would stop. undelivered: it waits. evidence: Type is 6.",
+}
+
+CARD = """\
+CRITICAL  detach-bugcheck, undelivered
+  thread     0x8ab54388, TID 340, Running:CPU0
+  process    System, PID 4, attached to BAVSvc.exe (1264)
+  starts at  Bfilter!ScUnInitExcludePath+0x30
+  APC state  ApcStateIndex 1, KernelApcPending 1
+  queued     kernel, KAPC 0x8a3f6248
+  runs       KernelRoutine nt!IopCompleteRequest
+  origin     completion of IRP 0x8a3f6208
+  * detach-bugcheck: it would stop.
+  * undelivered: it waits.
+  * evidence: Type is 6.
+"""
+
+
+def written(folder: Path, *rows: dict[str, object]) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row becomes a card; what is absent is left out, and each finding has its line."""
+    assert main(["show", written(tmp_path, ROW)]) == 0
+    assert capsys.readouterr().out == CARD
+
+
+def test_the_worst_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cards are ordered by severity, rows of one severity keep their order."""
+    rows = [{**ROW, "TID": tid, "Severity": level} for tid, level in ((1, "low"), (2, "critical"), (3, "low"))]
+    main(["show", written(tmp_path, *rows)])
+    out = capsys.readouterr().out
+    assert [line.split(", ")[1] for line in out.splitlines() if "thread  " in line] == ["TID 2", "TID 1", "TID 3"]
+
+
+def test_no_line_is_wider_than_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long explanations and origins are folded at the terminal's width."""
+    monkeypatch.setenv("COLUMNS", "72")
+    main(["show", written(tmp_path, {**ROW, "Origin": "word " * 60, "Explanation": "word " * 200})])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 72
+
+
+def test_no_output_is_no_clean_bill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty file is what a vol that failed leaves: an error; rows that are none are nothing to report."""
+    (tmp_path / "rows").write_text("")
+    assert main(["show", str(tmp_path / "rows")]) == 1
+    assert main(["show", written(tmp_path)]) == 0
+    assert capsys.readouterr().out == "nothing to report\n"
+
+
+def test_what_is_no_json_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Input of another kind is an error of one line that says so."""
+    path = tmp_path / "rows.txt"
+    path.write_text("Volatility 3 Framework\n")
+    assert main(["show", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no JSON lines" in error

@@ -1,0 +1,358 @@
+"""The frames of x64 stacks: by unwind data, and by return addresses where that cannot be read."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
+from volatility3.plugins.windows.apcaudit.stacks.epilogue import Epilogue, find_epilogue
+from volatility3.plugins.windows.apcaudit.stacks.frame import How, Stack
+from volatility3.plugins.windows.apcaudit.stacks.function_table import FunctionTable, NoEntry
+from volatility3.plugins.windows.apcaudit.stacks.registers import Registers
+from volatility3.plugins.windows.apcaudit.stacks.unwind import Unwound, unwind
+from volatility3.plugins.windows.apcaudit.stacks.unwind_info import (
+    Operation,
+    RuntimeFunction,
+    UnwindCode,
+    parse_codes,
+    read_unwind_info,
+)
+
+from apcaudit.synthetic.assembly import Code, Relative
+from apcaudit.synthetic.build import build
+from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.scene import Address, Bugcheck, Driver, Process, Scene, StackWrite, Thread
+from apcaudit.synthetic.scenes.common import FLTMGR, HAL
+from tests import volatility
+
+SHARED = volatility.ROOT.parent / "shared"
+KERNEL = "10-19041-x64"
+
+BASE = 0xFFFFF80100000000
+TOP = 0x500000
+RETURN = 0xFFFFF80200001234
+#: What the registers hold when the function is entered, by number; RBX, RBP, RSI, RDI and R12 to R15 are the caller's.
+ENTERED = tuple(0x1000 + 0x111 * number for number in range(16))
+RBX, RSP, RBP, RSI = 3, 4, 5, 6
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param("0632", [(6, Operation.ALLOC_SMALL, 3, 0x20)], id="sub rsp, 20h"),
+        pytest.param("0401 2200", [(4, Operation.ALLOC_LARGE, 0, 0x110)], id="sub rsp, 110h"),
+        pytest.param("0711 00000200", [(7, Operation.ALLOC_LARGE, 1, 0x20000)], id="sub rsp, 20000h"),
+        pytest.param("0230", [(2, Operation.PUSH_NONVOL, 3, 0)], id="push rbx"),
+        pytest.param("0d03", [(13, Operation.SET_FPREG, 0, 0)], id="lea rbp, [rsp+n]"),
+        pytest.param("1f64 1000", [(31, Operation.SAVE_NONVOL, 6, 0x80)], id="mov [rsp+80h], rsi"),
+        pytest.param("1f65 00001000", [(31, Operation.SAVE_NONVOL_FAR, 6, 0x100000)], id="mov [rsp+100000h], rsi"),
+        pytest.param("2068 0300", [(32, Operation.SAVE_XMM128, 6, 0x30)], id="movaps [rsp+30h], xmm6"),
+        pytest.param("2069 00001000", [(32, Operation.SAVE_XMM128_FAR, 6, 0x100000)], id="movaps, far"),
+        pytest.param("001a", [(0, Operation.PUSH_MACHFRAME, 1, 0)], id="machine frame with error code"),
+        pytest.param("0516 0006 0632", [(5, Operation.EPILOG, 1, 0), (0, Operation.EPILOG, 0, 0),
+                     (6, Operation.ALLOC_SMALL, 3, 0x20)], id="epilogue codes of version 2"),
+        pytest.param("000b", None, id="an unknown operation"),
+        pytest.param("0711 0000", None, id="an operand that is cut off"),
+        pytest.param("", [], id="none"),
+    ],
+)  # fmt: skip
+def test_unwind_codes(data: str, expected: list[tuple[int, Operation, int, int]] | None) -> None:
+    """UNWIND_CODE slots, as Microsoft's "x64 exception handling" lays them out; operands in bytes."""
+    codes = parse_codes(bytes.fromhex(data))
+    assert codes == (None if expected is None else tuple(UnwindCode(*each) for each in expected))
+
+
+def image_of(pieces: dict[int, str]) -> bytes:
+    image = bytearray(0x2000)
+    for rva, data in pieces.items():
+        code = bytes.fromhex(data)
+        image[rva : rva + len(code)] = code
+    return bytes(image)
+
+
+#: A function of every kind, each at 0x100 with its unwind data at 0x1000: code, unwind data, and after every
+#: instruction of the prologue what it has done: bytes taken, register numbers saved with their offset from the entry's
+#: stack pointer, RBP's offset from it.
+SMALL = image_of(
+    {
+        # push rbx; sub rsp, 20h; nop; add rsp, 20h; pop rbx; ret
+        0x100: "4053 4883ec20 90 4883c420 5b c3",
+        0x1000: "01060200 0632 0230",
+    }
+)
+FRAMED = image_of(
+    {
+        # push rbp; sub rsp, 200h; lea rbp, [rsp+20h]; nop; lea rsp, [rbp+1e0h]; pop rbp; ret
+        0x100: "55 4881ec00020000 488d6c2420 90 488da5e0010000 5d c3",
+        0x1000: "010d0425 0d03 08014000 0150",
+    }
+)
+SAVING = image_of(
+    {
+        # mov [rsp+8], rsi (the caller's home space); sub rsp, 38h; nop; mov rsi, [rsp+40h]; add rsp, 38h; ret
+        0x100: "4889742408 4883ec38 90 488b742440 4883c438 c3",
+        0x1000: "01090300 09640800 0962",
+    }
+)
+
+
+def unwound(
+    image: bytes, ip: int, changed: dict[int, int], memory: dict[int, int], *, exact: bool = True
+) -> Unwound | None:
+    registers = list(ENTERED)
+    for number, value in changed.items():
+        registers[number] = value
+
+    def read(rva: int, length: int) -> bytes | None:
+        return image[rva : rva + length] if rva >= 0 and rva + length <= len(image) else None
+
+    function = RuntimeFunction(0x100, 0x180, 0x1000)
+    at = Registers(BASE + ip, tuple(registers))
+    return unwind(at, {TOP: RETURN, **memory}.get, read, function, BASE, exact=exact)
+
+
+@pytest.mark.parametrize(
+    ("image", "ip", "changed", "memory"),
+    [
+        pytest.param(SMALL, 0x100, {RSP: TOP}, {}, id="at the entry"),
+        pytest.param(SMALL, 0x102, {RSP: TOP - 8}, {TOP - 8: ENTERED[RBX]}, id="behind push rbx"),
+        pytest.param(SMALL, 0x106, {RSP: TOP - 0x28, RBX: 1}, {TOP - 8: ENTERED[RBX]}, id="behind the prologue"),
+        pytest.param(SMALL, 0x107, {RSP: TOP - 0x28, RBX: 1}, {TOP - 8: ENTERED[RBX]}, id="at the epilogue"),
+        pytest.param(SMALL, 0x10B, {RSP: TOP - 8, RBX: 1}, {TOP - 8: ENTERED[RBX]}, id="at its pop"),
+        pytest.param(SMALL, 0x10C, {RSP: TOP}, {}, id="at its return"),
+        pytest.param(FRAMED, 0x101, {RSP: TOP - 8}, {TOP - 8: ENTERED[RBP]}, id="before the frame register is set"),
+        pytest.param(FRAMED, 0x10D, {RSP: TOP - 0x1000, RBP: TOP - 0x208 + 0x20}, {TOP - 8: ENTERED[RBP]},
+                     id="by the frame register, whatever was allocated since"),
+        pytest.param(FRAMED, 0x10E, {RSP: TOP - 0x1000, RBP: TOP - 0x208 + 0x20}, {TOP - 8: ENTERED[RBP]},
+                     id="at an epilogue that starts from the frame register"),
+        pytest.param(SAVING, 0x109, {RSP: TOP - 0x38, RSI: 1}, {TOP + 8: ENTERED[RSI]}, id="a register saved by mov"),
+    ],
+)  # fmt: skip
+def test_leaving_a_function(image: bytes, ip: int, changed: dict[int, int], memory: dict[int, int]) -> None:
+    """Wherever in a function its thread stood, its caller's registers are those that it was entered with."""
+    found = unwound(image, ip, changed, memory)
+    assert found is not None
+    assert (found.registers.ip, found.found_at, found.interrupted) == (RETURN, TOP, False)
+    assert found.registers.general == (*ENTERED[:RSP], TOP + 8, *ENTERED[RSP + 1 :])
+
+
+def test_leaving_an_interrupt() -> None:
+    """A machine frame holds RIP and RSP of what was interrupted, behind an error code where the info says so."""
+    image = image_of({0x100: "90", 0x1000: "01000100 001a 0000"})
+    memory = {TOP: 0xE, TOP + 8: RETURN, TOP + 0x20: 0x700000}
+    found = unwound(image, 0x110, {RSP: TOP}, memory)
+    assert found is not None
+    assert (found.registers.ip, found.registers.sp, found.interrupted) == (RETURN, 0x700000, True)
+
+
+def test_chained_unwind_data() -> None:
+    """A part of a function split off undoes its own prologue and then, as a whole, that of the function itself."""
+    # The part: sub rsp, 20h. The function: push rbx.
+    image = image_of(
+        {0x100: "4883ec20 90", 0x1000: "21040100 0432 0000 00020000 10020000 20100000", 0x1020: "01020100 0230"}
+    )
+    found = unwound(image, 0x104, {RSP: TOP - 0x28, RBX: 1}, {TOP - 8: ENTERED[RBX]})
+    assert found is not None
+    assert (found.registers.ip, found.registers.sp, found.registers.general[RBX]) == (RETURN, TOP + 8, ENTERED[RBX])
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        pytest.param("21000000 00010000 80010000 00100000", id="chained to itself"),
+        pytest.param("21000000 00010000 80010000 fcffffff", id="chained to nowhere"),
+        pytest.param("0100ff00", id="more codes than the image has", marks=()),
+        pytest.param("07060200 0632 0230", id="an unknown version"),
+        pytest.param("01000105 0003", id="an unknown frame register"),
+    ],
+)
+def test_lying_unwind_data(info: str) -> None:
+    """Unwind data that lies gives no caller, or one that a stack check refuses, and never more work than its bound."""
+    image = image_of({0x100: "90", 0x1000: info})[: 0x1000 + len(bytes.fromhex(info))]
+    registers = Registers(BASE + 0x110, tuple(None if number == 5 else value for number, value in enumerate(ENTERED)))
+
+    def read(rva: int, length: int) -> bytes | None:
+        return image[rva : rva + length] if rva >= 0 and rva + length <= len(image) else None
+
+    function = RuntimeFunction(0x100, 0x180, 0x1000)
+    assert unwind(registers, lambda _: None, read, function, BASE, exact=False) is None
+
+
+def test_unwind_data_that_cannot_be_read() -> None:
+    """Unwind data on a page that is not in memory is no unwind data."""
+    assert read_unwind_info(lambda rva, length: None, 0x1000) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "frame_register", "expected"),
+    [
+        pytest.param("4883c428c3", 0, Epilogue(None, 0x28, ()), id="add, ret"),
+        pytest.param("4881c400020000c3", 0, Epilogue(None, 0x200, ()), id="add of 32 bits, ret"),
+        pytest.param("415f415e5f5ec3", 0, Epilogue(None, 0, (15, 14, 7, 6)), id="pops, ret"),
+        pytest.param("488d65205dc3", 5, Epilogue(5, 0x20, (5,)), id="lea from rbp"),
+        pytest.param("498d6b205dc3", 0, None, id="lea of another register"),
+        pytest.param("4883c42848ff2500000000", 0, Epilogue(None, 0x28, ()), id="tail jump through memory"),
+        pytest.param("4883c42890", 0, None, id="something else behind the adjustment"),
+        pytest.param("", 0, None, id="nothing can be read"),
+    ],
+)
+def test_epilogues(code: str, frame_register: int, expected: Epilogue | None) -> None:
+    """An epilogue has one of few forms (Microsoft, "x64 prolog and epilog")."""
+    assert find_epilogue(bytes.fromhex(code), frame_register) == expected
+
+
+#: A driver of ours: Inner (pushes RBX), called by Outer (RBP is its frame), as above.
+WALKER_CODE: dict[int, Code] = {
+    0x1000: SMALL[0x100:0x10D],
+    0x1100: FRAMED[0x100:0x116],
+    0x1130: (b"\xe8", Relative("walker!Inner")),
+}
+WALKER = Driver(
+    "walker.sys",
+    exports={"Inner": 0x1000, "Outer": 0x1100},
+    code=WALKER_CODE,
+    unwind={(0x1000, 0x100D): SMALL[0x1000:0x1008], (0x1100, 0x1180): FRAMED[0x1000:0x100C]},
+)
+#: Ours: the calls in the kernel that its return addresses follow; KeQuery... that a stale one does.
+KERNEL_CODE: dict[Address, Code] = {
+    "nt!PspSystemThreadStartup+0x53": b"\xff\xd0",
+    "nt!KiStartSystemThread+0x26": b"\xff\xd0",
+    "nt!IofCallDriver+0x1b": (b"\xe8", Relative("nt!KeBugCheck")),
+}
+
+STACK_BASE = 0xFFFFF58C20006000
+INNER = STACK_BASE - 0x800
+OUTER = INNER + 0x30
+FRAME = OUTER + 0x40  # Outer has allocated 0x40 bytes since
+CALLER = FRAME + 0x210
+FRAMES = (
+    StackWrite(INNER + 0x20, (0x1B1B, "walker!Outer+0x35")),
+    StackWrite(FRAME + 0x200, (0, "nt!PspSystemThreadStartup+0x55")),
+    # Left over: the address of a function, the return address of a call of another function.
+    StackWrite(CALLER + 0x10, ("nt!ExpWorkerThread", "nt!IofCallDriver+0x20")),
+    StackWrite(CALLER + 0x50, ("nt!KiStartSystemThread+0x28",)),
+)
+EXPECTED = [
+    (How.UNWOUND, "walker!Outer+0x35", OUTER),
+    (How.UNWOUND, "nt!PspSystemThreadStartup+0x55", CALLER),
+    # The synthetic kernel has no unwind data.
+    (How.SCANNED, "nt!KiStartSystemThread+0x28", CALLER + 0x58),
+]
+
+
+def stack_of(folder: Path, thread: Thread, **scene: object) -> Stack:
+    processes = (Process("System", 4, (thread,), parent=0),)
+    described = Scene("stack", "one stack", KERNEL, processes, (HAL, FLTMGR, WALKER), code=KERNEL_CODE)
+    image = build(replace(described, **scene), load_kernel(KERNEL))
+    path = folder / "stack.dmp"
+    image.write_dump(path)
+    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "stacks-cache")
+    audit = Audit(plugin.context, plugin.config["kernel"])
+    stacks = [each.thread.stack for each in audit.run(Selection(tids=frozenset({8}), clean_too=True, stacks=True))]
+    assert stacks[0] is not None
+    return stacks[0]
+
+
+def shown(stack: Stack) -> list[tuple[How, str, int | None]]:
+    return [(each.how, each.code.text, each.address) for each in stack.frames]
+
+
+def test_a_crashing_thread(tmp_path: Path) -> None:
+    """From the saved context outwards by the drivers' .pdata as it stands in memory, then by search."""
+    registers: dict[str, Address] = {"Rip": "walker!Inner+0x6", "Rsp": INNER, "Rbp": FRAME + 0x20}
+    thread = Thread(8, start="walker!Outer", state="Running", running_on=0, frames=FRAMES, stack_base=STACK_BASE)
+    stack = stack_of(tmp_path, thread, bugcheck=Bugcheck(0xD1, registers=registers), crashing_thread=8)
+    assert shown(stack) == [(How.SAVED, "walker!Inner+0x6", INNER), *EXPECTED]
+    assert [each.follows_call for each in stack.frames] == [None, True, True, True]
+
+
+def test_a_waiting_thread(tmp_path: Path) -> None:
+    """From the switch frame at KernelStack: RIP at 0x38, RBP at 0x30, RSP behind it."""
+    top = OUTER - 0x40
+    switch_frame = StackWrite(top, (0, 0, 0, 0, 0, 0, FRAME + 0x20, "walker!Outer+0x35"))
+    members = {"Tcb.KernelStack": top}
+    thread = Thread(8, start="walker!Outer", frames=(*FRAMES, switch_frame), stack_base=STACK_BASE, members=members)
+    assert shown(stack_of(tmp_path, thread)) == [(How.SAVED, "walker!Outer+0x35", OUTER), *EXPECTED[1:]]
+
+
+def test_unwind_data_of_a_driver_that_lies(tmp_path: Path) -> None:
+    """Where a driver's unwind data leads off the stack, the return address is searched, and the walk goes on."""
+    registers: dict[str, Address] = {"Rip": "walker!Inner+0x6", "Rsp": INNER, "Rbp": FRAME + 0x20}
+    thread = Thread(8, start="walker!Outer", state="Running", running_on=0, frames=FRAMES, stack_base=STACK_BASE)
+    # Inner claims to have allocated 512 KiB less 8 bytes.
+    liar = replace(WALKER, unwind={**WALKER.unwind, (0x1000, 0x100D): bytes.fromhex("010602000601ffff")})
+    bugcheck = Bugcheck(0xD1, registers=registers)
+    stack = stack_of(tmp_path, thread, bugcheck=bugcheck, crashing_thread=8, drivers=(HAL, FLTMGR, liar))
+    assert [each.code.text for each in stack.frames] == ["walker!Inner+0x6", *(text for _, text, _ in EXPECTED)]
+    # Outer's frame register is lost with the frame.
+    assert [each.how for each in stack.frames[1:]] == [How.SCANNED] * 3
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        pytest.param(0xFFFFFFF0, NoEntry.UNREADABLE, id="beyond the image"),
+        pytest.param(0x600, NoEntry.UNREADABLE, id="entries that lead to one another"),
+    ],
+)
+def test_a_table_of_functions_that_lies(size: int, expected: NoEntry) -> None:
+    """A function table that its image cannot hold is none; entries that lead in a circle lead nowhere."""
+    header = bytearray(0x400)
+    header[:2], header[0x3C:0x40] = b"MZ", struct.pack("<I", 0x80)
+    header[0x80:0x9A] = b"PE\0\0" + struct.pack("<HHIIIHHH", 0x8664, 0, 0, 0, 0, 0xF0, 0x22, 0x20B)
+    struct.pack_into("<I", header, 0x98 + 108, 16)
+    struct.pack_into("<II", header, 0x98 + 112 + 24, 0x200, size)
+
+    # Every entry leads to another one, which is itself.
+    entry = struct.pack("<III", 0x1000, 0x9000, 0x200 | 1)
+
+    def read(rva: int, length: int) -> bytes | None:
+        return bytes(header[rva : rva + length]) if rva + length <= 0x200 else entry[:length]
+
+    assert FunctionTable(read, 0x100000).find(0x1234) is expected
+
+
+#: How Windows starts a device, innermost first: the kernel's own names for it, in the order in which they call another.
+STARTING_A_DEVICE = [
+    "nt!IofCallDriver+0x55",
+    "nt!PnpAsynchronousCall+0xea",
+    "nt!PnpSendIrp+0x9e",
+    "nt!PnpStartDevice+0x88",
+    "nt!PnpStartDeviceNode+0xec",
+    "nt!PipProcessStartPhase1+0x73",
+    "nt!PipProcessDevNodeTree+0x319",
+    "nt!PiProcessStartSystemDevices+0x60",
+    "nt!PnpDeviceActionWorker+0x4cc",
+    "nt!ExpWorkerThread+0x105",
+    "nt!PspSystemThreadStartup+0x55",
+    "nt!KiStartSystemThread+0x28",
+]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED.name}/ is not beside the repository")
+def test_the_genuine_minidump(tmp_path: Path) -> None:
+    """The crashing thread's stack: the exception's address, the driver's calls to there, and a device being started.
+
+    Read off the dump's bytes by hand: the calls before the return addresses amdppm+313f and +3234 enter 32dc and 30d4,
+    the functions of the frames before; that before +1f852 enters 27b70, where +283f6 lies. What is left over of
+    calls that have returned (nt!PnpSetDeviceAffinityThread+55 behind a call of __security_check_cookie) is no frame.
+    """
+    minidump = SHARED / "samples" / "triage_x64.dmp"
+    plugin = volatility.construct(
+        minidump, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache", symbols=(SHARED / "symbols",)
+    )
+    audit = Audit(plugin.context, plugin.config["kernel"])
+    selection = Selection(tids=frozenset({264}), clean_too=True, stacks=True)
+    stack = next(iter(audit.run(selection))).thread.stack
+    assert stack is not None
+    texts = [each.code.text for each in stack.frames]
+    assert texts[:5] == ["amdppm+0x334c", "amdppm+0x313f", "amdppm+0x3234", "amdppm+0x283f6", "amdppm+0x1f852"]
+    assert [each.follows_call for each in stack.frames[:5]] == [None, True, True, None, True]
+    assert [text for text in texts if text in STARTING_A_DEVICE] == STARTING_A_DEVICE
+    assert "nt!PnpSetDeviceAffinityThread+0x55" not in texts
+    # No driver's unwind data is in a minidump.
+    assert {each.how for each in stack.frames[1:]} == {How.SCANNED}
+    assert str(stack).startswith("amdppm+0x334c (saved) <- amdppm+0x313f <- amdppm+0x3234 <- amdppm+0x283f6?")

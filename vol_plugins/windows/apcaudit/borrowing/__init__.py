@@ -1,0 +1,1 @@
+"""Structures for a kernel whose PDB lacks them: taken from a symbol file that ships, checked, and said so."""

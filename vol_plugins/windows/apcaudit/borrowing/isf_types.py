@@ -1,0 +1,80 @@
+"""The structures of a symbol file (ISF) as the layout asks for them, out of its JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..layout import Member
+
+_STEP = re.compile(r"(\w+)(?:\[(\d+)\])?$")
+
+_COMPOUND = ("struct", "union", "class")
+
+
+class IsfTypes:
+    """Sizes and members of the structures in a symbol file's document (volatility3/schemas, schema-6.2.0.json)."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._types: Mapping[str, Any] = document["user_types"]
+        self._base: Mapping[str, Any] = document["base_types"]
+        self._enums: Mapping[str, Any] = document["enums"]
+
+    def size_of(self, structure: str) -> int | None:
+        """Return the size of a structure in bytes, None when the file does not have it."""
+        found = self._types.get(structure)
+        return None if found is None else int(found["size"])
+
+    def member(self, structure: str, path: str) -> Member | None:
+        """Find a member by dotted path, anonymous structures and unions looked through."""
+        kind: dict[str, Any] | None = {"kind": "struct", "name": structure}
+        offset = 0
+        for step in path.split("."):
+            match = _STEP.match(step)
+            found = None if kind is None or match is None else self._find(kind, match[1])
+            if found is None or match is None:
+                return None
+            offset += found[0]
+            kind = found[1]
+            if match[2] is not None:
+                if kind["kind"] != "array" or int(match[2]) >= kind["count"]:
+                    return None
+                kind = kind["subtype"]
+                offset += int(match[2]) * (self._size(kind) or 0)
+        return None if kind is None else self._describe(kind, offset)
+
+    def _find(self, kind: Mapping[str, Any], name: str) -> tuple[int, dict[str, Any]] | None:
+        if kind["kind"] not in _COMPOUND:
+            return None
+        members = self._types.get(kind["name"], {}).get("fields", {})
+        if name in members:
+            return int(members[name]["offset"]), members[name]["type"]
+        for each in members.values():
+            if is_anonymous(each["type"].get("name", "")):
+                inner = self._find(each["type"], name)
+                if inner is not None:
+                    return int(each["offset"]) + inner[0], inner[1]
+        return None
+
+    def _describe(self, kind: Mapping[str, Any], offset: int) -> Member | None:
+        if kind["kind"] == "bitfield":
+            size = self._size(kind["type"])
+            return None if size is None else Member(offset, size, False, kind["bit_position"], kind["bit_length"])
+        size = self._size(kind)
+        signed = kind["kind"] == "base" and bool(self._base[kind["name"]]["signed"])
+        return None if size is None else Member(offset, size, signed)
+
+    def _size(self, kind: Mapping[str, Any]) -> int | None:
+        if kind["kind"] == "pointer":
+            return int(self._base["pointer"]["size"])
+        if kind["kind"] == "array":
+            return int(kind["count"]) * (self._size(kind["subtype"]) or 0)
+        table = {"base": self._base, "enum": self._enums}.get(kind["kind"], self._types)
+        found = table.get(kind.get("name", ""))
+        return None if found is None else int(found["size"])
+
+
+def is_anonymous(name: str) -> bool:
+    """Tell whether a type has no name in the source: what its file calls it, another's may call something else."""
+    return "unnamed" in name

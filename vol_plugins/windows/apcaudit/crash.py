@@ -1,0 +1,188 @@
+"""The thread that a bugcheck stopped the machine on, and the KAPC or routine that its parameters name."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import replace
+
+from . import facts as windows
+from .apc_lists import ApcLists
+from .checks.crash_ties import Named, crash_sentence, other_sentence
+from .drivers.loaded import Drivers
+from .layout import Layout
+from .memory import Memory
+from .minidump.crash_header import CrashHeader
+from .model import Apc, Code, Ending, Facts, Queue, QueueName, Thread, ThreadMembers
+from .processes import Processes
+from .queues import walk
+from .structures import read_member
+from .symbols import KernelSymbols
+
+# CONTEXT (winnt.h): where Esp and Rsp are in the ContextRecord of a dump header.
+_STACK_POINTER = {4: ("<I", 0xC4), 8: ("<Q", 0x98)}
+
+_INSTRUCTION = ("Rip", "Eip")
+_REGISTERS = ("Rax", "Rcx", "Rdx", "R8", "R9", "R10", "R11", "Rbx", "Rsi", "Rdi")
+_REGISTERS32 = ("Eax", "Ecx", "Edx", "Ebx", "Esi", "Edi")
+"""Members of _KTRAP_FRAME: x64 and x86."""
+
+
+class Crash:
+    """Ties the bugcheck to threads; `thread` is the _ETHREAD that stopped the machine, None where that is unknown.
+
+    Args:
+        memory: the image.
+        symbols: the kernel's.
+        layout: the kernel's.
+        lists: reads KAPCs.
+        drivers: names code.
+        processes: names processes.
+        facts: what is known of the image, the bugcheck included.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        symbols: KernelSymbols,
+        layout: Layout,
+        lists: ApcLists,
+        drivers: Drivers,
+        processes: Processes,
+        facts: Facts,
+    ) -> None:
+        self._memory = memory
+        self._symbols = symbols
+        self._layout = layout
+        self._lists = lists
+        self._drivers = drivers
+        self._processes = processes
+        self._facts = facts
+        self._apcs = self._named_apcs()
+        self.thread: int | None = None
+
+    def find_thread(self, running: Iterable[int], dumped: Iterable[int], header: CrashHeader | None) -> None:
+        """Find the crashed thread among those on the processors.
+
+        It is the one that a minidump names, whose stack the dump's context is on, the only one, or the KAPC's.
+        """
+        on_processors = tuple(running)
+        wanted = next(iter(dumped), None)
+        if wanted is None and self._facts.bugcheck is not None:
+            stack_pointer = _stack_pointer(header)
+            on_stack = [each for each in on_processors if stack_pointer and self._on_stack(each, stack_pointer)]
+            of_apc = [each for each in on_processors if self._apcs and self._apcs[0].thread == each]
+            for candidates in (on_stack, on_processors, of_apc):
+                if len(candidates) == 1:
+                    wanted = candidates[0]
+                    break
+        self.thread = wanted
+
+    def names(self, address: int) -> bool:
+        """Tell whether the bugcheck says something of the thread at a virtual address."""
+        if self._facts.bugcheck is None or self._facts.bugcheck.code not in windows.BUGCHECK_NAMES:
+            return False
+        return address == self.thread or bool(self._apcs and self._apcs[0].thread == address)
+
+    def tied(self, thread: Thread) -> Thread:
+        """Return a thread that the bugcheck names with what it says, and with the KAPCs that no list holds any more."""
+        bugcheck = self._facts.bugcheck
+        if bugcheck is None:
+            return thread
+        if thread.address != self.thread:
+            return replace(thread, crash=other_sentence(bugcheck, self._apcs[0])) if self._apcs else thread
+        on_lists = {apc.address: apc for queue in thread.queues for apc in queue.apcs}
+        gone = tuple(apc for apc in self._apcs if apc.address not in on_lists)
+        if gone:
+            thread = replace(thread, queues=_with_off_list(thread.queues, gone))
+        frame = bugcheck.parameters[1] if bugcheck.code == windows.KERNEL_SECURITY_CHECK_FAILURE else 0
+        named = Named(
+            self._drivers.code,
+            self._processes.at,
+            on_lists.get(self._apcs[0].address, self._apcs[0]) if self._apcs else None,
+            self._faulted_at(frame),
+            self._registers(frame, thread),
+        )
+        return replace(thread, crash=crash_sentence(thread, bugcheck, named, self._facts))
+
+    def _named_apcs(self) -> tuple[Apc, ...]:
+        """Return the KAPC that a parameter names, and those on the ring that it was taken off the list with."""
+        bugcheck = self._facts.bugcheck
+        if bugcheck is None or len(bugcheck.parameters) != 4:
+            return ()
+        if bugcheck.code == windows.KERNEL_APC_PENDING_DURING_EXIT and bugcheck.parameters[0]:
+            return self._flushed(bugcheck.parameters[0])
+        if bugcheck.code == windows.IRQL_UNEXPECTED_VALUE and bugcheck.parameters[2]:
+            apc = self._apc(bugcheck.parameters[2], 0)
+            # Its routine may have freed it: what lies there now is another's.
+            if apc is not None and _address(apc.kernel_routine) == bugcheck.parameters[1]:
+                return (apc,)
+        return ()
+
+    def _flushed(self, entry: int) -> tuple[Apc, ...]:
+        # KeRundownApcQueues and KeFlushQueueApc unlink the head and leave the entries in a ring of their own.
+        ring = (entry, *walk(self._memory.links, entry, pointer_size=self._layout.pointer_size).entries)
+        apcs: list[Apc] = []
+        for each in ring:
+            if each != entry and self._lists.is_head(each):
+                continue
+            apc = self._apc(each - self._layout.apc_list_entry, len(apcs))
+            if apc is None:
+                break
+            apcs.append(apc)
+        return tuple(apcs)
+
+    def _apc(self, address: int, position: int) -> Apc | None:
+        """Read what a parameter calls a KAPC, None if it is none (any more)."""
+        apc = replace(self._lists.apc(address, QueueName.OFF_LIST, position), of_bugcheck=True)
+        return apc if apc.type == windows.APC_OBJECT and apc.size == self._layout.apc.size else None
+
+    def _on_stack(self, thread: int, pointer: int) -> bool:
+        data = self._memory.read(thread, self._layout.thread.size)
+        if data is None:
+            return False
+        members = ThreadMembers._make(self._layout.thread(data))
+        return bool(members.stack_base) and (members.stack_limit or 0) <= pointer < (members.stack_base or 0)
+
+    def _faulted_at(self, frame: int) -> Code | None:
+        values = (self._register(name, frame) for name in _INSTRUCTION)
+        return next((self._drivers.code(value) for value in values if value), None)
+
+    def _registers(self, frame: int, thread: Thread) -> tuple[str, ...]:
+        """Say which registers of a trap frame point to an APC list head of the thread or to a KAPC's LIST_ENTRY."""
+        heads = {queue.head: f"the head of its {queue.name.value} APC list" for queue in thread.queues if queue.head}
+        for name, offset in (("kernel", self._layout.kernel_head), ("user", self._layout.user_head)):
+            heads.setdefault(thread.address + offset, f"the head of its {name} APC list")
+        found = []
+        for name in (*_REGISTERS, *_REGISTERS32):
+            value = self._register(name, frame)
+            if not value:
+                continue
+            what = heads.get(value)
+            if what is None and value % self._layout.pointer_size == 0 and value >= self._drivers.kernel_start:
+                apc = self._apc(value - self._layout.apc_list_entry, 0)
+                what = None if apc is None else f"the LIST_ENTRY of the KAPC {apc.address:#x} ({apc.kernel_routine})"
+            if what is not None:
+                found.append(f"{name} points to {what}")
+        return tuple(found)
+
+    def _register(self, name: str, frame: int) -> int | None:
+        return read_member(self._memory, self._symbols, "_KTRAP_FRAME", name, frame) if frame else None
+
+
+def _address(code: Code | None) -> int | None:
+    return None if code is None else code.address
+
+
+def _with_off_list(queues: tuple[Queue, ...], apcs: tuple[Apc, ...]) -> tuple[Queue, ...]:
+    others = tuple(queue for queue in queues if queue.name is not QueueName.OFF_LIST)
+    before = tuple(apc for queue in queues if queue.name is QueueName.OFF_LIST for apc in queue.apcs)
+    return (*others, Queue(QueueName.OFF_LIST, 0, (*apcs, *before), Ending.CLOSED, 0))
+
+
+def _stack_pointer(header: CrashHeader | None) -> int | None:
+    if header is None:
+        return None
+    form, offset = _STACK_POINTER[header.pointer_size]
+    (value,) = struct.unpack_from(form, header.context_record, offset)
+    return value if isinstance(value, int) else None

@@ -1,0 +1,34 @@
+"""A driver image: where it lies, how it is called, and who told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+_KERNEL_NAMES = frozenset({"ntoskrnl", "ntkrnlmp", "ntkrnlpa", "ntkrpamp"})
+
+
+class Source(Enum):
+    """What told of a driver."""
+
+    MODULE = "PsLoadedModuleList"
+    OBJECT = "a driver object"
+    HEADER = "an image's header"
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A driver: base address, size in bytes, file name and path; `hidden` is whether a whole module list lacks it."""
+
+    base: int
+    size: int
+    name: str
+    path: str = ""
+    source: Source = Source.MODULE
+    hidden: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name as a debugger prints it before the exclamation mark."""
+        stem = self.name.rpartition(".")[0] if self.name.lower().endswith((".sys", ".exe", ".dll")) else self.name
+        return "nt" if stem.lower() in _KERNEL_NAMES else stem or f"{self.base:x}"

@@ -1,0 +1,86 @@
+"""The options that give YARA rules, and the requirement that the rules can be used: when it is not met, it says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from volatility3.framework import interfaces
+from volatility3.framework.configuration import requirements
+
+if TYPE_CHECKING:
+    from .signatures.options import RuleOptions
+
+Unmet = dict[str, interfaces.configuration.RequirementInterface]
+
+
+def rule_requirements() -> list[interfaces.configuration.RequirementInterface]:
+    """Declare the options, with the meaning that vol's yarascan gives them."""
+    return [
+        RulesRequirement(name="yara-rules", description="YARA rules that can be used"),
+        requirements.URIRequirement(
+            name="yara-file", optional=True, description="YARA rules for drivers: a file, or a folder of .yar files"
+        ),
+        requirements.StringRequirement(
+            name="yara-string",
+            optional=True,
+            description="A YARA string for drivers: text, { hexadecimal } or /regular expression/",
+        ),
+        requirements.URIRequirement(
+            name="yara-compiled-file", optional=True, description="Compiled YARA rules for drivers"
+        ),
+        requirements.BooleanRequirement(
+            name="insensitive", optional=True, default=False, description="--yara-string in either case"
+        ),
+        requirements.BooleanRequirement(
+            name="wide-string", optional=True, default=False, description="--yara-string as UTF-16 too"
+        ),
+        requirements.BooleanRequirement(
+            name="no-default-rules", optional=True, default=False, description="Leave out the rules that ship"
+        ),
+        requirements.BooleanRequirement(
+            name="yara-all", optional=True, default=False, description="Scan every driver, not only suspect threads'"
+        ),
+    ]
+
+
+def rule_options(config: Mapping[str, Any] | Any) -> RuleOptions:
+    """Make the options out of a plugin's configuration."""
+    from .signatures.options import RuleOptions
+
+    return RuleOptions(
+        file=config.get("yara-file", None),
+        string=config.get("yara-string", None),
+        compiled_file=config.get("yara-compiled-file", None),
+        insensitive=bool(config.get("insensitive", False)),
+        wide=bool(config.get("wide-string", False)),
+        defaults=not config.get("no-default-rules", False),
+        every_driver=bool(config.get("yara-all", False)),
+    )
+
+
+class RulesRequirement(interfaces.configuration.RequirementInterface):
+    """No option, but that the rules of the options compile: vol asks before it runs the plugin."""
+
+    _complaint: str | None = None
+
+    def unsatisfied(self, context: interfaces.context.ContextInterface, config_path: str) -> Unmet:
+        """Compile what rules the user gave; where they cannot be used, the requirement's description says why."""
+        from .signatures.options import RuleError
+        from .signatures.rules import compile_rules
+
+        self._complaint = None
+        options = rule_options(context.config.branch(config_path))
+        if not options.own:
+            return {}
+        try:
+            compile_rules(options)
+        except RuleError as error:
+            self._complaint = str(error)
+            return {interfaces.configuration.path_join(config_path, error.option or self.name): self}
+        return {}
+
+    @property
+    def description(self) -> str:
+        """What vol prints of a requirement that is not met."""
+        return str(super().description) if self._complaint is None else self._complaint

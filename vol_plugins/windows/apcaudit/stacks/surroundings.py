@@ -1,0 +1,89 @@
+"""What a walk over a stack asks: the words on it, and what the code that they point to is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .calls import CallBefore
+from .frame import How
+
+FRAMES_BOUND = 64
+"""How many frames of a stack are given."""
+
+FUNCTION_BOUND = 0x10000
+"""How many bytes behind its start a function is believed to reach where nothing names functions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A frame by numbers alone: what `frame.Frame` says of it."""
+
+    ip: int
+    how: How
+    address: int | None = None
+    found_at: int | None = None
+    arguments: tuple[int, ...] = ()
+    follows_call: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """The frames that a walk found, innermost first, and how it ended."""
+
+    frames: tuple[Found, ...]
+    ending: str
+
+
+class CodeView(Protocol):
+    """The code of the loaded modules."""
+
+    def is_code(self, address: int) -> bool:
+        """Tell whether an address lies in a module and, where its headers can be read, in a section of code."""
+
+    def call_before(self, address: int) -> CallBefore:
+        """Look for the call that ends at an address."""
+
+    def read_code(self, address: int, length: int) -> bytes | None:
+        """Read bytes of code."""
+
+    def function(self, address: int) -> int | None:
+        """Return where the function that holds an address starts, None where nothing tells."""
+
+    def same_module(self, one: int, other: int) -> bool:
+        """Tell whether two addresses lie in one module."""
+
+    def is_dispatcher(self, address: int) -> bool:
+        """Tell whether what lies there jumps to an address it was given, so that a call of it may lead anywhere."""
+
+
+class StackView:
+    """The words of a kernel stack [limit, base), read once.
+
+    Args:
+        limit: its lowest address.
+        data: its bytes, with anything in the holes.
+        holes: the unreadable ranges [start, end) in bytes from the limit.
+        pointer_size: 4 or 8.
+    """
+
+    def __init__(self, limit: int, data: bytes, holes: Iterable[tuple[int, int]], pointer_size: int) -> None:
+        self.limit = limit
+        self.base = limit + len(data)
+        self.pointer_size = pointer_size
+        self._data = data
+        self._holes = tuple(holes)
+
+    def word(self, address: int) -> int | None:
+        """Return a word, None beyond the stack, at an odd address, or where it cannot be read."""
+        start, end = address - self.limit, address - self.limit + self.pointer_size
+        if start < 0 or end > len(self._data) or address % self.pointer_size:
+            return None
+        if any(max(start, hole) < min(end, hole_end) for hole, hole_end in self._holes):
+            return None
+        return int.from_bytes(self._data[start:end], "little")
+
+    def holds(self, address: int) -> bool:
+        """Tell whether an address lies on the stack."""
+        return self.limit <= address < self.base
