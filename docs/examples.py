@@ -118,6 +118,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "not-queueable": _START,
     "orphan-start": _START,
     "unloaded-start": _START,
+    "module-conflict": _START,
     "hidden-thread": ("Views", *_START),
     "hidden-process": ("Views", *_START),
     "list-broken": _QUEUE,

@@ -51,6 +51,7 @@ def of(kernel: Kernel) -> Scene:
             Driver("fltMgr.sys", exports={"FltSendMessage": 0x1400}),
             Driver("avhook.sys", exports={"AvApcKernelRoutine": 0x1100, "AvApcNormalRoutine": 0x1200}),
             Driver("Ghost.sys", exports={}, listed=False, driver_object=False),
+            Driver("wide.sys"),
         ),
         unloaded=(UnloadedDriver("former.sys", *former),),
         events=tuple(each.event(tid) for tid, each in chosen.items() if each.after is not None),

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Apc
 from apcaudit.synthetic.situations.situation import FORMER, NORMAL, RUNNING, SERVICE, SPECIAL, USER, Situation
 
 _GUARDED = ("Tcb.SpecialApcDisable",)
+
+
+def _enlarge(image: Image, _: int) -> None:
+    """Replay a driver that makes code beside another driver look like that driver's: its SizeOfImage grows."""
+    kldr, ldr = "_KLDR_DATA_TABLE_ENTRY", "_LDR_DATA_TABLE_ENTRY"
+    structure = kldr if image.memory.layout.has_type(kldr) else ldr
+    image.memory.write(image.address_of["module:wide.sys"], structure, "SizeOfImage", 0xB000)
+
 
 OF_THREADS: tuple[Situation, ...] = (
     Situation(
@@ -153,6 +162,13 @@ OF_THREADS: tuple[Situation, ...] = (
         "a system thread of a driver that is gone",
         {"start": FORMER},
         {"orphan-start": "high", "unloaded-start": "high"},
+    ),
+    Situation(
+        "module-conflict",
+        "a system thread starts behind a driver's image, where only the enlarged entry of its module list claims",
+        {"start": "wide+0x9800"},
+        {"module-conflict": "medium", "orphan-start": "high"},
+        after=_enlarge,
     ),
     Situation("hidden", "a thread taken off its process's list", {"in_thread_list": False}, {"hidden-thread": "high"}),
     Situation(
