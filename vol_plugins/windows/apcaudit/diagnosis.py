@@ -10,6 +10,8 @@ from volatility3.framework import constants, exceptions, interfaces
 from volatility3.framework.layers import intel
 from volatility3.framework.symbols.windows import pdbutil
 
+from .minidump.crash_header import DUMP_HEADER64_SIZE, parse_crash_header
+
 # The first bytes of files that are sent to the audit by mistake or in a form that vol does not read.
 _FORMATS = (
     (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
@@ -24,7 +26,6 @@ _FORMATS = (
 
 # DumpType in a crash dump's header that no layer reads (WDK, "Varieties of Kernel-Mode Dump Files").
 _DUMP_TYPES = {2: "a kernel memory dump", 3: "a header only", 6: "an automatic (bitmap kernel) memory dump"}
-_DUMP_TYPE_OFFSET = {b"PAGEDUMP": 0xF88, b"PAGEDU64": 0xF98}
 
 
 def diagnose(context: interfaces.context.ContextInterface, kernel_path: str) -> str:
@@ -88,7 +89,7 @@ def _without_layer(location: str) -> str:
     try:
         size = path.stat().st_size
         with path.open("rb") as image:
-            header = image.read(0x1000)
+            header = image.read(DUMP_HEADER64_SIZE)
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
     if not size:
@@ -96,9 +97,9 @@ def _without_layer(location: str) -> str:
     for magic, meaning in _FORMATS:
         if header.startswith(magic):
             return f"{path.name} {meaning}"
-    offset = _DUMP_TYPE_OFFSET.get(header[:8])
-    if offset is not None and len(header) >= offset + 4:
-        return _of_dump(path.name, int.from_bytes(header[offset : offset + 4], "little"))
+    crash = parse_crash_header(header)
+    if crash is not None:
+        return _of_dump(path.name, crash.dump_type)
     return (
         f"{path.name} ({size:,} bytes) holds no page tables of Windows: it is no memory image of Windows,"
         " or it is truncated, encrypted or of a format that vol does not read; compare its size with the machine's"
@@ -106,10 +107,10 @@ def _without_layer(location: str) -> str:
     )
 
 
-def _of_dump(name: str, dump_type: int) -> str:
+def _of_dump(name: str, dump_type: int | None) -> str:
     if dump_type == 4:
         return f"{name} is a kernel minidump whose kernel could not be identified: the warning above says what to fetch"
-    kind = _DUMP_TYPES.get(dump_type)
+    kind = _DUMP_TYPES.get(dump_type or 0)
     if kind is not None:
         return (
             f"{name} is {kind} (DumpType {dump_type}), which vol does not read:"
