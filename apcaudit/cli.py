@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from typing import NoReturn
 
-from apcaudit import where
+from apcaudit import show, where
+from apcaudit.bulk import export_command as export
+from apcaudit.bulk import scan_command as scan
+from apcaudit.bulk import stack_command as stack
+from apcaudit.bulk import symbols_command as symbols
 from apcaudit.errors import ApcAuditError
+from apcaudit.reports import command as report
 from apcaudit.synthetic import command as synth
 
 #: Each module adds its subcommand's parser and sets `run`, a function from the parsed options to an exit code.
-COMMANDS = (synth.add_parser, where.add_parser)
+COMMANDS = (
+    scan.add_parser,
+    stack.add_parser,
+    export.add_parser,
+    report.add_parser,
+    symbols.add_parser,
+    synth.add_parser,
+    show.add_parser,
+    where.add_parser,
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that exits with 1 on an error in use: 2 has a meaning of its own in `apcaudit scan`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong with it."""
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """Make the command's parser."""
-    made = argparse.ArgumentParser(
+    made: argparse.ArgumentParser = Parser(
         prog="apcaudit", description="Audit kernel APC queues of Windows memory images, and make images to test on."
     )
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -25,10 +50,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; give its exit code: 0, or 1 after an error."""
+    """Run the command; give its exit code: 1 after an error, else the subcommand's."""
     options = parser().parse_args(arguments)
     try:
         return int(options.run(options))
+    except BrokenPipeError:
+        # Whoever read the output has had enough, as `head` does; at its end Python would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("apcaudit: interrupted", file=sys.stderr)
+        return 1
     except (ApcAuditError, OSError) as error:
         print(f"apcaudit: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,171 @@
+"""The process that touches images: it has everything imported, and forks for each request.
+
+Requests and answers are JSON lines on stdin and stdout. Nothing but text comes back of a process that read hostile
+bytes. Where there is no fork it answers one request and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from apcaudit import framework
+from apcaudit.bulk.unpack import image_of, is_packed
+from apcaudit.errors import ApcAuditError
+
+_CAN_FORK = sys.platform == "linux"
+
+_OWN_EXIT = 0
+
+_NEAR = 0.8
+"""Part of the memory limit from which a process is said to have come near it."""
+
+
+class Answers:
+    """Writes answers on what was stdout; prints of anybody else go to stderr."""
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def send(self, **answer: Any) -> None:
+        """Send one answer."""
+        json.dump(answer, self._file)
+        self._file.write("\n")
+        self._file.flush()
+
+    def stage(self, name: str) -> None:
+        """Say what the process is at."""
+        self.send(stage=name)
+
+
+def main() -> None:
+    """Answer requests until stdin ends; the arguments are a JSON object."""
+    start = json.loads(sys.argv[1])
+    answers = Answers()
+    symbols = tuple(Path(each) for each in start["symbols"])
+    framework.prepare(symbols, Path(start["cache"]), offline=start["offline"])
+    answers.send(ready=True)
+    # Not through sys.stdin, which would read ahead what belongs to nobody after a fork.
+    with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
+        while line := requests.readline():
+            request = json.loads(line)
+            if not _CAN_FORK:
+                handle(request, answers)
+                return
+            _fork(request, answers)
+
+
+def _fork(request: dict[str, Any], answers: Answers) -> None:
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ours)
+        _limit(request["memory"])
+        handle(request, answers)
+        os._exit(_OWN_EXIT)
+    os.close(theirs)
+    if _asker_went(ours):
+        os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(request["scratch"], ignore_errors=True)
+        os._exit(1)
+    os.close(ours)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status < 0:
+        answers.send(failed=f"its process was killed by signal {signal.Signals(-status).name}")
+    elif status != _OWN_EXIT:
+        answers.send(failed=f"its process ended with exit code {status}")
+
+
+def _asker_went(child: int) -> bool:
+    """Wait for the child, whose pipe closes when it ends; True when our asker's end of stdin closes first."""
+    poll = select.poll()
+    poll.register(child, select.POLLIN)
+    poll.register(0, 0)
+    while True:
+        ready = dict(poll.poll())
+        if child in ready:
+            return False
+        if ready:
+            return True
+
+
+def _limit(memory: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        # When the machine runs out of memory, the kernel is to end this process and not the worker above it.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def handle(request: dict[str, Any], answers: Answers) -> None:
+    """Do what is asked: unpack and hash a file, audit one, or identify its kernel; whatever goes wrong is an answer."""
+    try:
+        if request["do"] == "hash":
+            path, member = Path(request["path"]), request["member"]
+            file, image, size = image_of(path, member, Path(request["scratch"]), answers.stage)
+            answers.send(done={"file": str(file), "image": image, "size": size})
+        elif request["do"] == "identify":
+            answers.send(done=_identify(request, answers))
+        else:
+            file, image = Path(request["file"]), request["image"]
+            rules = None if request["rules"] is None else Path(request["rules"])
+            contents = framework.read(image, file, scan=request["scan"], rules=rules, stage=answers.stage)
+            done = dataclasses.asdict(contents)
+            short = _short_of_memory(request["memory"])
+            done["notes"] = (*done["notes"], f"{short}: parts may be missing") if short else done["notes"]
+            answers.send(done=done)
+    except MemoryError:
+        answers.send(failed=f"it needs more memory than the limit of {request['memory'] >> 20} MiB (--memory)")
+    except (ApcAuditError, OSError) as error:
+        _send_failure(str(error), request, answers)
+    except Exception as error:
+        # An image of whatever bytes must not end the scan of the others: anything unforeseen is its own failure.
+        _send_failure(f"{type(error).__name__}: {error}", request, answers)
+
+
+def _send_failure(text: str, request: dict[str, Any], answers: Answers) -> None:
+    short = _short_of_memory(request["memory"])
+    answers.send(failed=" ".join(f"{short}: {text}".split() if short else text.split()))
+
+
+def _short_of_memory(limit: int) -> str | None:
+    """Say that the process came near its limit in bytes: vol takes a MemoryError for a layer that does not fit."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        peak = int(status.partition("VmPeak:")[2].split()[0]) << 10
+    except (OSError, IndexError, ValueError):
+        return None
+    if peak < _NEAR * limit:
+        return None
+    return f"it needs, or nearly needs, more memory than the limit of {limit >> 20} MiB (--memory)"
+
+
+def _identify(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    path = Path(request["path"])
+    if is_packed(path, request["member"]):
+        path = image_of(path, request["member"], Path(request["scratch"]), answers.stage)[0]
+    reason: str | None = None
+    try:
+        kernel = framework.identify(path)
+    except framework.NoKernelError as error:
+        kernel, reason = error.kernel, str(error)
+    return {
+        "kernel": None if kernel is None else dataclasses.asdict(kernel),
+        "present": reason is None,
+        "reason": reason,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Finding images: in files, folders, patterns and zip archives; nothing is read of them but an archive's directory."""
+
+from __future__ import annotations
+
+import glob
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from apcaudit.errors import ApcAuditError
+
+#: Files that lie beside images in a folder of evidence and are none; a file that is named itself is always taken.
+_BESIDE = frozenset(
+    {
+        ".txt",
+        ".md",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".log",
+        ".xml",
+        ".html",
+        ".pdf",
+        ".md5",
+        ".sha1",
+        ".sha256",
+        ".sha512",
+        ".sig",
+        ".asc",
+        ".yaml",
+        ".yml",
+        ".ini",
+        ".py",
+        ".yar",
+        ".parquet",
+        ".nvram",
+        ".vmx",
+        ".vmxf",
+        ".vmsd",
+        ".pcap",
+        ".pcapng",
+    }
+)
+
+#: State of a VMware machine, which vol reads together with the memory file of the same name.
+_VMWARE_STATE = (".vmss", ".vmsn")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Evidence:
+    """A file that may be an image, or a member of a zip archive."""
+
+    path: Path
+    member: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The name that the results give it."""
+        return str(self.path) if self.member is None else f"{self.path}::{self.member}"
+
+
+def find(paths: Iterable[str], leave_out: Path | None = None) -> list[Evidence]:
+    """Find images.
+
+    Args:
+        paths: files, folders (searched with all below them), and patterns of these.
+        leave_out: a folder that is not searched: that of the results.
+
+    Raises:
+        ApcAuditError: a path does not exist, or a pattern matches nothing.
+    """
+    found: dict[Evidence, None] = {}
+    for text in paths:
+        path = Path(text)
+        named = [path] if path.exists() else [Path(each) for each in sorted(glob.glob(text, recursive=True))]
+        if not named:
+            raise ApcAuditError(f"{text}: no such file or folder, and no file matches it")
+        for each in named:
+            absolute = Path(os.path.abspath(each))
+            files = _below(absolute, leave_out) if absolute.is_dir() else [absolute]
+            for file in files:
+                found.update(dict.fromkeys(_members(file)))
+    return list(found)
+
+
+def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    hidden = None if leave_out is None else os.path.abspath(leave_out)
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(each for each in folders if each[0] != "." and os.path.join(parent, each) != hidden)
+        for name in sorted(files):
+            path = Path(parent, name)
+            if name[0] != "." and path.suffix.lower() not in _BESIDE and not _is_state(path) and path.is_file():
+                yield path
+
+
+def _is_state(path: Path) -> bool:
+    return path.suffix.lower() in _VMWARE_STATE and path.with_suffix(".vmem").is_file()
+
+
+def _members(path: Path) -> Iterator[Evidence]:
+    """Yield the members of a zip archive that may be images, or the file itself."""
+    try:
+        # A dump or raw image may end in what looks like an archive's directory: only what begins as one is one.
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                names = [each.filename for each in archive.infolist() if not each.is_dir()]
+            yield from (Evidence(path, name) for name in names if Path(name).suffix.lower() not in _BESIDE)
+            return
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        # Whoever scans it fails too, and says why in a row.
+        pass
+    yield Evidence(path)

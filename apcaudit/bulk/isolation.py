@@ -1,0 +1,126 @@
+"""A child process for each image, with limits of memory and time; what kills the child is a value here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from apcaudit.errors import ApcAuditError
+
+
+class ImageError(ApcAuditError):
+    """An image could not be dealt with: the text says why, `stage` where."""
+
+    def __init__(self, reason: str, stage: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
+
+
+class Isolation:
+    """Keeps a process that has volatility3 and its index of symbol files loaded, and asks it about images.
+
+    Args:
+        symbols: folders of symbol files, before those that vol and the plugin come with.
+        cache: folder of vol's index of them.
+        offline: whether vol may fetch nothing.
+    """
+
+    def __init__(self, symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
+        start = {"symbols": [str(each) for each in symbols], "cache": str(cache), "offline": offline}
+        self._command = [sys.executable, "-m", "apcaudit.bulk.child", json.dumps(start)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+
+    def ask(self, request: dict[str, Any], deadline: float, stage: Callable[[str], None]) -> Any:
+        """Send a request and wait for its answer.
+
+        Args:
+            request: what child.handle takes.
+            deadline: when the child is killed, by time.monotonic().
+            stage: told what the child is at.
+
+        Raises:
+            ImageError: the child failed, died, or was killed because its time was over.
+        """
+        at = "start"
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self.close()
+
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), expire)
+        timer.daemon = True
+        process = self._started()
+        timer.start()
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            while line := process.stdout.readline():
+                answer = json.loads(line)
+                if "stage" in answer:
+                    at = answer["stage"]
+                    stage(at)
+                elif "done" in answer:
+                    return answer["done"]
+                elif "failed" in answer:
+                    raise ImageError(answer["failed"], at)
+        except BrokenPipeError:
+            pass
+        finally:
+            timer.cancel()
+            if os.name == "nt" or sys.platform != "linux":
+                self.close()
+        self.close()
+        if expired.is_set():
+            raise ImageError("its time was over (--timeout)", at)
+        raise ImageError(f"the process that reads images ended{self._last_error()}", at)
+
+    def close(self) -> None:
+        """Kill the process and its child, if there is one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.name == "nt":
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _last_error(self) -> str:
+        """Return the last line that the process wrote to stderr, a bounded one."""
+        if self._errors is None:
+            return ""
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - 500))
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            root = str(Path(__file__).resolve().parents[2])
+            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+            # A session of its own: Ctrl-C reaches the scan alone, and killing the group reaches its child.
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,
+            )
+        return self._process

@@ -1,0 +1,141 @@
+"""From the plugin's document to the rows of the results."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from apcaudit.bulk.records import SEVERITIES, Address, ApcRow, DriverRow, FindingRow, ThreadRow
+
+_UNIX_EPOCH = 116444736000000000
+"""1 January 1970 as a FILETIME, 100 ns units since 1601."""
+
+
+class Rows:
+    """Collects the rows of an image's threads.
+
+    Args:
+        image: the name that they give the image.
+        document: the plugin's Document.
+        values: gives a row of the plugin's table by column, None for what is absent.
+        timeline: the plugin's module of that name.
+    """
+
+    def __init__(
+        self, image: str, document: Any, values: Callable[[Any], dict[str, Any]], timeline: Any, rows_of: Any
+    ) -> None:
+        self._image = image
+        self._document = document
+        self._values = values
+        self._timeline = timeline
+        self._rows_of = rows_of
+        self._drivers = sorted(document.image.drivers, key=lambda driver: int(driver.base))
+        self._bases = [driver.base for driver in self._drivers]
+        self.threads: list[ThreadRow] = []
+        self.apcs: list[ApcRow] = []
+        self.findings: list[FindingRow] = []
+
+    def add(self, audited: Any) -> None:
+        """Add a thread, its APCs and its findings."""
+        lines = self._rows_of(audited, self._document.facts, wide=True)
+        values = [self._values(line) for line in lines]
+        first = values[0]
+        about = {
+            "image": self._image,
+            "thread": Address(audited.thread.address),
+            "process": first["Process"],
+            "pid": first["PID"],
+            "tid": first["TID"],
+        }
+        self.threads.append(ThreadRow(**about, **self._thread(audited, values)))
+        for finding in audited.findings:
+            self._add_finding(about, finding, None, None)
+        for line, row in zip(lines, values, strict=True):
+            if line.apc is not None:
+                self.apcs.append(ApcRow(**about, **self._apc(line.apc, row)))
+                for finding in audited.apc_findings.get((line.apc.queue, line.apc.address), ()):
+                    self._add_finding(about, finding, Address(line.apc.address), row["Queue"])
+
+    def drivers(self) -> Iterator[DriverRow]:
+        """Yield the image's kernel modules."""
+        for each in self._drivers:
+            status = "hidden" if each.hidden else "loaded"
+            yield DriverRow(self._image, Address(each.base), each.size, each.name, each.path or None, status)
+        for each in self._document.image.unloaded:
+            yield DriverRow(self._image, Address(each.start), each.end - each.start, each.name, None, "unloaded")
+
+    def _thread(self, audited: Any, values: list[dict[str, Any]]) -> dict[str, Any]:
+        first, thread = values[0], audited.thread
+        module, rva = self._place(first["StartAddress"])
+        return {
+            "attached": first["Attached"],
+            "state": first["State"],
+            "views": first["Views"],
+            "apc_state_index": first["ApcStateIndex"],
+            "kernel_apc_in_progress": first["KernelApcInProgress"],
+            "kernel_apc_pending": first["KernelApcPending"],
+            "user_apc_pending": first["UserApcPending"],
+            "kernel_apc_disable": first["KernelApcDisable"],
+            "special_apc_disable": first["SpecialApcDisable"],
+            "wait_irql": first["WaitIrql"],
+            "created": time_of(self._timeline.created(thread.members, self._document.facts)),
+            "exited": time_of(self._timeline.exited(thread.members)),
+            "start_address": address_of(first["StartAddress"]),
+            "start_routine": first["StartRoutine"],
+            "start_module": module,
+            "start_rva": rva,
+            "start_backing": None if thread.start_backing is None else thread.start_backing.value,
+            "yara": first["Yara"],
+            "severity": max((each["Severity"] for each in values), key=SEVERITIES.index),
+            "findings": ",".join(sorted({code for each in values for code in each["Findings"].split(",") if code})),
+        }
+
+    def _apc(self, apc: Any, row: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "queue": row["Queue"],
+            "position": apc.position,
+            "apc": Address(apc.address),
+            "kind": row["Kind"],
+            "normal_context": address_of(apc.normal_context),
+            "system_argument1": address_of(apc.system_argument1),
+            "system_argument2": address_of(apc.system_argument2),
+            "origin": row["Origin"],
+            "severity": row["Severity"],
+            "findings": row["Findings"],
+            "explanation": row["Explanation"],
+        }
+        for name in ("kernel", "normal", "rundown"):
+            code = getattr(apc, f"{name}_routine")
+            module, rva = self._place(None if code is None else code.address)
+            # A null routine is known to be none, which the text 0x0 says.
+            found |= {f"{name}_routine": row[f"{name.title()}Routine"], f"{name}_module": module, f"{name}_rva": rva}
+        return found
+
+    def _add_finding(self, about: dict[str, Any], finding: Any, apc: Address | None, queue: str | None) -> None:
+        severity, text = str(finding.severity), finding.explanation
+        self.findings.append(
+            FindingRow(**about, apc=apc, queue=queue, code=finding.code, severity=severity, explanation=text)
+        )
+
+    def _place(self, address: int | None) -> tuple[str | None, int | None]:
+        """Return the module, loaded or unloaded since, that a code address lies in, and the offset in it."""
+        if not address:
+            return None, None
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0 and address < self._bases[index] + self._drivers[index].size:
+            return self._drivers[index].name, address - self._bases[index]
+        for former in self._document.image.unloaded:
+            if former.start <= address < former.end:
+                return former.name, address - former.start
+        return None, None
+
+
+def address_of(value: int | None) -> Address | None:
+    """Make an address of a number."""
+    return None if value is None else Address(int(value) & 0xFFFFFFFFFFFFFFFF)
+
+
+def time_of(filetime: int | None) -> float | None:
+    """Turn FILETIME ticks of 100 ns since 1601 into seconds since 1970; None stays None."""
+    return None if filetime is None else (filetime - _UNIX_EPOCH) / 10_000_000

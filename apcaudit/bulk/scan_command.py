@@ -1,0 +1,123 @@
+"""`apcaudit scan`: a folder of images to a folder of results."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import re
+import sys
+from pathlib import Path
+
+from apcaudit.bulk import cluster, evidence, progress
+from apcaudit.bulk.extra import need
+from apcaudit.bulk.outcome import Failed, Outcome, Settings
+from apcaudit.bulk.records import SEVERITIES
+from apcaudit.errors import ApcAuditError
+
+EXIT_CLEAN, EXIT_SOME_FAILED, EXIT_FINDINGS = 0, 2, 3
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "scan",
+        help="audit many images, on all cores or on a cluster",
+        description="Audit images and keep what was found in a folder of Parquet files. Started again, it goes on where"
+        " it was. Exit code 0: all scanned; 1: an error in use; 2: some images failed; 3: findings at or above"
+        " --fail-on.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATHS", help="images, folders of images, patterns")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RESULTS", help="folder of the results")
+    parser.add_argument(
+        "-s", "--symbol-dirs", action="append", default=[], metavar="DIR", help="folder of symbol files"
+    )
+    parser.add_argument("--offline", action="store_true", help="fetch no symbol files")
+    parser.add_argument("--scan", action="store_true", help="also search memory for threads and APCs no list holds")
+    parser.add_argument("--yara-file", type=Path, metavar="FILE", help="YARA rules for drivers, beside those that ship")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler (tcp://...) instead of this machine")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes on this machine; default: one a core")
+    parser.add_argument("--memory", type=size, default="4G", metavar="SIZE", help="limit of one image; default 4G")
+    parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="limit of one image; default 3600")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to unpack; default: the system's")
+    parser.add_argument("--retry-failed", action="store_true", help="scan again what failed in an earlier run")
+    parser.add_argument("--fail-on", choices=SEVERITIES, metavar="SEVERITY", help="exit with 3 on such a finding")
+    parser.set_defaults(run=run)
+
+
+def size(text: str) -> int:
+    """Read a size in bytes, as 4G or 512M."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give it as 4G or 512M")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Scan the images; give the exit code."""
+    need("pyarrow", "distributed", "rich")
+    if options.workers is not None and options.workers < 0:
+        raise ApcAuditError("--workers is 0 (this process alone) or more")
+    for folder in (*options.symbol_dirs, *([options.scratch] if options.scratch else [])):
+        if not Path(folder).is_dir():
+            raise ApcAuditError(f"{folder}: no such folder")
+    results = options.output.resolve()
+    images = evidence.find(options.paths, leave_out=results)
+    if not images:
+        raise ApcAuditError("no images there")
+    results.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        results=results,
+        symbols=tuple(Path(each).resolve() for each in options.symbol_dirs),
+        offline=options.offline,
+        scan=options.scan,
+        memory=options.memory,
+        timeout=options.timeout,
+        scratch=options.scratch.resolve() if options.scratch else None,
+        retry=options.retry_failed,
+        rules=options.yara_file.resolve() if options.yara_file else None,
+        rules_digest=digest_of(options.yara_file) if options.yara_file else "",
+    )
+    outcomes: list[Outcome] = []
+    try:
+        with contextlib.closing(progress.make(len(images))) as shown:
+            for outcome in cluster.run(
+                images, settings, shown.stage, scheduler=options.scheduler, workers=options.workers
+            ):
+                outcomes.append(outcome)
+                shown.done(outcome)
+    except KeyboardInterrupt:
+        raise ApcAuditError("interrupted: the same command goes on where this one was") from None
+    failed = sum(isinstance(outcome, Failed) for outcome in outcomes)
+    print(f"{len(outcomes)} images, {failed} failed; results in {options.output}", file=sys.stderr)
+    return exit_code(outcomes, options.fail_on)
+
+
+def digest_of(rules: Path) -> str:
+    """Check that YARA rules can be used, and tell by 16 hexadecimal digits whether they are others than before.
+
+    Raises:
+        ApcAuditError: they do not compile.
+    """
+    yara = importlib.import_module("yara")
+    digest = hashlib.sha256()
+    for path in sorted(rules.glob("*.yar")) if rules.is_dir() else [rules]:
+        digest.update(path.read_bytes())
+        try:
+            yara.compile(filepath=str(path))
+        except yara.Error as error:
+            raise ApcAuditError(f"YARA rules: {error}") from error
+    return digest.hexdigest()[:16]
+
+
+def exit_code(outcomes: list[Outcome], fail_on: str | None) -> int:
+    """Give the exit code: findings that were asked about come before failures."""
+    if fail_on is not None:
+        floor = SEVERITIES.index(fail_on)
+        for outcome in outcomes:
+            if not isinstance(outcome, Failed) and outcome.findings and SEVERITIES.index(outcome.severity) >= floor:
+                return EXIT_FINDINGS
+    return EXIT_SOME_FAILED if any(isinstance(outcome, Failed) for outcome in outcomes) else EXIT_CLEAN

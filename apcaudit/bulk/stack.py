@@ -1,0 +1,102 @@
+"""Least-frequency analysis: how many images carry each routine, driver, finding or rule, the rarest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apcaudit.bulk import store
+from apcaudit.errors import ApcAuditError
+
+NO_MODULE = "<no module>"
+"""Stands for every address that no module holds: such addresses differ on each machine and cannot be compared."""
+
+# What is compared, as (module, rva, name): where code is, the module and the offset in it, since modules move.
+_ROUTINE = """
+    SELECT DISTINCT image, coalesce({module}, '{none}') AS module, {rva} AS rva,
+        -- Where an unloaded driver lay, the audit names no routine.
+        CASE WHEN {module} IS NULL THEN '{none}' WHEN {routine} LIKE '0x%' OR {routine} = '{none}'
+            THEN {module} || ' (unloaded)' ELSE {routine} END AS name
+    FROM {table} WHERE {routine} IS NOT NULL AND {routine} <> '0x0'"""
+
+
+def _routine(table: str, prefix: str) -> str:
+    names = {"module": f"{prefix}_module", "rva": f"{prefix}_rva", "routine": f"{prefix}_routine"}
+    return _ROUTINE.format(table="{prefix}" + table, none=NO_MODULE, **names)
+
+
+KINDS: dict[str, str] = {
+    "kernel-routine": _routine("apcs", "kernel"),
+    "normal-routine": _routine("apcs", "normal") + " AND kind <> 'user'",
+    "start-routine": _routine("threads", "start") + " AND start_backing IS NOT NULL",
+    "driver": """
+    SELECT DISTINCT image, lower(name) AS module, NULL::BIGINT AS rva,
+        lower(name) || CASE status WHEN 'loaded' THEN '' ELSE ' (' || status || ')' END AS name
+    FROM {prefix}drivers""",
+    "finding": "SELECT DISTINCT image, NULL AS module, NULL::BIGINT AS rva, code AS name FROM {prefix}findings",
+    "yara": """
+    SELECT DISTINCT image, NULL AS module, NULL::BIGINT AS rva, trim(rule) AS name
+    FROM (SELECT image, unnest(string_split(yara, ',')) AS rule FROM {prefix}threads WHERE yara <> '')""",
+}
+"""What can be counted: a query a kind, with a place for the prefix of the tables' names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """One thing and the images that carry it.
+
+    `module` and `rva` (bytes) say where code is; `name` is how the audit printed it. `images` are SHA-256 names and
+    `sources` where those were found, in the same order; `of` is how many images were scanned.
+    """
+
+    kind: str
+    name: str
+    module: str | None
+    rva: int | None
+    images: tuple[str, ...]
+    sources: tuple[str, ...]
+    of: int
+
+
+def stack(results: Path, kinds: Sequence[str] = tuple(KINDS), baseline: Path | None = None) -> list[Stacked]:
+    """Count in how many images each thing is, the rarest first.
+
+    Args:
+        results: a folder of results.
+        kinds: names from KINDS.
+        baseline: results of machines that are known good; what is in any of those is left out.
+
+    Raises:
+        ApcAuditError: a folder holds no results, or a kind is not known.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ApcAuditError(f"{', '.join(unknown)}: can stack {', '.join(KINDS)}")
+    database = store.connect(results)
+    if baseline is not None:
+        store.connect(baseline, prefix="baseline_", database=database)
+    found = database.execute("SELECT count(*) FROM images WHERE status = 'scanned'").fetchone()
+    stacked: list[Stacked] = []
+    for kind in kinds:
+        rows = database.execute(_query(kind, with_baseline=baseline is not None)).fetchall()
+        for module, rva, name, images, sources in rows:
+            stacked.append(Stacked(kind, name, module, rva, tuple(images), tuple(sources), found[0]))
+    return sorted(stacked, key=lambda each: (len(each.images), list(KINDS).index(each.kind), each.name))
+
+
+def _query(kind: str, *, with_baseline: bool) -> str:
+    # Code is the same where module and offset are; of its names, which differ with the symbols at hand, any will do.
+    by_place = "routine" in kind
+    same = "lower(a.module) = lower(b.module) AND a.rva IS NOT DISTINCT FROM b.rva" if by_place else "a.name = b.name"
+    known = KINDS[kind].format(prefix="baseline_")
+    only_new = f"WHERE NOT EXISTS (FROM ({known}) b WHERE {same})" if with_baseline else ""
+    group = "lower(a.module), a.rva" if by_place else "a.name"
+    return f"""
+    WITH a AS (SELECT * FROM ({KINDS[kind].format(prefix="")}) a {only_new}),
+    -- A name a thing, and an image once a thing.
+    b AS (SELECT min(module) AS module, min(rva) AS rva, min(name) AS name, image FROM a GROUP BY {group}, image)
+    SELECT min(a.module), min(a.rva), min(a.name), list(image ORDER BY source, image),
+        list(source ORDER BY source, image)
+    FROM b a JOIN images USING (image) WHERE images.status = 'scanned' GROUP BY {group}
+    """  # noqa: S608 - all of its parts are constants of this module

@@ -1,0 +1,60 @@
+"""`apcaudit stack`: what is rare among the images, as a table or as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from apcaudit.bulk.stack import KINDS, Stacked, stack
+
+_NAMED = 4
+"""How many images a line of the table names."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "stack",
+        help="what is rare among the images of a scan",
+        description="Count in how many images each KernelRoutine, start routine, driver, finding and YARA rule is, the"
+        " rarest first. Code is told apart by module and RVA.",
+    )
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of `apcaudit scan -o`")
+    parser.add_argument("--baseline", type=Path, metavar="RESULTS", help="leave out what these results have")
+    parser.add_argument("--kind", action="append", choices=tuple(KINDS), help="count these only; may be given again")
+    parser.add_argument("--at-most", type=int, metavar="N", help="only what is in no more than N images")
+    parser.add_argument("--jsonl", action="store_true", help="JSON lines, with every image named")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what is rare."""
+    stacked = stack(options.results, options.kind or tuple(KINDS), options.baseline)
+    if options.at_most is not None:
+        stacked = [each for each in stacked if len(each.images) <= options.at_most]
+    if options.jsonl:
+        for each in stacked:
+            print(json.dumps(dataclasses.asdict(each)))
+        return 0
+    print(f"{'images':>11}  {'kind':14}  {'what':48}  where")
+    for each in stacked:
+        print(line_of(each))
+    if not stacked:
+        print("nothing to count", file=sys.stderr)
+    return 0
+
+
+def line_of(stacked: Stacked) -> str:
+    """Make a line of the table."""
+    what = stacked.name
+    if stacked.rva is not None:
+        what += f" ({stacked.module}+{stacked.rva:#x})"
+    named = ", ".join(Path(source).name for source in stacked.sources[:_NAMED])
+    more = len(stacked.sources) - _NAMED
+    count = f"{len(stacked.images)} of {stacked.of}"
+    text = f"{count:>11}  {stacked.kind:14}  {what:48}  {named}{f' and {more} more' if more > 0 else ''}"
+    # Names of files are whatever somebody gave them.
+    return "".join(each if each.isprintable() else "?" for each in text)

@@ -1,0 +1,221 @@
+"""One image, from file to results: what a worker does, on this machine or on one of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from apcaudit.bulk import store
+from apcaudit.bulk.evidence import Evidence
+from apcaudit.bulk.isolation import ImageError, Isolation
+from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
+from apcaudit.bulk.records import (
+    FAILED,
+    SCANNED,
+    SEVERITIES,
+    ApcRow,
+    DriverRow,
+    FindingRow,
+    ImageRow,
+    Records,
+    ThreadRow,
+)
+
+_KNOWN = ".known"
+"""Folder in the results of what each file's SHA-256 was, by its path, size and time: a second run hashes no file."""
+
+
+def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = lambda _: None) -> Outcome:
+    """Audit an image unless its results are there, and write them.
+
+    Args:
+        evidence: the file.
+        settings: what holds for all.
+        stage: told what the worker is at.
+    """
+    started = time.monotonic()
+    known = _known(evidence, settings)
+    if known is not None:
+        earlier = _earlier(evidence, known, settings)
+        if earlier is not None:
+            return earlier
+    image: str | None = None
+    size: int | None = None
+    deadline = started + settings.timeout
+    scratch = Path(tempfile.mkdtemp(prefix="apcaudit-", dir=settings.scratch))
+    try:
+        isolation = _isolation(settings)
+        request: dict[str, Any] = {"memory": settings.memory, "scratch": str(scratch)}
+        asked: dict[str, Any] = {"do": "hash", "path": str(evidence.path), "member": evidence.member}
+        hashed = isolation.ask(request | asked, deadline, stage)
+        image, size = str(hashed["image"]), int(hashed["size"])
+        _remember(evidence, image, settings)
+        earlier = _earlier(evidence, image, settings)
+        if earlier is not None:
+            return earlier
+        asked = {"do": "audit", "file": hashed["file"], "image": image}
+        asked |= {"scan": settings.scan, "rules": None if settings.rules is None else str(settings.rules)}
+        contents = isolation.ask(request | asked, deadline, stage)
+        stage("store")
+        records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
+        store.write(settings.results, records)
+    except ImageError as error:
+        seconds = time.monotonic() - started
+        return fail(evidence, settings, str(error), error.stage, seconds, image=image, size=size)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    row = records.image
+    return Scanned(evidence.source, row.image, row.severity, row.findings, row.seconds)
+
+
+def fail(
+    evidence: Evidence,
+    settings: Settings,
+    reason: str,
+    stage: str,
+    seconds: float,
+    *,
+    image: str | None = None,
+    size: int | None = None,
+) -> Failed:
+    """Write the row of an image that failed."""
+    name = image or _unread(evidence)
+    if image is None:
+        _remember(evidence, name, settings)
+    row = ImageRow(
+        **_made(evidence, name, size, settings, seconds), status=FAILED, reason=reason, stage=stage, **_NOTHING
+    )
+    store.write(settings.results, Records(row))
+    return Failed(evidence.source, name, reason, stage, seconds)
+
+
+_NOTHING: dict[str, Any] = {
+    "kernel_pdb": None,
+    "kernel_guid": None,
+    "kernel_age": None,
+    "windows": None,
+    "bits": None,
+    "processors": None,
+    "partial": None,
+    "system_time": None,
+    "bugcheck": None,
+    "bugcheck_parameters": None,
+    "crashing_thread": None,
+    "severity": "info",
+    "findings": 0,
+    "notes": "",
+}
+
+
+def _made(evidence: Evidence, image: str, size: int | None, settings: Settings, seconds: float) -> dict[str, Any]:
+    return {
+        "image": image,
+        "source": evidence.source,
+        "size": size,
+        "seconds": seconds,
+        "scanned_at": time.time(),
+        "worker": f"{socket.gethostname()}:{os.getpid()}",
+        "settings": _fingerprint(settings),
+    }
+
+
+def _records(
+    evidence: Evidence, image: str, size: int, contents: dict[str, Any], settings: Settings, seconds: float
+) -> Records:
+    kernel = contents["kernel"] or {}
+    findings = tuple(FindingRow(**row) for row in contents["findings"])
+    row = ImageRow(
+        **_made(evidence, image, size, settings, seconds),
+        status=SCANNED,
+        reason=None,
+        stage=None,
+        kernel_pdb=kernel.get("pdb"),
+        kernel_guid=kernel.get("guid"),
+        kernel_age=kernel.get("age"),
+        **{name: contents[name] for name in _NOTHING.keys() & contents.keys() - {"findings", "notes"}},
+        severity=max((each.severity for each in findings), key=SEVERITIES.index, default="info"),
+        findings=len(findings),
+        notes="\n".join(contents["notes"]),
+    )
+    return Records(
+        row,
+        tuple(ThreadRow(**each) for each in contents["threads"]),
+        tuple(ApcRow(**each) for each in contents["apcs"]),
+        findings,
+        tuple(DriverRow(**each) for each in contents["drivers"]),
+    )
+
+
+def _fingerprint(settings: Settings) -> str:
+    return f"schema={store.VERSION} scan={int(settings.scan)} rules={settings.rules_digest}"
+
+
+def _earlier(evidence: Evidence, image: str, settings: Settings) -> Outcome | None:
+    """Return what an earlier scan with the same settings found, None when the image is to be scanned."""
+    row = store.find(settings.results, image)
+    if row is None or row.settings != _fingerprint(settings):
+        return None
+    if row.status == SCANNED:
+        return Scanned(evidence.source, image, row.severity, row.findings, row.seconds, reused=True)
+    if settings.retry:
+        return None
+    return Failed(evidence.source, image, row.reason or "", row.stage or "", row.seconds, reused=True)
+
+
+def _unread(evidence: Evidence) -> str:
+    return "path-" + hashlib.sha256(evidence.source.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _state(evidence: Evidence) -> list[Any]:
+    status = evidence.path.stat()
+    return [evidence.source, status.st_size, status.st_mtime_ns]
+
+
+def _known(evidence: Evidence, settings: Settings) -> str | None:
+    try:
+        known = json.loads((settings.results / _KNOWN / _unread(evidence)).read_text(encoding="utf-8"))
+        return str(known["image"]) if known["state"] == _state(evidence) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _remember(evidence: Evidence, image: str, settings: Settings) -> None:
+    folder = settings.results / _KNOWN
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".{uuid.uuid4().hex}"
+    with contextlib.suppress(FileNotFoundError):
+        # Evidence that somebody moved away meanwhile is not remembered.
+        unfinished.write_text(json.dumps({"image": image, "state": _state(evidence)}), encoding="utf-8")
+        os.replace(unfinished, folder / _unread(evidence))
+    if image != _unread(evidence):
+        # It was unreadable before, and is not any more.
+        store.remove(settings.results, _unread(evidence))
+
+
+def _isolation(settings: Settings) -> Isolation:
+    return _isolation_of(settings.symbols, settings.cache, settings.offline)
+
+
+@functools.cache
+def _isolation_of(symbols: tuple[Path, ...], cache: Path | None, offline: bool) -> Isolation:
+    return Isolation(symbols, cache or cache_folder(symbols), offline=offline)
+
+
+def cache_folder(symbols: tuple[Path, ...]) -> Path:
+    """Return where vol's index for these folders of symbol files is kept.
+
+    Vol drops from its index what the folders of the moment do not hold, so each set of folders has an index of its own.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apcaudit"
+    return base / hashlib.sha256("\0".join(str(each) for each in symbols).encode()).hexdigest()[:16]

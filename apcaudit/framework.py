@@ -1,0 +1,219 @@
+"""Volatility as a library: an image in, plain values of ours out. The one module of the command that imports it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import volatility3.plugins
+import volatility3.symbols
+from volatility3 import framework
+from volatility3.framework import automagic, constants, contexts, exceptions, interfaces, plugins
+from volatility3.framework.configuration import requirements
+
+from apcaudit import where
+from apcaudit.bulk.records import Address, ApcRow, DriverRow, FindingRow, ThreadRow
+from apcaudit.bulk.rows import Rows, address_of, time_of
+from apcaudit.errors import ApcAuditError
+
+_PACKAGE = "volatility3.plugins.windows.apcaudit"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The PDB of an image's kernel: file name, GUID, age."""
+
+    pdb: str
+    guid: str
+    age: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the audit of an image gave; times in seconds since 1970, addresses virtual."""
+
+    kernel: Kernel | None
+    windows: str | None
+    bits: int
+    processors: int | None
+    partial: bool
+    system_time: float | None
+    bugcheck: int | None
+    bugcheck_parameters: str | None
+    crashing_thread: Address | None
+    notes: tuple[str, ...]
+    threads: tuple[ThreadRow, ...]
+    apcs: tuple[ApcRow, ...]
+    findings: tuple[FindingRow, ...]
+    drivers: tuple[DriverRow, ...]
+
+
+class NoKernelError(ApcAuditError):
+    """No kernel was found in an image; `kernel` is what it is, where only its symbol file is missing."""
+
+    def __init__(self, reason: str, kernel: Kernel | None) -> None:
+        super().__init__(reason)
+        self.kernel = kernel
+
+
+def prepare(symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
+    """Load what every image needs: vol's plugins, the folders of symbol files, and the cache that indexes them."""
+    own_plugins, own_symbols = where.directories()
+    if str(own_plugins) not in volatility3.plugins.__path__:
+        volatility3.plugins.__path__.insert(0, str(own_plugins))
+    for folder in (own_symbols, *reversed(symbols)):
+        if str(folder) not in volatility3.symbols.__path__:
+            volatility3.symbols.__path__.insert(0, str(folder))
+    cache.mkdir(parents=True, exist_ok=True)
+    constants.CACHE_PATH = str(cache)
+    constants.OFFLINE = offline
+    plugin = _plugin()
+    # Runs the automagic that fills the index, on no image.
+    context = contexts.Context()
+    for magic in _magics(context):
+        if type(magic).__name__ == "SymbolCacheMagic":
+            magic(context, "automagic", plugin, None)
+    for module in ("audit", "columns", "diagnosis", "document", "image_facts"):
+        # Deferred modules load when an attribute is asked for.
+        vars(importlib.import_module(f"{_PACKAGE}.{module}"))
+
+
+@functools.cache
+def _plugin() -> Any:
+    framework.import_files(volatility3.plugins, True)
+    return framework.list_plugins()["windows.apcaudit.ApcAudit"]
+
+
+def _magics(context: interfaces.context.ContextInterface) -> Any:
+    # Vol's annotations of the two functions do not agree with one another.
+    available: Any = automagic.available(context)
+    return automagic.choose_automagic(available, _plugin())
+
+
+def read(image: str, path: Path, *, scan: bool, rules: Path | None, stage: Callable[[str], None]) -> Contents:
+    """Audit an image.
+
+    Args:
+        image: the name that its rows are to have.
+        path: the file, unpacked.
+        scan: whether memory is searched for threads and APCs that no list holds.
+        rules: YARA rules that are used beside those that ship: a file, or a folder of .yar files.
+        stage: told `open` and `audit` when these begin.
+
+    Raises:
+        NoKernelError: vol found no Windows kernel in it, or has no symbol file for it.
+    """
+    stage("open")
+    warnings = _Warnings()
+    with warnings:
+        made = _construct(path, warnings)
+        stage("audit")
+        document = made.audit(made.context, made.config["kernel"], scan=scan, rules=_rules(rules))
+    facts = document.image
+    timeline = importlib.import_module(f"{_PACKAGE}.timeline")
+    rows = Rows(image, document, _values, timeline, importlib.import_module(f"{_PACKAGE}.columns").rows_of)
+    for audited in document.threads:
+        rows.add(audited)
+    bugcheck = facts.bugcheck
+    return Contents(
+        kernel=_kernel(made.context, made.config["kernel"]),
+        windows=None if facts.version is None else ".".join(str(each) for each in facts.version),
+        bits=facts.bits,
+        processors=facts.processors or None,
+        partial=facts.partial,
+        system_time=time_of(facts.system_time),
+        bugcheck=None if bugcheck is None else bugcheck.code,
+        bugcheck_parameters=None if bugcheck is None else " ".join(f"{each:#x}" for each in bugcheck.parameters),
+        crashing_thread=address_of(facts.crashing_thread),
+        notes=(*document.notes, *(text for text in warnings.texts if text not in document.notes)),
+        threads=tuple(rows.threads),
+        apcs=tuple(rows.apcs),
+        findings=tuple(rows.findings),
+        drivers=tuple(rows.drivers()),
+    )
+
+
+def _rules(rules: Path | None) -> Any:
+    if rules is None:
+        return None
+    location = requirements.URIRequirement.location_from_file(str(rules))
+    return importlib.import_module(f"{_PACKAGE}.signatures.options").RuleOptions(file=location)
+
+
+def _values(line: Any) -> dict[str, Any]:
+    """Return a row of the plugin's table by column; what is absent is None."""
+    columns = importlib.import_module(f"{_PACKAGE}.columns").COLUMNS
+    absent = interfaces.renderers.BaseAbsentValue
+    values = {column.name: column.value(line) for column in columns}
+    return {name: None if isinstance(value, absent) else value for name, value in values.items()}
+
+
+def identify(path: Path) -> Kernel | None:
+    """Return the kernel of an image whose symbol file is at hand; None where vol does not say which it is.
+
+    Raises:
+        NoKernelError: vol found no Windows kernel in it, or has no symbol file for it.
+    """
+    warnings = _Warnings()
+    with warnings:
+        made = _construct(path, warnings)
+    return _kernel(made.context, made.config["kernel"])
+
+
+def _construct(path: Path, warnings: _Warnings) -> Any:
+    context = contexts.Context()
+    plugin = _plugin()
+    location = requirements.URIRequirement.location_from_file(str(path))
+    context.config["automagic.LayerStacker.single_location"] = location
+    try:
+        # Vol annotates the last two as required; without them it shows no progress and writes no files.
+        construct: Any = plugins.construct_plugin
+        return construct(context, _magics(context), plugin, "plugins", None, None)
+    except exceptions.UnsatisfiedException as error:
+        reasons = [requirement.description for requirement in error.unsatisfied.values()]
+        text = "; ".join(warnings.texts or reasons).replace("\n", " ")
+        raise NoKernelError(text, _missing(context, f"plugins.{plugin.__name__}.kernel")) from error
+
+
+def _missing(context: interfaces.context.ContextInterface, path: str) -> Kernel | None:
+    """Find out which kernel it is for which vol has no symbol file."""
+    layer = context.config.get(f"{path}.layer_name", None)
+    if not isinstance(layer, str) or layer not in context.layers:
+        return None
+    found = importlib.import_module(f"{_PACKAGE}.diagnosis").find_pdb(context, layer)
+    return None if found is None else Kernel(*found)
+
+
+def _kernel(context: interfaces.context.ContextInterface, name: str) -> Kernel | None:
+    table: Any = context.symbol_space[context.modules[name].symbol_table_name]
+    said = getattr(table, "metadata", None)
+    guid, age = getattr(said, "pdb_guid", None), getattr(said, "pdb_age", None)
+    # The table's own metadata does not name the PDB: its file lies in a folder of that name.
+    pdb = str(table.config.get("isf_url", "")).replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
+    if not guid or age is None:
+        return None
+    return Kernel(pdb, str(guid), int(age))
+
+
+class _Warnings(logging.Handler):
+    """Keeps the texts of the plugin's warnings while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.name.startswith(_PACKAGE) and text not in self.texts:
+            self.texts.append(text)
+
+    def __enter__(self) -> None:
+        logging.getLogger("volatility3").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("volatility3").removeHandler(self)

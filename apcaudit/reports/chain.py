@@ -1,0 +1,142 @@
+"""The chain of a suspect thread: image, thread, KAPC, routine, driver, origin; like chains of several images as one."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from apcaudit.bulk.records import ApcRow, FindingRow, ThreadRow
+from apcaudit.reports.dataset import Dataset, rank
+from apcaudit.reports.visible import name_of
+
+NO_MODULE = "in no module"
+
+_APCS = 6
+"""So many of a thread's APCs are drawn; a longer list is the same again and again."""
+
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What holds a routine: its name, and `loaded`, `hidden`, `unloaded`; neither for code of no module."""
+
+    name: str | None
+    status: str | None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it is not a loaded module."""
+        return self.status != "loaded"
+
+
+@dataclass(frozen=True, slots=True)
+class Routine:
+    """A routine: what it is to the KAPC or thread, its text, what holds it."""
+
+    role: str
+    text: str
+    driver: Driver
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A KAPC with its routines and its origin; without a KAPC, what a thread began with."""
+
+    apc: ApcRow | None
+    routines: tuple[Routine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A suspect thread, its links, its findings, all images that have one like it, and how many APCs are left out."""
+
+    thread: ThreadRow
+    image: str
+    images: tuple[str, ...]
+    links: tuple[Link, ...]
+    left_out: int
+    findings: tuple[FindingRow, ...]
+
+    @property
+    def codes(self) -> tuple[tuple[str, str], ...]:
+        """The findings' codes with their worst severities, the worst first."""
+        worst: dict[str, str] = {}
+        for each in self.findings:
+            worst[each.code] = min(worst.get(each.code, each.severity), each.severity, key=rank)
+        return tuple(sorted(worst.items(), key=lambda item: (rank(item[1]), item[0])))
+
+
+def follow(dataset: Dataset) -> tuple[Chain, ...]:
+    """Make the chains of a dataset's suspect threads, the worst first and then those of the fewest images."""
+    names = {each.image: name_of(each.source) for each in dataset.images}
+    sources = {each.image: each.source for each in dataset.images}
+    apcs: dict[tuple[str, int], list[ApcRow]] = defaultdict(list)
+    for apc in dataset.apcs:
+        apcs[apc.image, apc.thread].append(apc)
+    findings: dict[tuple[str, int], list[FindingRow]] = defaultdict(list)
+    for finding in dataset.findings:
+        findings[finding.image, finding.thread].append(finding)
+    alike: dict[tuple[object, ...], list[Chain]] = defaultdict(list)
+    for thread in dataset.threads:
+        key = thread.image, thread.thread
+        queued = sorted(apcs[key], key=lambda apc: rank(apc.severity))
+        links = tuple(_links(thread, queued[:_APCS], dataset.statuses))
+        found = tuple(sorted(findings[key], key=lambda each: (rank(each.severity), each.code)))
+        name = names.get(thread.image, thread.image)
+        made = Chain(thread, name, (name,), links, max(0, len(queued) - _APCS), found)
+        alike[_likeness(made)].append(made)
+    chains = []
+    for group in alike.values():
+        first = min(group, key=lambda each: (sources.get(each.thread.image, ""), each.thread.image))
+        images = {each.thread.image: each.image for each in group}
+        merged = Chain(
+            first.thread, first.image, tuple(sorted(images.values())), first.links, first.left_out, first.findings
+        )
+        chains.append(merged)
+    chains.sort(key=lambda each: (rank(each.thread.severity), len(each.images), each.image, each.thread.thread))
+    return tuple(chains)
+
+
+def _links(thread: ThreadRow, apcs: Iterable[ApcRow], statuses: dict[tuple[str, str], str]) -> Iterator[Link]:
+    for apc in apcs:
+        yield Link(apc, tuple(_routines(apc, statuses)))
+    # A user thread starts in a module of its process, of which the audit knows nothing.
+    if thread.start_routine and (thread.start_module is not None or thread.start_backing is not None):
+        driver = _driver(thread.image, thread.start_module, statuses)
+        yield Link(None, (Routine("start routine", thread.start_routine, driver),))
+
+
+def _routines(apc: ApcRow, statuses: dict[tuple[str, str], str]) -> Iterator[Routine]:
+    for role, text, module in (
+        ("KernelRoutine", apc.kernel_routine, apc.kernel_module),
+        ("NormalRoutine", apc.normal_routine, apc.normal_module),
+        ("RundownRoutine", apc.rundown_routine, apc.rundown_module),
+    ):
+        if text is None or text in ("0", "0x0"):
+            continue
+        if module is None and role == "NormalRoutine" and apc.kind == "user":
+            # It runs in user mode: that no kernel module holds it is as it should be.
+            yield Routine(role, text, Driver("user mode", "loaded"))
+        else:
+            yield Routine(role, text, _driver(apc.image, module, statuses))
+
+
+def _driver(image: str, module: str | None, statuses: dict[tuple[str, str], str]) -> Driver:
+    if module is None:
+        return Driver(None, None)
+    return Driver(module, statuses.get((image, module.lower()), "loaded"))
+
+
+def _likeness(chain: Chain) -> tuple[object, ...]:
+    """Return what chains of several images have in common when they tell the same story: all but the numbers."""
+    links = tuple(
+        (
+            link.apc and (link.apc.queue, link.apc.kind, _NUMBER.sub("", link.apc.origin or "")),
+            tuple((each.role, each.driver, each.text if each.driver.name else "") for each in link.routines),
+        )
+        for link in chain.links
+    )
+    return (chain.thread.process, _NUMBER.sub("", chain.thread.attached or ""), chain.codes, links)

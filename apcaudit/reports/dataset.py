@@ -1,0 +1,74 @@
+"""What a report is made of: the results' rows that it shows, read once and in an order of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apcaudit.bulk import store
+from apcaudit.bulk.records import FAILED, SCANNED, SEVERITIES, TABLES, ApcRow, FindingRow, ImageRow, ThreadRow
+from apcaudit.bulk.stack import Stacked, stack
+
+WORST_FIRST = tuple(reversed(SEVERITIES))
+"""The severities as a report names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The rows of a folder of results.
+
+    `threads` and `apcs` are those with findings. `statuses` are the modules that are not plainly loaded, by image and
+    name in small letters. `stacked` says how many images have each routine, driver, finding and rule.
+    """
+
+    images: tuple[ImageRow, ...]
+    threads: tuple[ThreadRow, ...]
+    apcs: tuple[ApcRow, ...]
+    findings: tuple[FindingRow, ...]
+    statuses: dict[tuple[str, str], str]
+    stacked: tuple[Stacked, ...]
+
+    @property
+    def scanned(self) -> tuple[ImageRow, ...]:
+        """The images that have results."""
+        return tuple(each for each in self.images if each.status == SCANNED)
+
+    @property
+    def failed(self) -> tuple[ImageRow, ...]:
+        """The images that have none."""
+        return tuple(each for each in self.images if each.status == FAILED)
+
+
+def rank(severity: str) -> int:
+    """Return a severity's place, 0 the worst; one that we do not know is taken for the worst."""
+    return WORST_FIRST.index(severity) if severity in WORST_FIRST else 0
+
+
+def read(results: Path) -> Dataset:
+    """Read a folder of results.
+
+    Raises:
+        ApcAuditError: the folder holds no results, or the extra `bulk` is not installed.
+    """
+    images = sorted(store.images(results), key=lambda row: (rank(row.severity), -row.findings, row.source, row.image))
+    with store.connect(results) as database:
+        statuses = database.execute(
+            "SELECT image, lower(name), status FROM drivers WHERE status <> 'loaded'"
+        ).fetchall()
+        return Dataset(
+            images=tuple(images),
+            threads=_rows(database, "threads", "findings <> '' ORDER BY image, pid, tid, thread"),
+            apcs=_rows(database, "apcs", "findings <> '' ORDER BY image, thread, queue, position, apc"),
+            findings=_rows(database, "findings", "true ORDER BY image, pid, tid, thread, apc NULLS FIRST, code"),
+            statuses={(image, name): status for image, name, status in statuses},
+            stacked=tuple(stack(results)),
+        )
+
+
+def _rows(database: Any, table: str, wanted: str) -> tuple[Any, ...]:
+    kind = TABLES[table]
+    columns = ", ".join(each.name for each in dataclasses.fields(kind))
+    found = database.execute(f"SELECT {columns} FROM {table} WHERE {wanted}").fetchall()  # noqa: S608 - our own names
+    return tuple(kind(*row) for row in found)

@@ -1,0 +1,83 @@
+"""The page: template, style and script as one file that asks nobody for anything, and its content security policy."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+
+from apcaudit.bulk.extra import load
+from apcaudit.reports import chain, diagram, matrix, prevalence, summary
+from apcaudit.reports.dataset import WORST_FIRST, Dataset, rank
+from apcaudit.reports.visible import name_of, visible
+
+_FINDINGS = 5000
+"""So many findings are in the page's table, the worst; more would make it slow, and `apcaudit export` has all."""
+
+_CHAINS = 300
+
+MARKS = {"critical": "◆", "high": "▲", "medium": "■", "low": "●", "info": "○"}
+"""A shape a severity: colour alone does not say it."""
+
+
+def render(dataset: Dataset, title: str) -> str:
+    """Make the page.
+
+    Args:
+        dataset: what it shows.
+        title: what it is about: the results' folder or the image.
+    """
+    jinja2 = load("jinja2")
+    style, script = _asset("report.css"), _asset("report.js")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        # Every value on its way into the page, before it is escaped: none gets past by a forgotten filter.
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"moment": summary.moment, "name": name_of, "address": address, "number": "{:,}".format}
+    environment.globals |= {"marks": MARKS, "severities": WORST_FIRST, "rank": rank}
+    chains = chain.follow(dataset)
+    sources = {each.image: each.source for each in dataset.images}
+    findings = sorted(dataset.findings, key=lambda each: (rank(each.severity), sources.get(each.image, ""), each.image))
+    page: str = environment.get_template("report.html.j2").render(
+        title=title,
+        policy=policy(style, script),
+        # Ours, not an image's; between the tags of style and script nothing is escaped.
+        style=environment.filters["safe"](style),
+        script=environment.filters["safe"](script),
+        summary=summary.summarize(dataset),
+        dataset=dataset,
+        names={each.image: name_of(each.source) for each in dataset.images},
+        chains=[(each, diagram.draw(each)) for each in chains[:_CHAINS]],
+        chains_left_out=max(0, len(chains) - _CHAINS),
+        matrix=matrix.lay_out(dataset),
+        charts=prevalence.charts(dataset),
+        findings=findings[:_FINDINGS],
+        findings_left_out=max(0, len(findings) - _FINDINGS),
+    )
+    return page
+
+
+def policy(style: str, script: str) -> str:
+    """Return the content security policy: nothing is loaded, and only this style and this script apply."""
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none';"
+        " form-action 'none'"
+    )
+
+
+def address(value: int | None) -> str:
+    """Write an address; nothing for none."""
+    return "" if value is None else f"{value:#x}"
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    return (files(__package__) / "assets" / name).read_text(encoding="utf-8")

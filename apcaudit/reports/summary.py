@@ -1,0 +1,77 @@
+"""The top of the report: images, findings by severity, failures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from apcaudit.reports.dataset import WORST_FIRST, Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A severity: how many findings are of it, in how many images, and where its part of the bar lies (of 1,000)."""
+
+    severity: str
+    findings: int
+    images: int
+    start: float
+    length: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is said first."""
+
+    images: int
+    scanned: int
+    failed: int
+    with_findings: int
+    findings: int
+    suspects: int
+    levels: tuple[Level, ...]
+    stages: tuple[tuple[str, int], ...]
+    begun: str
+    ended: str
+
+
+def summarize(dataset: Dataset) -> Summary:
+    """Count."""
+    scanned = dataset.scanned
+    stages = Counter(each.stage or "unknown" for each in dataset.failed)
+    times = [each.scanned_at for each in dataset.images]
+    return Summary(
+        images=len(dataset.images),
+        scanned=len(scanned),
+        failed=len(dataset.failed),
+        with_findings=len({each.image for each in dataset.findings}),
+        findings=len(dataset.findings),
+        suspects=len(dataset.threads),
+        levels=tuple(_levels(dataset)),
+        stages=tuple(sorted(stages.items(), key=lambda item: (-item[1], item[0]))),
+        begun=moment(min(times)),
+        ended=moment(max(times)),
+    )
+
+
+def _levels(dataset: Dataset) -> Iterable[Level]:
+    counts = Counter(each.severity for each in dataset.findings)
+    total = sum(counts.values()) or 1
+    start = 0.0
+    for severity in WORST_FIRST:
+        images = {each.image for each in dataset.findings if each.severity == severity}
+        length = 1000 * counts[severity] / total
+        yield Level(severity, counts[severity], len(images), round(start, 1), round(length, 1))
+        start += length
+
+
+def moment(seconds: float | None) -> str:
+    """Write seconds since 1970 as date and time of UTC; nothing when unknown or beyond the calendar."""
+    if seconds is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return ""

@@ -1,0 +1,142 @@
+"""Folders of small images for the tests of many images: whole ones of several kernels, and ones broken in ten ways."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apcaudit.synthetic.build import build
+from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.scenes import SCENES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+NO_EXTRA = "an extra is missing: pip install 'apcaudit[bulk]'"
+
+
+def need_extra() -> None:
+    """Skip a module's tests where the extra `bulk` is not installed."""
+    for module in ("pyarrow", "duckdb", "rich", "distributed"):
+        pytest.importorskip(module, reason=NO_EXTRA)
+
+
+def write(path: Path, scene: str, kernel: str | None = None, **arguments: Any) -> Path:
+    """Build a scene as a crash dump, which vol opens without a search for page tables."""
+    declared = SCENES[scene](**({"kernel": kernel} if kernel else {}), **arguments)
+    build(declared, load_kernel(declared.kernel)).write_dump(path)
+    return path
+
+
+def write_raw(path: Path, scene: str, kernel: str | None = None) -> Path:
+    """Build a scene as raw memory, in which vol searches for page tables: seconds."""
+    declared = SCENES[scene](**({"kernel": kernel} if kernel else {}))
+    build(declared, load_kernel(declared.kernel)).write_raw(path)
+    return path
+
+
+def distinct(data: bytes, number: int) -> bytes:
+    """Make another image of the same machine: the end of the file gets a byte that nobody reads."""
+    return data + number.to_bytes(4, "little")
+
+
+#: What is broken, and a word that the reason of its failure has.
+BROKEN = {
+    "empty.raw": "empty",
+    "cut.dmp": "truncated",
+    "text.raw": "no page tables",
+    "zeros.raw": "no page tables",
+    "noise.raw": "no page tables",
+    "cut.raw.gz": "archive is damaged",
+    "flipped.raw.xz": "archive is damaged",
+    "wrong.zip": "archive",
+    "bitmap.dmp": "automatic",
+    "stranger.dmp": "symbol file",
+}
+
+
+def write_broken(folder: Path) -> None:
+    """Write images broken in ten ways, named as in BROKEN."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dump = write(folder / "cut.dmp", "healthy").read_bytes()
+    (folder / "empty.raw").write_bytes(b"")
+    (folder / "cut.dmp").write_bytes(dump[:60_000])
+    (folder / "text.raw").write_bytes(b"This is no memory image.\n" * 400)
+    (folder / "zeros.raw").write_bytes(bytes(1 << 20))
+    (folder / "noise.raw").write_bytes(bytes(index * index * 7919 >> 8 & 0xFF for index in range(1 << 18)))
+    (folder / "cut.raw.gz").write_bytes(gzip.compress(dump)[:5000])
+    packed = bytearray(lzma.compress(dump))
+    packed[len(packed) // 2] ^= 0xFF
+    (folder / "flipped.raw.xz").write_bytes(packed)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("memory.raw", dump)
+    # The member's bytes no longer have its CRC.
+    (folder / "wrong.zip").write_bytes(archive.getvalue().replace(b"PAGEDU64", b"PAGEDU65", 1))
+    # DumpType of a 64-bit dump's header, 6 is an automatic dump.
+    (folder / "bitmap.dmp").write_bytes(dump[:0xF98] + (6).to_bytes(4, "little") + dump[0xF9C:])
+    # The RSDS record's GUID: of a kernel that nobody has symbols of.
+    at = dump.index(b"RSDS") + 4
+    (folder / "stranger.dmp").write_bytes(dump[:at] + bytes(range(16)) + dump[at + 16 :])
+
+
+def apcaudit(*arguments: object, cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    command = [sys.executable, "-m", "apcaudit", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(cache), timeout=240, **options
+    )
+
+
+def start(*arguments: object, cache: Path) -> subprocess.Popen[str]:
+    """Start the command."""
+    command = [sys.executable, "-m", "apcaudit", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(cache))
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Return the environment in which the checkout is run, with a cache of the tests' own."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(cache)}
+
+
+def descendants(pid: int) -> dict[int, int]:
+    """Return the processes below one as (process, its parent), by /proc."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+    found: dict[int, int] = {}
+    pending = [pid]
+    while pending:
+        above = pending.pop()
+        below = [each for each, parent in parents.items() if parent == above]
+        found |= dict.fromkeys(below, above)
+        pending += below
+    return found
+
+
+def reading(pid: int) -> list[int]:
+    """Return the processes that are reading an image for a worker: forked from the one that was started for it."""
+    found = descendants(pid)
+    servers = {each for each in found if "apcaudit.bulk.child" in command_line(each)}
+    return [each for each in servers if found[each] in servers]
+
+
+def command_line(pid: int) -> str:
+    """Return a process's command line, empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,86 @@
+"""Rows of results for the report's tests: a test says what matters, everything else is unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from apcaudit.bulk import store
+from apcaudit.bulk.records import ApcRow, DriverRow, FindingRow, ImageRow, Records, ThreadRow
+
+Row = TypeVar("Row")
+
+EVIL = "<img src=x onerror=document.title='run'>"
+"""A process name that a page must show and never obey."""
+
+
+def row(kind: type[Row], /, **values: Any) -> Row:
+    """Make a row: what is not given is None where the column may be, else empty or 0."""
+    hints = typing.get_type_hints(kind)
+    made = {}
+    for each in dataclasses.fields(kind):  # type: ignore[arg-type]
+        hint = hints[each.name]
+        optional = isinstance(hint, types.UnionType) or type(None) in typing.get_args(hint)
+        made[each.name] = values.get(each.name, None if optional else "" if hint is str else 0)
+    return kind(**made)
+
+
+def image(number: int, **values: Any) -> ImageRow:
+    """Make the row of an image that was scanned: `host-0007.dmp` for number 7."""
+    name = hashlib.sha256(str(number).encode()).hexdigest()
+    given = {"image": name, "source": f"/evidence/host-{number:04}.dmp", "status": "scanned", "severity": "info"}
+    return row(ImageRow, **{**given, "scanned_at": 1.7e9 + number, **values})
+
+
+def failed(number: int, reason: str) -> Records:
+    """Make the results of an image that failed."""
+    return Records(image(number, status="failed", reason=reason, stage="open"))
+
+
+def suspect(
+    number: int, process: str = "System", codes: tuple[tuple[str, str], ...] = (("undelivered", "medium"),)
+) -> Records:
+    """Make the results of an image with one suspect thread: codes with severities, the worst first, all of its KAPC."""
+    found = image(number, severity=codes[0][1], findings=len(codes), windows="10.0.19041", bits=64)
+    about = {"image": found.image, "thread": 0xFFFF8A0000000000 + number, "pid": 4, "tid": 340, "process": process}
+    both = {"severity": codes[0][1], "findings": ",".join(sorted(code for code, _ in codes))}
+    apc = 0xFFFF8A0000001000 + number
+    thread = row(
+        ThreadRow,
+        **about,
+        **both,
+        start_routine="Bfilter!Worker+0x30",
+        start_module="Bfilter.sys",
+        start_rva=0x1030,
+        start_backing="loaded module",
+    )
+    queued = row(
+        ApcRow,
+        **about,
+        **both,
+        queue="kernel",
+        apc=apc,
+        kind="special-kernel",
+        kernel_routine="nt!IopCompleteRequest",
+        kernel_module="ntoskrnl.exe",
+        kernel_rva=0x1234,
+        normal_routine="0x0",
+        origin="completion of IRP 0x8a3f6208, IRP_MJ_READ to \\Driver\\avdisk?",
+    )
+    findings = tuple(
+        row(FindingRow, **about, apc=apc, queue="kernel", code=code, severity=severity, explanation=f"why {code}")
+        for code, severity in codes
+    )
+    drivers = (row(DriverRow, image=found.image, base=1 << 40, size=4096, name="ntoskrnl.exe", status="loaded"),)
+    return Records(found, (thread,), (queued,), findings, drivers)
+
+
+def write(results: Path, *records: Records) -> Path:
+    """Write the results of images; give the folder."""
+    for each in records:
+        store.write(results, each)
+    return results

@@ -1,0 +1,128 @@
+"""`apcaudit scan` over several workers: Dask on this machine, and a scheduler and workers of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apcaudit.bulk import store
+from apcaudit.synthetic.scenes import seed
+from tests import bulk_images
+from tests.bulk_images import BROKEN, apcaudit, need_extra
+from tests.test_bulk_scan import wait_for_reader
+
+need_extra()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tests' own."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@contextlib.contextmanager
+def dask(*arguments: str, says: str, cache: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a `dask` command; yield it and what it says once it is ready."""
+    command = [sys.executable, "-m", "dask", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=bulk_images.environment(cache)
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            found = re.search(says, line)
+            if found:
+                yield process, found[0]
+                return
+        raise AssertionError(f"dask {' '.join(arguments)} ended")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def cluster(cache: Path, folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
+    """Run a scheduler and two workers on the loopback interface."""
+    here = ("--host", "127.0.0.1")
+    with contextlib.ExitStack() as stack:
+        scheduler = dask(
+            "scheduler", *here, "--port", "0", "--no-dashboard", says=r"tcp://127\.0\.0\.1:\d+", cache=cache
+        )
+        _, address = stack.enter_context(scheduler)
+        workers = []
+        for number in range(2):
+            local = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder / str(number)))
+            worker = dask("worker", address, *here, *local, says="Registered to", cache=cache)
+            workers.append(stack.enter_context(worker)[0])
+        yield address, workers
+
+
+def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
+    """A worker killed in the middle of an image loses nothing and doubles nothing: the other one does that image."""
+    evidence = tmp_path / "evidence"
+    evidence.mkdir()
+    # Raw memory takes seconds: the worker dies in the middle.
+    raw = bulk_images.write_raw(tmp_path / "seed.raw", "seed").read_bytes()
+    dump = bulk_images.write(tmp_path / "seed.dmp", "seed").read_bytes()
+    for number in range(2):
+        (evidence / f"raw{number}.raw").write_bytes(bulk_images.distinct(raw, number))
+    for number in range(4):
+        (evidence / f"dump{number}.dmp").write_bytes(bulk_images.distinct(dump, number))
+    results = tmp_path / "results"
+    with cluster(cache, tmp_path) as (address, workers):
+        arguments = ("scan", f"{evidence}/raw*", f"{evidence}/dump*", "-o", results, "--offline")
+        running = bulk_images.start(*arguments, "--scheduler", address, cache=cache)
+        reader = wait_for_reader(workers[0].pid, after=0.3)
+        os.kill(workers[0].pid, signal.SIGKILL)
+        _, stderr = running.communicate(timeout=120)
+        assert running.returncode == 0, stderr
+        assert workers[1].poll() is None
+        assert not Path(f"/proc/{reader}").exists()
+    rows = store.images(results)
+    assert [Path(row.source).name for row in rows] == [*(f"dump{n}.dmp" for n in range(4)), "raw0.raw", "raw1.raw"]
+    assert {row.status for row in rows} == {"scanned"}
+    assert {row.worker.rpartition(":")[2] for row in rows} <= {str(worker.pid) for worker in workers}
+    query = "SELECT image, apc FROM apcs"
+    assert sorted(store.connect(results).execute(query).fetchall()) == sorted((row.image, seed.KAPC) for row in rows)
+
+
+def test_the_own_cluster(tmp_path: Path, cache: Path) -> None:
+    """Without a scheduler two processes share the images, broken ones and whole ones; the story is what was planted."""
+    evidence = tmp_path / "evidence"
+    bulk_images.write_broken(evidence)
+    planted = {"xp": ("seed", None), "eleven": ("situations", "11-26100-x64"), "seven": ("healthy", "7-sp1-x86")}
+    for name, (scene, kernel) in planted.items():
+        data = bulk_images.write(tmp_path / "image.dmp", scene, kernel).read_bytes()
+        for number in range(4):
+            (evidence / f"{name}{number}.dmp").write_bytes(bulk_images.distinct(data, number))
+    results = tmp_path / "results"
+    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
+    done = apcaudit(*arguments, "--fail-on", "critical", cache=cache)
+    assert done.returncode == 3, done.stderr
+    assert "22 images, 10 failed" in done.stderr
+    assert len(re.findall(r"^/.*\[\d+/22 images", done.stderr, re.MULTILINE)) == 22
+    rows = {Path(row.source.partition("::")[0]).name: row for row in store.images(results)}
+    assert {name for name, row in rows.items() if row.status == "failed"} == set(BROKEN)
+    severities = {name: row.severity for name, row in rows.items() if row.status == "scanned"}
+    expected = {"xp": "critical", "eleven": "critical", "seven": "info"}
+    assert severities == {f"{name}{number}.dmp": expected[name] for name in planted for number in range(4)}
+    assert len({row.worker for row in rows.values()}) == 2
+    again = apcaudit(*arguments, cache=cache)
+    assert again.returncode == 2, again.stderr
+    assert again.stderr.count("scanned earlier") == 22
+
+
+def test_no_scheduler(tmp_path: Path, cache: Path) -> None:
+    """A scheduler that does not answer is an error in use."""
+    (tmp_path / "a.raw").write_bytes(b"a")
+    done = apcaudit("scan", tmp_path / "a.raw", "-o", tmp_path / "r", "--scheduler", "tcp://127.0.0.1:1", cache=cache)
+    assert done.returncode == 1
+    assert "no Dask scheduler answers at tcp://127.0.0.1:1" in done.stderr

@@ -1,0 +1,221 @@
+"""What is asked of results: what is rare, the rows in other tools' formats, and which symbol files are missing."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apcaudit.bulk import export, stack, store
+from apcaudit.bulk.records import (
+    FAILED,
+    SCANNED,
+    TABLES,
+    Address,
+    ApcRow,
+    DriverRow,
+    FindingRow,
+    ImageRow,
+    Records,
+    ThreadRow,
+)
+from apcaudit.bulk.symbols_command import Symbols, commands, line_of
+from apcaudit.errors import ApcAuditError
+from tests import bulk_images
+from tests.bulk_images import apcaudit, need_extra
+
+need_extra()
+
+KERNEL, DRIVER = Address(0xFFFFF80000000000), Address(0xFFFFF80100000000)
+THREAD, APC = Address(0xFFFFAB8400001080), Address(0xFFFFAB8400002000)
+
+
+def row(table: str, **values: Any) -> Any:
+    """Make a row of a table, what is not given None or the type's zero."""
+    kinds = {each.name: str(each.type) for each in dataclasses.fields(TABLES[table])}
+    zero = {"str": "", "int": 0, "float": 0.0, "Address": Address(0), "bool": False}
+    return TABLES[table](**{name: zero.get(kind) for name, kind in kinds.items()} | values)
+
+
+def plant(results: Path, image: str, *routines: tuple[str | None, int, str], **changes: Any) -> None:
+    """Write an image's results: one thread with an APC for each (module, RVA, text) of a KernelRoutine."""
+    about = {"image": image, "thread": THREAD, "pid": 4, "tid": 8, "process": "System"}
+    apcs: list[ApcRow] = []
+    for number, (module, rva, text) in enumerate(routines):
+        place = {"kernel_routine": text, "kernel_module": module, "kernel_rva": rva if module else None}
+        apcs.append(row("apcs", **about, **place, queue="kernel", apc=Address(APC + number), severity="info"))
+    thread: ThreadRow = row(
+        "threads",
+        **about,
+        severity="high",
+        created=1767322800.5,
+        yara=changes.pop("yara", None),
+        findings="list-broken",
+    )
+    finding: FindingRow = row(
+        "findings", **about, code="list-broken", severity="high", explanation=changes.pop("text", "broken")
+    )
+    driver: DriverRow = row("drivers", image=image, base=DRIVER, size=4096, name="Evil.sys", status="loaded")
+    values = {"source": f"/evidence/{image}.raw", "status": SCANNED, "severity": "high", "system_time": 1767323045.25}
+    found: ImageRow = row("images", image=image, **(values | changes))
+    store.write(results, Records(found, (thread,), tuple(apcs), (finding,), (driver,)))
+
+
+def kinds(found: list[stack.Stacked], kind: str) -> list[tuple[str, int]]:
+    return [(each.name, len(each.images)) for each in found if each.kind == kind]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Three scanned images and one that failed. All queue nt's routine, two a driver's, one code of no module."""
+    folder = tmp_path / "results"
+    common, shared = ("ntoskrnl.exe", 0x1000, "nt!Common"), ("av.sys", 0x20, "av!Apc")
+    plant(folder, "aa", common, shared, (None, 0, "0xffff800012345678"))
+    plant(folder, "bb", common, shared, common, yara="one, two")
+    # The same code under another name: the module in capitals, and no symbol.
+    plant(folder, "cc", ("NTOSKRNL.EXE", 0x1000, "nt+0x1000"), yara="two")
+    store.write(folder, Records(row("images", image="dd", source="/evidence/dd.raw", status=FAILED, severity="info")))
+    return folder
+
+
+def test_the_rarest_come_first(results: Path) -> None:
+    """A routine is its module and RVA, whatever its name; an image counts once; failed images do not count."""
+    found = stack.stack(results)
+    assert kinds(found, "kernel-routine") == [("<no module>", 1), ("av!Apc", 2), ("nt!Common", 3)]
+    assert kinds(found, "yara") == [("one", 1), ("two", 2)]
+    assert kinds(found, "driver") == [("evil.sys", 3)]
+    assert kinds(found, "finding") == [("list-broken", 3)]
+    counts = [len(each.images) for each in found]
+    assert counts == sorted(counts)
+    assert {each.of for each in found} == {3}
+    av = next(each for each in found if each.name == "av!Apc")
+    assert (av.module, av.rva, av.images, av.sources) == (
+        "av.sys",
+        0x20,
+        ("aa", "bb"),
+        ("/evidence/aa.raw", "/evidence/bb.raw"),
+    )
+
+
+def test_a_baseline_leaves_what_is_new(results: Path, tmp_path: Path) -> None:
+    """What any image of the baseline has is left out, by the same comparison; code of no module is known then too."""
+    baseline = tmp_path / "baseline"
+    plant(baseline, "ee", ("ntoskrnl.exe", 0x1000, "nt!OtherName"), ("av.sys", 0x24, "av!Apc+0x4"))
+    found = stack.stack(results, baseline=baseline)
+    assert kinds(found, "kernel-routine") == [("<no module>", 1), ("av!Apc", 2)]
+    assert kinds(found, "driver") == kinds(found, "finding") == []
+    assert stack.stack(results, baseline=results) == []
+
+
+def test_stack_as_a_user_calls_it(results: Path, tmp_path: Path) -> None:
+    """The table names the images; --kind, --at-most and --jsonl choose; a folder without results is an error."""
+    done = apcaudit("stack", results, "--kind", "kernel-routine", "--at-most", 2, cache=tmp_path)
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["images", "kind", "what", "where"],
+        ["1", "of", "3", "kernel-routine", "<no", "module>", "aa.raw"],
+        ["2", "of", "3", "kernel-routine", "av!Apc", "(av.sys+0x20)", "aa.raw,", "bb.raw"],
+    ]
+    lines = apcaudit("stack", results, "--kind", "yara", "--jsonl", cache=tmp_path).stdout.splitlines()
+    assert [(json.loads(line)["name"], json.loads(line)["images"]) for line in lines] == [
+        ("one", ["bb"]),
+        ("two", ["bb", "cc"]),
+    ]
+    done = apcaudit("stack", tmp_path, cache=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "holds no results" in done.stderr
+
+
+def test_jsonl_has_every_column(results: Path) -> None:
+    """A JSON line a row: every column by its name, unknown values null, addresses as numbers."""
+    lines = [json.loads(line) for line in export.jsonl(results, "apcs")]
+    assert len(lines) == 3 + 3 + 1
+    assert all(list(line) == [each.name for each in dataclasses.fields(ApcRow)] for line in lines)
+    assert {line["thread"] for line in lines} == {THREAD}
+    assert {line["normal_routine"] for line in lines} == {None}
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1"])
+def test_csv_is_no_formula(text: str, tmp_path: Path) -> None:
+    """A cell that a spreadsheet would run begins with an apostrophe; numbers and addresses do not."""
+    plant(tmp_path, "aa", text=text)
+    header, line = csv.reader("".join(export.comma_separated(tmp_path, "findings")).splitlines(keepends=True))
+    cells = dict(zip(header, line, strict=True))
+    assert cells["explanation"] == f"'{text}"
+    assert (cells["thread"], cells["tid"], cells["code"]) == (hex(THREAD), "8", "list-broken")
+    assert cells["apc"] == ""
+
+
+def test_timesketch_has_what_it_needs(results: Path) -> None:
+    """Each line has message, datetime and timestamp_desc; findings stand at the machine's time, threads at theirs."""
+    lines = [json.loads(line) for line in export.timesketch(results)]
+    assert all({"message", "datetime", "timestamp_desc"} <= line.keys() for line in lines)
+    times = {(line["timestamp_desc"], datetime.fromisoformat(line["datetime"]).timestamp()) for line in lines}
+    assert times == {("Memory Image Time", 1767323045.25), ("Thread Created", 1767322800.5)}
+    assert len(lines) == 6
+    finding = next(line for line in lines if line.get("code"))
+    assert finding["message"] == "[high] list-broken in System: broken"
+
+
+def test_timesketch_without_a_clock(tmp_path: Path) -> None:
+    """An image that does not tell its time is put when it was scanned, and the line says so."""
+    plant(tmp_path, "aa", system_time=None, scanned_at=1767330000.0)
+    finding = next(json.loads(line) for line in export.timesketch(tmp_path))
+    assert finding["timestamp_desc"] == "Image Scanned"
+    assert datetime.fromisoformat(finding["datetime"]).timestamp() == 1767330000.0
+
+
+def test_export_as_a_user_calls_it(results: Path, tmp_path: Path) -> None:
+    """Findings as JSON lines by default; -o writes a file; a timeline takes no table."""
+    done = apcaudit("export", results, cache=tmp_path)
+    assert [json.loads(line)["code"] for line in done.stdout.splitlines()] == ["list-broken"] * 3
+    done = apcaudit("export", results, "--format", "csv", "--table", "images", "-o", tmp_path / "x.csv", cache=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        assert [line["status"] for line in csv.DictReader(file)] == [SCANNED] * 3 + [FAILED]
+    done = apcaudit("export", results, "--format", "timesketch", "--table", "apcs", cache=tmp_path)
+    assert done.returncode == 1
+
+
+def test_symbols_of_a_folder(tmp_path: Path) -> None:
+    """Each image's PDB, GUID and age are told, and for a symbol file that is missing the command that makes it."""
+    known = bulk_images.write(tmp_path / "evidence.dmp", "healthy")
+    bulk_images.write_broken(tmp_path / "broken")
+    script = tmp_path / "fetch.sh"
+    arguments = ("symbols", known, tmp_path / "broken" / "stranger.dmp", tmp_path / "broken" / "text.raw")
+    done = apcaudit(*arguments, "--script", script, cache=tmp_path / "cache")
+    assert done.returncode == 2, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{known}: ntkrnlmp.pdb A9C0DE0010019041000804640AA00005-1: symbol file there"
+    # The bytes 00 01 02 ... as the GUID of an RSDS record: its first three fields are little-endian.
+    guid = "03020100050407060809" + "0A0B0C0D0E0F"
+    assert lines[1].endswith(f"ntkrnlmp.pdb {guid}-1: NO SYMBOL FILE")
+    assert "no page tables" in lines[2]
+    text = script.read_text(encoding="utf-8")
+    assert f"-p ntkrnlmp.pdb -g {guid}1 -o symbols/windows/ntkrnlmp.pdb/{guid}-1.json.xz" in text
+    assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
+
+
+def test_one_command_a_kernel() -> None:
+    """However many images have a kernel, its symbol file is fetched once; what is there is not fetched."""
+    guid = "0123456789ABCDEF0123456789ABCDEF"
+    missing = [Symbols(name, "ntkrnlmp.pdb", guid, 1) for name in ("a", "b")]
+    there = Symbols("c", "ntkrpamp.pdb", guid, 2, present=True)
+    assert commands([*missing, there]).count("pdbconv") == 1
+    assert commands([there, Symbols("d", reason="no image")]) == ""
+
+
+def test_names_of_files_are_text() -> None:
+    """A file's name cannot act on the terminal."""
+    assert "\x1b" not in line_of(Symbols("a\x1b[2J", reason="why"))
+
+
+def test_a_kind_that_is_none(results: Path) -> None:
+    """What cannot be stacked is an error in use."""
+    with pytest.raises(ApcAuditError, match="nonesuch"):
+        stack.stack(results, ["nonesuch"])
