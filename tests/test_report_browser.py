@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as started:
         yield started
+        # Vol, in the same process, has forbidden urllib the network, through which selenium ends its driver.
+        urllib.request.install_opener(urllib.request.build_opener())
 
 
 @pytest.fixture(scope="module")
