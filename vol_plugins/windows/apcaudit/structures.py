@@ -31,14 +31,21 @@ def read_unicode_string(
     return None if data is None else from_utf16(data)
 
 
-def both_ways(memory: Memory, head: int, bound: int) -> tuple[tuple[int, ...], bool]:
+def both_ways(memory: Memory, head: int, bound: int, *, skipped: bool = False) -> tuple[tuple[int, ...], bool]:
     """Follow a LIST_ENTRY ring by its Flinks and, where that does not close, by its Blinks.
+
+    Args:
+        memory: the image.
+        head: virtual address of the ring's head.
+        bound: how many entries are followed.
+        skipped: whether entries that only the Blinks lead to are wanted too where the Flinks close.
 
     Returns:
         The LIST_ENTRY addresses, and whether the ring closed.
     """
     forward = walk(memory.links, head, pointer_size=memory.pointer_size, bound=bound)
-    if forward.ending is Ending.CLOSED:
+    closed = forward.ending is Ending.CLOSED
+    if closed and not (skipped and forward.broken_at is not None):
         return forward.entries, True
 
     def mirrored(address: int) -> tuple[int, int] | None:
@@ -47,4 +54,4 @@ def both_ways(memory: Memory, head: int, bound: int) -> tuple[tuple[int, ...], b
 
     backward = walk(mirrored, head, pointer_size=memory.pointer_size, bound=bound)
     known = set(forward.entries)
-    return forward.entries + tuple(entry for entry in reversed(backward.entries) if entry not in known), False
+    return forward.entries + tuple(entry for entry in reversed(backward.entries) if entry not in known), closed

@@ -8,12 +8,18 @@ LONGEST = 256
 """How many characters of a name are kept; the longest path of a driver fits."""
 
 # Categories that can move a cursor, hide text or turn it around: control, format, surrogate, private use,
-# unassigned, line and paragraph separators (Unicode Standard, chapter 4.5).
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# unassigned, line and paragraph separators, and spaces that are not the space (Unicode Standard, chapter 4.5).
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
+
+
+# What a spreadsheet takes for the beginning of a formula, in either width (OWASP, "CSV Injection").
+_FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def printable(text: str) -> str:
-    r"""Make text out of an image harmless: what a terminal could act on becomes `\xNN` or `\uNNNN`."""
+    r"""Make text out of an image harmless: what a terminal or a spreadsheet could act on is `\xNN` or `\uNNNN`."""
+    if text[:1] in _FORMULA:
+        return _code(text[0]) + printable(text[1:])
     if text.isascii() and text.isprintable():
         return text if len(text) <= LONGEST else text[:LONGEST] + "..."
     shown = "".join(_escape(character) for character in text[:LONGEST])
@@ -31,7 +37,11 @@ def from_utf16(data: bytes) -> str:
 
 
 def _escape(character: str) -> str:
-    if unicodedata.category(character) not in _UNPRINTABLE:
+    if character == " " or unicodedata.category(character) not in _UNPRINTABLE:
         return character
+    return _code(character)
+
+
+def _code(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -15,6 +15,7 @@ from volatility3.framework import constants, interfaces
 
 from ..memory import Memory
 from ..symbols import canonical
+from ..windows_version import read_build
 from .donors import Donor, donors, read_document
 from .isf_types import IsfTypes
 from .merge import conflict, merged, missing_types
@@ -22,8 +23,6 @@ from .probe import Fit, probe
 
 # What vol demands of a symbol file and the audit cannot be without; other structures may be lacking.
 _INDISPENSABLE = ("_ETHREAD", "_KTHREAD", "_EPROCESS", "_KPROCESS", "_KAPC", "_KAPC_STATE", "_LIST_ENTRY")
-
-_BUILD_MASK = 0xFFFF  # nt!NtBuildNumber has 0xF or 0xC in its highest bits (WRK, init/initos.c)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def borrow(
         found = own["symbols"].get(symbol)
         return None if found is None else base + int(found["address"])
 
-    build = _build(memory, address_of("NtBuildNumber"))
+    build = read_build(memory, address_of)
     refused = []
     pae = memory.pointer_size == 4 and memory.paging.entry_size == memory.pointer_size * 2
     for donor in donors(memory.pointer_size, pae=pae, build=build):
@@ -77,11 +76,6 @@ def borrow(
             reason = fit.reason
         refused.append(f"{donor.name}: {reason}")
     return Borrowed(None, _refusal(url, lacks, build, refused))
-
-
-def _build(memory: Memory, address: int | None) -> int | None:
-    data = None if address is None else memory.read(address, 4)
-    return None if data is None else int.from_bytes(data, "little") & _BUILD_MASK or None
 
 
 def _file(url: str) -> str:

@@ -56,6 +56,11 @@ class Image:
         own = -(-self.header.size_of_image // PAGE) * PAGE
         return own if 0 < own < self.driver.size else None
 
+    @cached_property
+    def headless(self) -> bool:
+        """Whether what lies at the base can be read and is no image."""
+        return self.header is None and self.read(0, PAGE) is not None
+
     def nearest(self, rva: int) -> tuple[str, int] | None:
         """Name a relative virtual address by the PDB, else by the exports: the name and the distance in bytes."""
         named = self.symbols.nearest(rva) if self.symbols is not None else None

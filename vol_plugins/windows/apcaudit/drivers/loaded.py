@@ -58,6 +58,8 @@ class Drivers:
             return None
         if address - driver.base >= self._size(driver):
             return self._overstatement(driver)
+        if self.image(driver).headless:
+            return self._no_image(driver)
         return next((str(conflict) for conflict in self._intervals.conflicts if conflict.wide is driver), None)
 
     def holding(self, address: int) -> Driver | None:
@@ -132,8 +134,15 @@ class Drivers:
             own = self.image(driver).overstated
             if own is not None:
                 self._overstated.append(self._overstatement(driver))
+            elif self.image(driver).headless:
+                self._overstated.append(self._no_image(driver))
             size = self._sizes[driver.base] = driver.size if own is None else own
         return size
+
+    def _no_image(self, driver: Driver) -> str:
+        return (
+            f"the entry of {driver.label} claims {driver.size:#x} bytes from {driver.base:#x} on, where no image begins"
+        )
 
     def _overstatement(self, driver: Driver) -> str:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..memory import Memory
 from ..structures import both_ways, read_member, read_unicode_string
 from ..symbols import KernelSymbols
+from ..text import printable
 from .driver import Driver
 from .pe_header import IMAGE_BOUND
 
@@ -22,7 +23,7 @@ def read_module_list(memory: Memory, symbols: KernelSymbols) -> tuple[tuple[Driv
     structure = "_KLDR_DATA_TABLE_ENTRY" if symbols.has_type("_KLDR_DATA_TABLE_ENTRY") else "_LDR_DATA_TABLE_ENTRY"
     if head is None:
         return (), False
-    entries, complete = both_ways(memory, head, MODULE_BOUND)
+    entries, complete = both_ways(memory, head, MODULE_BOUND, skipped=True)
     drivers = []
     for entry in entries:
         driver = _read_driver(memory, symbols, structure, entry)
@@ -43,4 +44,4 @@ def _read_driver(memory: Memory, symbols: KernelSymbols, structure: str, entry: 
         return None
     name = read_unicode_string(memory, symbols, structure, "BaseDllName", start)
     path = read_unicode_string(memory, symbols, structure, "FullDllName", start)
-    return Driver(base, size, name or (path or "").rpartition("\\")[2], path or "")
+    return Driver(base, size, name or printable((path or "").rpartition("\\")[2]), path or "")

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 from struct import Struct, unpack_from
 
-from ..text import from_ansi, from_utf16
+from ..text import from_ansi, from_utf16, printable
 from .pe_header import DEBUG, EXPORT, RESOURCE, Header, ReadRva
 
 _NAME_BOUND = 256
@@ -39,7 +39,7 @@ def name_of(read: ReadRva, header: Header) -> str | None:
     pdb = read_pdb_record(read, header)
     if pdb is not None:
         stem = pdb.name.replace("/", "\\").rpartition("\\")[2]
-        return stem[:-4] if stem.lower().endswith(".pdb") else stem
+        return printable(stem[:-4] if stem.lower().endswith(".pdb") else stem)
     return _original_name(read, header)
 
 

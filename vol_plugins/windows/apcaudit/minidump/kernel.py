@@ -13,6 +13,7 @@ from volatility3.framework import constants
 from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
 
+from ..text import printable
 from .kernel_match import KernelMatch, KernelSymbols, SymbolMemory, match_kernel
 from .triage import Minidump
 
@@ -37,7 +38,7 @@ def unmatched_message(dump: Minidump, match: KernelMatch) -> str:
     if kernel is not None:
         image = f"timestamp {kernel.timestamp:08X}, size of image {kernel.size:#x}, checksum {kernel.checksum:#x}"
         # The symbol server's key of an image: TimeDateStamp with eight digits, then SizeOfImage without padding.
-        file = (kernel.name or "ntoskrnl.exe").rsplit("\\")[-1]
+        file = printable((kernel.name or "ntoskrnl.exe").rsplit("\\")[-1])
         key = f"https://msdl.microsoft.com/download/symbols/{file}/{kernel.timestamp:08X}{kernel.size:x}/{file}"
     if match.candidates:
         reason = "several symbol files fit it equally well: " + ", ".join(found.url for found in match.candidates)

@@ -1,0 +1,42 @@
+"""Some hundreds of images damaged at random, always the same ones: no audit of them breaks a promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fuzz.__main__ import table
+from fuzz.minidump import MinidumpSubject
+from fuzz.subject import Subject
+from fuzz.trial import attempt
+
+SEED = 7
+COUNT = 160
+"""The kinds of damage take turns: twenty of each."""
+
+
+@pytest.mark.parametrize("kernel", ["10-19041-x64", "xp-sp3-x86"])
+def test_damaged_images(kernel: str) -> None:
+    """Whatever is damaged: the audit ends, raises nothing, blames no other thread, loses nothing and says so."""
+    subject = Subject(kernel)
+    trials = [attempt(subject, SEED, index) for index in range(COUNT)]
+    assert [trial for trial in trials if not trial.good] == []
+    assert "reported" in {trial.outcome for trial in trials}
+    assert kernel in table(trials)
+
+
+def test_a_mutation_can_be_made_again() -> None:
+    """A seed and a number give the same damage each time."""
+    one, two = Subject("10-19041-x64"), Subject("10-19041-x64")
+    assert [one.mutation(SEED, index) for index in range(32)] == [two.mutation(SEED, index) for index in range(32)]
+
+
+def test_damaged_minidump(shared: Path) -> None:
+    """Mutated copies of a genuine minidump are refused with one clear error, or audited within bounds."""
+    path = shared / "samples" / "triage_x64.dmp"
+    if not path.exists():
+        pytest.skip(f"{path.name} is missing")
+    subject = MinidumpSubject(path, shared / "symbols")
+    trials = [attempt(subject, SEED, index) for index in range(14)]
+    assert [trial for trial in trials if not trial.good] == []

@@ -1,0 +1,101 @@
+"""Failures that damaged images have brought to light, each by name, so that none comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from volatility3.plugins.windows.apcaudit.memory import Memory
+from volatility3.plugins.windows.apcaudit.minidump.kernel import unmatched_message
+from volatility3.plugins.windows.apcaudit.minidump.kernel_match import KernelMatch
+from volatility3.plugins.windows.apcaudit.minidump.triage import parse_minidump
+
+from apcaudit.synthetic.image import Image
+from apcaudit.synthetic.scene import Thread
+from fuzz.subject import Subject
+from tests.minidump_builder import DriverEntry, write_minidump
+from tests.minidump_machine import Machine
+from tests.views_image import audited
+
+KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
+
+
+def test_pages_beyond_the_end_cost_one_read_each() -> None:
+    """A page that is mapped but lies beyond the file's end is one failed read, not one for each of its bytes."""
+    subject = Subject("xp-sp3-x86")
+    made = subject.mutation(20261122, 462)
+    subject.apply(made)
+    assert subject.after(scan=False) is not None
+    assert subject.reads < 5_000
+
+
+def test_a_page_that_the_file_ends_in(tmp_path: Path) -> None:
+    """Of the page that a cut file ends in, what is there is read, and the rest is the hole."""
+    threads = audited("10-19041-x64", tmp_path, (Thread(0x400),))
+    memory: Memory = threads.audit.memory
+    end = memory.physical_layer.maximum_address + 1
+    body = threads.image.address_of[0x400]
+    whole, holes = memory.read_sparse(body, 0x20)
+    assert (len(whole), holes) == (0x20, ())
+    assert memory.read_physical(end - 1, 2) is None
+
+
+@KERNELS
+def test_a_cid_table_that_cannot_be_read_is_noted(kernel: str, tmp_path: Path) -> None:
+    """Where the CID table is gone, threads that only it holds may be missing, and a note says so."""
+
+    def lose(image: Image) -> None:
+        image.memory.write_pointer(image.kernel.address("PspCidTable"), 0)
+
+    found = audited(kernel, tmp_path, (Thread(0x400),), changes=(lose,))
+    assert any("PspCidTable was not read whole" in note for note in found.audit.notes)
+
+
+@KERNELS
+def test_a_module_list_that_is_cut_is_noted(kernel: str, tmp_path: Path) -> None:
+    """Where the module list does not close, an address in no module is of unknown backing, and a note says so."""
+
+    def cut(image: Image) -> None:
+        image.memory.write_pointer(image.address_of["module:ntoskrnl.exe"], 0)
+
+    found = audited(kernel, tmp_path, (Thread(0x400),), changes=(cut,))
+    assert any("PsLoadedModuleList was not read whole" in note for note in found.audit.notes)
+
+
+@KERNELS
+def test_a_module_skipped_one_way_is_still_a_module(kernel: str, tmp_path: Path) -> None:
+    """A module that only the Flinks of the module list pass by backs its code: the Blinks lead to it."""
+
+    def skip(image: Image) -> None:
+        image.memory.write_pointer(image.address_of["module:hal.dll"], image.kernel.address("PsLoadedModuleList"))
+
+    found = audited(kernel, tmp_path, (Thread(0x400, start="fltMgr!FltSendMessage"),), changes=(skip,))
+    assert found.codes(0x400) == {}
+
+
+@KERNELS
+def test_a_module_entry_without_an_image(kernel: str, tmp_path: Path) -> None:
+    """An entry of the module list for memory that holds no image does not silence a thread that starts there."""
+
+    def wipe(image: Image) -> None:
+        image.write(image.address_of["driver:fltMgr.sys"], bytes(0x400))
+
+    found = audited(kernel, tmp_path, (Thread(0x400, start="fltMgr!FltSendMessage"),), changes=(wipe,))
+    assert found.codes(0x400) == {"module-conflict": "medium"}
+    assert any("where no image begins" in note for note in found.audit.notes)
+
+
+def test_the_name_of_a_minidumps_kernel_is_only_text() -> None:
+    """The kernel's name out of a minidump reaches the log without what a terminal acts on."""
+    machine = Machine(True)
+    scene = machine.scene()
+    driver = DriverEntry("\\\x1b[2Jnt\u202eexe.sys", machine.base, 0x214000, 1, 2)
+    data = write_minidump(type(scene)(**{**_fields(scene), "drivers": (driver,)}))
+    dump = parse_minidump(lambda offset, size: data[offset : offset + size], len(data))
+    text = unmatched_message(dump, KernelMatch(None, (), (), 0))
+    assert text.isprintable()
+    assert "\\x1b[2Jnt\\u202eexe.sys" in text
+
+
+def _fields(scene: object) -> dict[str, object]:
+    return {name: getattr(scene, name) for name in type(scene).__dataclass_fields__}  # type: ignore[attr-defined]
