@@ -38,7 +38,8 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
 
     Lists every thread with a non-empty kernel or user APC list, and every thread whose APC state
     contradicts itself, beside ApcStateIndex and KernelApcPending. Findings say what no legitimate
-    course of events explains, and which bugcheck (0x6, 0x20, ...) the state leads to.
+    course of events explains, and which bugcheck (0x6, 0x20, ...) the state leads to. Each finding
+    has a page: docs/findings/CODE.md.
     """
 
     _required_framework_version = (2, 0, 0)
