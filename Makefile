@@ -15,8 +15,10 @@ demo: $(VENV)/.demo
 	@echo; echo "The same as JSON lines in demo/seed.jsonl, and from those as cards (apcaudit show):"; echo
 	@$(BIN)/apcaudit show demo/seed.jsonl
 
+# A process a file: vol keeps its search paths and caches in the process, and no file is to see another's.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto
+	@printf '%s\n' tests/test_*.py | xargs -P 2 -n 1 sh -c \
+		'$(BIN)/python -m pytest -q "$$0"; code=$$?; [ $$code -eq 5 ] || exit $$code'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
