@@ -96,7 +96,8 @@ def _shown(name: str, value: Any) -> str | None:
 def _sentences(row: dict[str, Any]) -> list[str]:
     """Split an explanation where a finding's code, or a word of the audit's, begins a sentence."""
     text = row.get("Explanation") or ""
-    starts = [*row["Findings"].split(","), "evidence", "inferred", "nested-attach", "yara", "stack", "crash", "still queued"]
+    words = ("evidence", "inferred", "nested-attach", "yara", "stack", "crash", "still queued")
+    starts = [*row["Findings"].split(","), *words]
     for start in filter(None, starts):
         text = text.replace(f". {start}:", f".\n{start}:")
     return [line for line in text.split("\n") if line]
