@@ -12,8 +12,8 @@ from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import healthy
 from tests.conftest import ROOT
+from tests.volatility import VOL
 
-VOL = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
 KERNEL = "10-19041-x64"
 
 

@@ -18,6 +18,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Apc, IoStackLocation, Irp, Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL, NTFS
+from tests.volatility import VOL
 
 ROOT = Path(__file__).parents[1]
 KERNEL = "10-19041-x64"
@@ -100,8 +101,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 def vol(machine: Machine, renderer: str, *options: str) -> tuple[str, str]:
     """Run vol on the machine; give what it wrote to stdout and to stderr."""
-    start = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
-    command = [sys.executable, "-c", start, "--offline", "-r", renderer, "--cache-path", str(machine.cache)]
+    command = [sys.executable, "-c", VOL, "--offline", "-r", renderer, "--cache-path", str(machine.cache)]
     command += ["-p", str(ROOT / "vol_plugins"), "-s", str(ROOT / "symbols"), "-f", str(machine.path)]
     done = subprocess.run([*command, "windows.apcaudit", *options], capture_output=True, check=False, cwd=machine.cache)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import pytest
 
 from tests.minidump_builder import write_minidump
 from tests.minidump_machine import RVAS, Machine
+from tests.volatility import VOL
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / ".." / "shared"
@@ -22,8 +23,7 @@ SHARED = ROOT / ".." / "shared"
 def modules_in_vol(dump: Path, tmp_path: Path) -> list[dict[str, Any]]:
     """Rows of windows.modules, by an unmodified vol with the plugin directory of this checkout."""
     (tmp_path / "cache").mkdir()
-    run = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
-    vol = (sys.executable, "-c", run, "-q", "--offline", "-r", "jsonl")
+    vol = (sys.executable, "-c", VOL, "-q", "--offline", "-r", "jsonl")
     paths = ("--cache-path", tmp_path / "cache", "-p", ROOT / "vol_plugins", "-s", SHARED / "symbols", "-f", dump)
     done = subprocess.run((*vol, *paths, "windows.modules"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.volatility import VOL
+
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = "windows.apcaudit.ApcAudit"
-VOL = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ PURE = {
     "document",
     "drivers.driver",
     "drivers.exports",
+    "drivers.names",
     "drivers.function_bounds",
     "drivers.imports",
     "drivers.intervals",

@@ -16,6 +16,9 @@ from volatility3.framework.configuration import requirements
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY_SYMBOLS = ROOT / "symbols"
 
+#: What a Python is given with -c to be vol; under -c vol would take its own name for an option.
+VOL = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
+
 _classes: dict[str, Any] = {}
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from typing import Any
 
 from volatility3.framework import exceptions, interfaces
 
 from . import facts as windows
 from .borrowing.merge import PRODUCER as BORROWED
+from .drivers.names import nearest
 from .layout import Member
 
 _STEP = re.compile(r"(\w+)(?:\[(\d+)\])?$")
@@ -95,21 +95,18 @@ class KernelSymbols:
 
         Where folded code gives several names, the one that an APC routine can mean wins.
         """
-        if self._sorted is None:
-            self._sorted = self._sort()
-        addresses, names = self._sorted
-        index = bisect_right(addresses, address - self.base) - 1
-        if index < 0:
-            return None
-        return preferred_name(names[index]), address - self.base - addresses[index]
+        found = self._nearest(address)
+        return None if found is None else (preferred_name(found[0]), found[1])
 
     def names_at(self, address: int) -> tuple[str, ...]:
         """Return every symbol whose address is exactly this virtual address."""
+        found = self._nearest(address)
+        return tuple(found[0]) if found is not None and not found[1] else ()
+
+    def _nearest(self, address: int) -> tuple[list[str], int] | None:
         if self._sorted is None:
             self._sorted = self._sort()
-        addresses, names = self._sorted
-        index = bisect_right(addresses, address - self.base) - 1
-        return tuple(names[index]) if index >= 0 and addresses[index] == address - self.base else ()
+        return nearest(*self._sorted, address - self.base)
 
     def _sort(self) -> tuple[list[int], list[list[str]]]:
         table = self._space[self.table_name]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import Struct, unpack_from
 
+from .names import nearest
 from .pe_header import EXPORT, ReadRva, read_header
 
 NAMES_BOUND = 20_000
@@ -34,8 +35,8 @@ class Exports:
 
     def names_at(self, rva: int) -> tuple[str, ...]:
         """Return every name of what is exported at exactly this relative virtual address."""
-        nearest = self.nearest(rva)
-        return self.aliases.get(rva, (nearest[0],)) if nearest is not None and not nearest[1] else ()
+        found = self.nearest(rva)
+        return self.aliases.get(rva, (found[0],)) if found is not None and not found[1] else ()
 
     def next(self, rva: int) -> int | None:
         """Return the relative virtual address of the first export behind this one."""
@@ -44,8 +45,7 @@ class Exports:
 
     def nearest(self, rva: int) -> tuple[str, int] | None:
         """Return the name at or below a relative virtual address, and the distance in bytes."""
-        index = bisect_right(self.addresses, rva) - 1
-        return (self.names[index], rva - self.addresses[index]) if index >= 0 else None
+        return nearest(self.addresses, self.names, rva)
 
 
 def read_exports(read: ReadRva, image_size: int) -> Exports:

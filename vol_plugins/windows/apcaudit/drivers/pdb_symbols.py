@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from volatility3.framework.automagic import symbol_cache
 from volatility3.framework.layers import resources
 
 from ..symbols import preferred_name
+from .names import nearest
 from .pe_names import PdbRecord
 
 vollog = logging.getLogger(__name__)
@@ -31,8 +31,7 @@ class PdbSymbols:
 
     def nearest(self, rva: int) -> tuple[str, int] | None:
         """Return the name at or below a relative virtual address, and the distance in bytes."""
-        index = bisect_right(self.addresses, rva) - 1
-        return (self.names[index], rva - self.addresses[index]) if index >= 0 else None
+        return nearest(self.addresses, self.names, rva)
 
 
 def find_symbols(record: PdbRecord) -> PdbSymbols | None:
