@@ -30,7 +30,7 @@ class MinidumpSubject:
         self._cache = tempfile.TemporaryDirectory()
         if symbols is not None:
             # The layer of a minidump looks for the kernel's symbols each time.
-            volatility3.symbols.__path__.insert(0, str(symbols))
+            volatility3.symbols.__path__.insert(0, str(symbols.resolve()))
         self._context, self._module = open_image(path, (), Path(self._cache.name))
         kernel = self._context.modules[self._module]
         self._offset, self._table = kernel.offset, kernel.symbol_table_name
