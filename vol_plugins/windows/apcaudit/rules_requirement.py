@@ -66,13 +66,14 @@ class RulesRequirement(interfaces.configuration.RequirementInterface):
 
     def unsatisfied(self, context: interfaces.context.ContextInterface, config_path: str) -> Unmet:
         """Compile what rules the user gave; where they cannot be used, the requirement's description says why."""
-        from .signatures.options import RuleError
-        from .signatures.rules import compile_rules
-
         self._complaint = None
         options = rule_options(context.config.branch(config_path))
         if not options.own:
             return {}
+
+        from .signatures.options import RuleError
+        from .signatures.rules import compile_rules
+
         try:
             compile_rules(options)
         except RuleError as error:

@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..layout import Member
+from .layout import Member
 
 _STEP = re.compile(r"(\w+)(?:\[(\d+)\])?$")
 
 _COMPOUND = ("struct", "union", "class")
+
+# How symbol files name a member that has no name in the source: `u1` and `__unnamed...` by who made the file.
+_UNNAMED = ("unnamed", "u", "__unnamed")
 
 
 class IsfTypes:
@@ -44,14 +47,23 @@ class IsfTypes:
                 offset += int(match[2]) * (self._size(kind) or 0)
         return None if kind is None else self._describe(kind, offset)
 
+    def members_of_type(self, structure: str, wanted: str) -> dict[str, int]:
+        """Return name and offset in bytes of the direct members whose type is the wanted structure."""
+        fields = self._types.get(structure, {}).get("fields", {})
+        return {
+            name: int(each["offset"])
+            for name, each in fields.items()
+            if each["type"]["kind"] in _COMPOUND and each["type"]["name"] == wanted
+        }
+
     def _find(self, kind: Mapping[str, Any], name: str) -> tuple[int, dict[str, Any]] | None:
         if kind["kind"] not in _COMPOUND:
             return None
         members = self._types.get(kind["name"], {}).get("fields", {})
         if name in members:
             return int(members[name]["offset"]), members[name]["type"]
-        for each in members.values():
-            if is_anonymous(each["type"].get("name", "")):
+        for member, each in members.items():
+            if member.startswith(_UNNAMED) and is_anonymous(each["type"].get("name", "")):
                 inner = self._find(each["type"], name)
                 if inner is not None:
                     return int(each["offset"]) + inner[0], inner[1]
