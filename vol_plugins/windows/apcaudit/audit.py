@@ -251,5 +251,5 @@ class Audit:
 
 
 def _left_over(thread: Thread) -> bool:
-    """Tell whether a thread has ended and only its memory is still there."""
-    return thread.members.state == windows.TERMINATED and not thread.views & {View.LIST, View.CPU, View.DUMP}
+    """Tell whether a thread has ended and only its memory is still there: nothing but the scan finds it."""
+    return thread.members.state == windows.TERMINATED and thread.views == {View.SCAN}
