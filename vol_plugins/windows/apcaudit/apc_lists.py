@@ -10,7 +10,7 @@ from .facts import PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory
 from .model import Apc, Ending, Queue, QueueName, Thread, ThreadMembers
-from .queues import walk
+from .queues import Walk, walk
 
 
 class ApcLists:
@@ -72,36 +72,56 @@ class ApcLists:
             pointer_size=self._layout.pointer_size,
             is_other_head=self.is_head,
         )
+        beyond, other_list = self._beyond(walked)
         apcs = []
         for position, entry in enumerate(walked.entries):
             address = entry - self._layout.apc_list_entry
-            place = (thread.address, f"the {name.value} list of thread {thread.address:#x} (TID {thread.members.tid})")
+            place = (thread.address, _list_name(name, thread.address, thread.members.tid))
             holder = self._holders.setdefault(address, place)
-            apc = self.apc(address, name, position, also_on=None if holder == place else holder[1])
+            also_on = holder[1] if holder != place else other_list if entry in beyond else None
+            apc = self.apc(address, name, position, also_on=also_on)
             apcs.append(replace(apc, nested=True) if nested else apc)
         return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at)
+
+    def _beyond(self, walked: Walk) -> tuple[frozenset[int], str]:
+        """Return the entries of the list that a walk ended in the head of, and that list's name; none else."""
+        links = self._memory.links(walked.ended_at) if walked.ending is Ending.OTHER_HEAD else None
+        if links is None:
+            return frozenset(), ""
+        head = links[0]
+        entries = walk(self._memory.links, head, pointer_size=self._layout.pointer_size).entries
+        for name, offset in self._heads_of_thread():
+            members = self._thread_at(head - offset)
+            if members is not None:
+                return frozenset(entries), _list_name(name, head - offset, members.tid)
+        return frozenset(entries), f"the list at {head:#x}"
 
     def is_head(self, address: int) -> bool:
         """Tell the head of a list of a thread: the thread's own, one read before, or one of an object like a thread."""
         if address in self._heads:
             return True
-        layout = self._layout
-        for offset in (layout.kernel_head, layout.user_head, layout.saved_kernel_head, layout.saved_user_head):
-            if self._is_thread(address - offset):
-                return True
-        return False
+        return any(self._thread_at(address - offset) is not None for _, offset in self._heads_of_thread())
 
-    def _is_thread(self, address: int) -> bool:
-        """Tell whether an object at an address has what every thread has: its type, and a process for an owner."""
+    def _heads_of_thread(self) -> tuple[tuple[QueueName, int], ...]:
+        layout = self._layout
+        return (
+            (QueueName.KERNEL, layout.kernel_head),
+            (QueueName.USER, layout.user_head),
+            (QueueName.SAVED_KERNEL, layout.saved_kernel_head),
+            (QueueName.SAVED_USER, layout.saved_user_head),
+        )
+
+    def _thread_at(self, address: int) -> ThreadMembers | None:
+        """Return the members of an object that has what every thread has, its type and a process for an owner."""
         decoder = self._layout.thread
         data = self._memory.read(address, decoder.size)
         if data is None:
-            return False
+            return None
         members = ThreadMembers._make(decoder(data))
         if members.dispatcher_type != THREAD_OBJECT or members.apc_state_index not in (0, 1) or not members.process:
-            return False
+            return None
         # _EPROCESS begins with its dispatcher header, and the header with its type, as _ETHREAD does.
-        return self._memory.read(members.process, 1) == bytes([PROCESS_OBJECT])
+        return members if self._memory.read(members.process, 1) == bytes([PROCESS_OBJECT]) else None
 
     def apc(self, address: int, queue: QueueName, position: int, *, also_on: str | None = None) -> Apc:
         """Read the KAPC at a virtual address; members in unreadable memory are None."""
@@ -132,6 +152,10 @@ class ApcLists:
             inserted=inserted,
             also_on=also_on,
         )
+
+
+def _list_name(name: QueueName, thread: int, tid: int | None) -> str:
+    return f"the {name.value} list of thread {thread:#x} (TID {tid})"
 
 
 def _absent(queue: Queue) -> bool:

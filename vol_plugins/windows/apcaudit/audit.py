@@ -193,9 +193,14 @@ class Audit:
 
     def _start_backing(self, members: Glance | ThreadMembers) -> Backing | None:
         """Tell what holds a system thread's start address, None for other threads."""
-        if not members.system_thread or members.start_address is None:
+        start = members.start_address
+        if start is None or not (members.system_thread or (start and self._in_system(members.process))):
             return None
-        return self.drivers.backing(members.start_address)
+        return self.drivers.backing(start)
+
+    def _in_system(self, process: int | None) -> bool:
+        """Tell the System process, whose threads are system threads whatever their own flag says."""
+        return bool(process) and self.processes.at(process or 0).pid == windows.SYSTEM_PID
 
     def _signed(self, thread: Thread) -> bool:
         """Tell whether a system thread starts in a driver that is hit, where every driver is scanned."""
@@ -264,5 +269,5 @@ class Audit:
 
 
 def _left_over(thread: Thread) -> bool:
-    """Tell whether a thread has ended and only its memory is still there."""
-    return thread.members.state == windows.TERMINATED and not thread.views & {View.LIST, View.CPU, View.DUMP}
+    """Tell whether a thread has ended and only its memory is still there: nothing but the scan finds it."""
+    return thread.members.state == windows.TERMINATED and thread.views == {View.SCAN}
