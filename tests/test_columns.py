@@ -241,7 +241,11 @@ def test_a_running_thread_is_running() -> None:
     ("subject", "expected"),
     [
         pytest.param(thread(start=IN_DRIVER), "Bfilter!DriverEntry+0x10", id="in a driver"),
-        pytest.param(thread(start=code(0xFFFF8A0000345010, Backing.NOTHING)), "<no module>", id="in no module"),
+        pytest.param(
+            thread(start=code(0xFFFF8A0000345010, Backing.NOTHING), start_backing=Backing.NOTHING),
+            "<no module>",
+            id="in no module",
+        ),
         pytest.param(
             thread(start=code(0x7FF612340000, Backing.USER), system_thread=0), "0x7ff612340000", id="a user thread's"
         ),

@@ -110,8 +110,7 @@ def _start_routine(row: Row) -> Any:
     start = thread.start
     if start is None:
         return renderers.UnreadableValue()
-    is_system = thread.members.system_thread or thread.start_backing is not None
-    if is_system and start.module is None and start.address:
+    if thread.start_backing is not None and start.module is None and start.address:
         return "<no module>"
     return start.text
 

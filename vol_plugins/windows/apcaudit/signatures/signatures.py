@@ -108,7 +108,7 @@ class Signatures:
 
     def _wanted(self, thread: Thread) -> Iterator[tuple[Unit, Start]]:
         start = thread.members.start_address
-        if start is not None and thread.members.system_thread:
+        if start is not None and thread.start_backing is not None:
             unit = self._units.at(start)
             if unit is not None and self._worth(unit):
                 yield unit, self._units.start(unit, start)
