@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from volatility3.framework.exceptions import UnsatisfiedException
@@ -189,6 +190,33 @@ def test_rules_that_cannot_be_used_stop_the_plugin(option: str, tmp_path: Path) 
     (requirement,) = caught.value.unsatisfied.values()
     assert requirement.description.startswith(f"{rules}:2: " if option == "yara_file" else f"{rules}: no compiled")
     assert list(caught.value.unsatisfied) == [f"plugins.ApcAudit.{option.replace('_', '-')}"]
+
+
+def test_rules_are_read_when_they_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vol asks ten times whether rules can be used: they are read once for that, and again when they have changed."""
+    from volatility3.plugins.windows.apcaudit.signatures import rules as rules_module
+
+    read: list[object] = []
+    gather = rules_module.gather
+
+    def counting(options: Any) -> Any:
+        read.append(options)
+        return gather(options)
+
+    monkeypatch.setattr(rules_module, "gather", counting)
+    image = tmp_path / "seed.dmp"
+    build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
+    path = write(tmp_path, "own.yar", "rule first { condition: true }")
+    arguments = {"cache": tmp_path / "cache", "yara_file": path, "no_default_rules": True, "wide": True}
+    assert [row["Yara"] for row in rows(image, **arguments)] == ["first"]
+    assert 2 <= len(read) <= 3
+    write(tmp_path, "own.yar", "rule second { condition: true }")
+    assert [row["Yara"] for row in rows(image, **arguments)] == ["second"]
+    write(tmp_path, "own.yar", "rule third { condition: truth }")
+    with pytest.raises(UnsatisfiedException):
+        rows(image, **arguments)
+    write(tmp_path, "own.yar", "rule third { condition: true }")
+    assert [row["Yara"] for row in rows(image, **arguments)] == ["third"]
 
 
 def test_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import ReferenceType, ref
 
 from volatility3.framework import interfaces
 from volatility3.framework.configuration import requirements
@@ -63,6 +64,8 @@ class RulesRequirement(interfaces.configuration.RequirementInterface):
     """No option, but that the rules of the options compile: vol asks before it runs the plugin."""
 
     _complaint: str | None = None
+    _usable: ClassVar[tuple[ReferenceType[interfaces.context.ContextInterface], RuleOptions] | None] = None
+    """For whom rules were found to be usable: vol asks ten times, and thousands of files need not be read as often."""
 
     def unsatisfied(self, context: interfaces.context.ContextInterface, config_path: str) -> Unmet:
         """Compile what rules the user gave; where they cannot be used, the requirement's description says why."""
@@ -71,13 +74,15 @@ class RulesRequirement(interfaces.configuration.RequirementInterface):
 
         self._complaint = None
         options = rule_options(context.config.branch(config_path))
-        if not options.own:
+        asked = RulesRequirement._usable
+        if not options.own or (asked is not None and asked[0]() is context and asked[1] == options):
             return {}
         try:
             compile_rules(options)
         except RuleError as error:
             self._complaint = str(error)
             return {interfaces.configuration.path_join(config_path, error.option or self.name): self}
+        RulesRequirement._usable = ref(context), options
         return {}
 
     @property

@@ -15,7 +15,7 @@ from .sources import Source
 TIME_LIMIT = 60
 """Seconds that one unit's scan may take; the largest drivers take one or two."""
 
-_INCLUDE = re.compile(r'\binclude\s*"')
+_INCLUDE = re.compile(r'include\s*"')
 
 MATCHES_KEPT = 10_000
 """How many matches of one string are kept; the engines themselves stop at a million."""
@@ -92,7 +92,10 @@ def wants_start(text: str | bytes) -> bool:
     """Tell whether rules, as text or compiled, may ask for a thread's start; so may what a text includes."""
     if isinstance(text, bytes):
         return b"start_rva" in text or b"start_size" in text
-    return "start_rva" in text or "start_size" in text or _INCLUDE.search(text) is not None
+    if "start_rva" in text or "start_size" in text:
+        return True
+    # The search for a word is a hundred times as fast as one by a regular expression.
+    return "include" in text and _INCLUDE.search(text) is not None
 
 
 OTHER_MAGIC = {b"YARA-X": "yara-x", b"YARA": "yara-python"}
