@@ -54,20 +54,35 @@ def test_what_rules_see(kernel: str, tmp_path: Path) -> None:
 
 
 @KERNELS
-def test_a_patched_import(kernel: str, tmp_path: Path) -> None:
-    """An import that leads to no module is not named, and it is said."""
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        pytest.param("nt!KeBugCheck", None, id="to another function of its module"),
+        pytest.param("", "1 of 2 imports lead to no loaded module", id="to no module"),
+        pytest.param("fltMgr+0x1230", "1 of 2 imports lead to no function that a module exports", id="into a module"),
+        pytest.param("Marked+0x1234", "1 of 2 imports lead to no function that a module exports", id="into the driver"),
+    ],
+)
+def test_a_patched_import(kernel: str, target: str, told: str | None, tmp_path: Path) -> None:
+    """What an import leads to counts: no function that is exported is not named, and it is said."""
 
     def patch(image: Image) -> None:
         base, width = image.address_of["driver:Marked.sys"], image.memory.pointer_size
-        wanted = (image.resolve("nt!KeInsertQueueApc") & image.memory.layout.pointer_mask).to_bytes(width, "little")
+        mask = image.memory.layout.pointer_mask
+        wanted = (image.resolve("nt!KeInsertQueueApc") & mask).to_bytes(width, "little")
         data = image.read(base, MARKED.size - 0x1000)
-        image.write(base + data.index(wanted), (image.kernel.base - 0x5000).to_bytes(8, "little")[:width])
+        address = image.resolve(target) & mask if target else image.kernel.base - 0x5000
+        image.write(base + data.index(wanted), address.to_bytes(8, "little")[:width])
 
     threads = (Thread(8, start="Marked!First", **SUSPECT),)
     found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, MARKED), changes=(patch,))
-    rules = 'rule left { condition: imports == "fltMgr!FltSendMessage" }'
-    assert signed(found, rules, tmp_path, 8) == ["left"]
-    assert any("Marked: 1 of 2 imports lead to no loaded module" in note for note in found.audit.notes)
+    rules = (
+        'rule left { condition: imports == "fltMgr!FltSendMessage" }\n'
+        'rule other { condition: imports contains "nt!KeBugCheck" }'
+    )
+    assert signed(found, rules, tmp_path, 8) == ["other" if told is None else "left"]
+    notes = [note for note in found.audit.notes if "imports lead to" in note]
+    assert [note.startswith(f"Marked: {told}") for note in notes] == ([] if told is None else [True])
 
 
 @KERNELS

@@ -88,14 +88,22 @@ class Units:
     def _imports(self, driver: Driver) -> tuple[str, ...]:
         addresses = self._drivers.image(driver).import_addresses
         names: set[str] = set()
+        astray: list[int] = []
+        patched: list[int] = []
         for address in addresses.values():
-            names.update(self._drivers.function_names(address))
-        astray = [address for address in addresses.values() if self._drivers.at(address) is None]
-        if astray:
-            self.notes.append(
-                f"{driver.label}: {len(astray)} of {len(addresses)} imports lead to no loaded module, the first to"
-                f" {astray[0]:#x}"
-            )
+            found = self._drivers.function_names(address)
+            names.update(found)
+            holder = None if found else self._drivers.at(address)
+            if not found and holder is None:
+                astray.append(address)
+            elif holder is not None and self._drivers.image(holder).exports.addresses:
+                patched.append(address)
+        for strange, where in ((astray, "no loaded module"), (patched, "no function that a module exports")):
+            if strange:
+                self.notes.append(
+                    f"{driver.label}: {len(strange)} of {len(addresses)} imports lead to {where}, the first to"
+                    f" {self._drivers.code(strange[0])}"
+                )
         return tuple(sorted(names))
 
     def data(self, unit: Unit) -> bytearray:
