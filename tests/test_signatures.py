@@ -22,7 +22,7 @@ from apcaudit.synthetic.scenes import seed
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL
 from tests.signed_drivers import MARKED, SUSPECT, marked, only, signed, write
 from tests.views_image import audited
-from tests.volatility import construct, rows
+from tests.volatility import ROOT, construct, rows
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 
@@ -257,6 +257,17 @@ def test_the_seed(tmp_path: Path) -> None:
     (row,) = rows(image, cache=tmp_path / "cache", wide=True)
     assert row["StartRoutine"] == "Bfilter!ScUnInitExcludePath+0x30"
     assert row["Yara"].split(",")[0] == "bfilter_message_sender@start"
+
+
+def test_the_rule_of_the_guide(tmp_path: Path) -> None:
+    """The rule that the guide shows is one, and hits the seed's thread where the guide says that it looks."""
+    guide = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    rule = guide.partition("```yara\n")[2].partition("```")[0]
+    image = tmp_path / "seed.dmp"
+    build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
+    path = write(tmp_path, "guide.yar", rule)
+    arguments = {"cache": tmp_path / "cache", "yara_file": path, "no_default_rules": True, "wide": True}
+    assert [row["Yara"] for row in rows(image, **arguments)] == ["sends_with_a_mutex@start"]
 
 
 def test_a_hit_says_where() -> None:
