@@ -207,6 +207,21 @@ def test_rules_that_cannot_be_used_stop_the_plugin(option: str, tmp_path: Path) 
     assert list(caught.value.unsatisfied) == [f"plugins.ApcAudit.{option.replace('_', '-')}"]
 
 
+def test_rules_that_cannot_be_used_come_before_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vol opens no image, however large, for rules that do not compile, and tells of nothing else."""
+    from volatility3.framework.layers.physical import FileLayer
+
+    opened: list[str] = []
+    monkeypatch.setattr(FileLayer, "_file", property(lambda layer: opened.append(layer.name)))
+    image = tmp_path / "none.raw"
+    image.write_bytes(bytes(0x10000))
+    rules = write(tmp_path, "bad.yar", "rule a {\n condition: nothing }")
+    with pytest.raises(UnsatisfiedException) as caught:
+        construct(image, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache", yara_file=rules)
+    assert list(caught.value.unsatisfied) == ["plugins.ApcAudit.yara-file"]
+    assert opened == []
+
+
 def test_rules_are_read_when_they_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vol asks ten times whether rules can be used: they are read once for that, and again when they have changed."""
     from volatility3.plugins.windows.apcaudit.signatures import rules as rules_module
