@@ -64,7 +64,7 @@ class UsableRules(interfaces.configuration.RequirementInterface):
 
     def unsatisfied(
         self,
-        context: interfaces.context.ContextInterface,  # noqa: ARG002 - vol gives it
+        context: interfaces.context.ContextInterface,  # noqa: ARG002 - the interface's parameters
         config_path: str,
     ) -> Unmet:
         """Return itself."""
@@ -77,12 +77,12 @@ _usable: list[tuple[ReferenceType[interfaces.context.ContextInterface], RuleOpti
 
 def unusable_rules(context: interfaces.context.ContextInterface, config_path: str) -> Unmet:
     """Compile what rules the user gave; where they cannot be used, return what vol prints that of."""
-    from .signatures.options import RuleError
-    from .signatures.rules import compile_rules
-
     options = rule_options(context.config.branch(config_path))
     if not options.own or any(asking() is context and known == options for asking, known in _usable):
         return {}
+    from .signatures.options import RuleError
+    from .signatures.rules import compile_rules
+
     try:
         compile_rules(options)
     except RuleError as error:
