@@ -76,9 +76,9 @@ def yara(image: Path, cache: Path, rules: Path) -> dict[str, float]:
     `seconds` is from the start of the audit, when the rules have been compiled, `hits` a rule in a driver.
     """
     find_plugins(cache)
-    plugins_engines = import_module("volatility3.plugins.windows.apcaudit.signatures.engines")
+    engines = import_module("volatility3.plugins.windows.apcaudit.signatures.engines")
     requirement = import_module("volatility3.plugins.windows.apcaudit.rules_requirement")
-    kind = type(plugins_engines.find_engine())
+    kind = type(engines.find_engine())
     compile_rules = kind.compile
     compilations: list[float] = []
 
@@ -98,7 +98,7 @@ def yara(image: Path, cache: Path, rules: Path) -> dict[str, float]:
         pass
     seconds = time.perf_counter() - start
     # No thread starts in these drivers: what hit them is told by a note a driver.
-    told = [note.partition(" in ")[0] for note in audit.notes if note.startswith("YARA: ")]
+    told = [note.partition(" in ")[0] for note in audit.notes if "where no listed thread starts" in note]
     hits = sum(len(names.split(",")) for names in told)
     return {"compilations": len(compilations), "compile": sum(compilations), "seconds": seconds, "hits": hits}
 

@@ -9,7 +9,9 @@ from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.signatures import signatures as signatures_module
 from volatility3.plugins.windows.apcaudit.signatures.signatures import Signatures
 
-from apcaudit.synthetic.scene import Thread
+from apcaudit.synthetic.damage import unmap_page
+from apcaudit.synthetic.image import Image
+from apcaudit.synthetic.scene import Driver, Thread
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL
 from tests.driver_objects import unlisted_driver
 from tests.signed_drivers import MARKED, marked, only, write
@@ -88,3 +90,27 @@ def test_drivers_that_claim_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyP
     audit = Audit(*found.source, rules=only(string="MARK-ONE", every_driver=True))
     list(audit.run(Selection()))
     assert [note for note in audit.notes if "are not scanned: they claim too many bytes" in note] != []
+
+
+@KERNELS
+def test_an_entry_whose_base_is_no_page(kernel: str, tmp_path: Path) -> None:
+    """A base that the list makes up within a page is read from there on; what follows a page in memory is not it."""
+    skew = 0x10
+    driver = Driver("Marked.sys", size=0x9000, code={0x1410: b"MARK-ONE", 0x3000: b"MARK-GONE"})
+
+    def skewed(image: Image) -> None:
+        structure = "_LDR_DATA_TABLE_ENTRY"
+        if image.memory.layout.has_type("_KLDR_DATA_TABLE_ENTRY"):
+            structure = "_KLDR_DATA_TABLE_ENTRY"
+        base = image.address_of["driver:Marked.sys"]
+        unmap_page(image, base + 0x3000)
+        image.memory.write(image.address_of["module:Marked.sys"], structure, "DllBase", base + skew)
+
+    found = audited(kernel, tmp_path, (Thread(8),), drivers=(HAL, FLTMGR, driver), changes=(skewed,))
+    rules = (
+        f'rule skewed {{ strings: $a = "MARK-ONE" condition: $a at {0x1410 - skew} }}\n'
+        'rule gone { strings: $a = "MARK-GONE" condition: $a }'
+    )
+    audit = Audit(*found.source, rules=only(file=write(tmp_path, "rules.yar", rules), every_driver=True))
+    list(audit.run(Selection()))
+    assert [note.partition(" at ")[0] for note in audit.notes if "YARA" in note] == ["YARA: skewed in Marked"]

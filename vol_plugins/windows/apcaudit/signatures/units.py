@@ -137,15 +137,18 @@ def read_padded(memory: Memory, base: int, size: int) -> bytearray:
 
 def _runs(memory: Memory, base: int, size: int) -> Iterator[tuple[int, int, int]]:
     """Yield what is mapped of a range: offset in it, physical address and length of each run of adjacent pages."""
-    at = start = length = 0
-    for offset in range(0, size, PAGE):
-        page = memory.physical(base + offset)
-        step = min(PAGE, size - offset)
+    at = start = length = offset = 0
+    while offset < size:
+        address = base + offset
+        page = memory.physical(address)
+        # A base that a list makes up need not be a page's.
+        step = min(PAGE - address % PAGE, size - offset)
         if page is not None and length and page == start + length and length < RUN:
             length += step
-            continue
-        if length:
-            yield at, start, length
-        at, start, length = (offset, 0, 0) if page is None else (offset, page, step)
+        else:
+            if length:
+                yield at, start, length
+            at, start, length = (offset, 0, 0) if page is None else (offset, page, step)
+        offset += step
     if length:
         yield at, start, length

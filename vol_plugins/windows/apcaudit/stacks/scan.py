@@ -47,7 +47,7 @@ class Scanner:
             if value is None or not self.code.is_code(value):
                 continue
             call = self.code.call_before(value)
-            if call.follows is None and size == 8 and slot % _ALIGNMENT != size:
+            if call.follows is None and size == 8 and slot % _ALIGNMENT != 8:
                 continue
             found = Found(value, How.SCANNED, self._address(slot), slot, follows_call=call.follows)
             if call.follows is None and self.code.function(value) != value and len(pending) < FRAMES_BOUND:
