@@ -51,8 +51,9 @@ class Images:
 def builder() -> str:
     """Name the state of what builds images: a kept image of another state is not used."""
     digest = hashlib.sha256()
-    own = Path(__file__).parent
-    for path in sorted((*(ROOT / "apcaudit" / "synthetic").rglob("*"), own / "driver_content.py", Path(__file__))):
+    here = Path(__file__)
+    own = (here, here.with_name("driver_content.py"), here.with_name("rule_set.py"))
+    for path in sorted((*(ROOT / "apcaudit" / "synthetic").rglob("*"), *own)):
         if path.suffix in (".py", ".txt"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

@@ -94,7 +94,7 @@ def wants_start(text: str | bytes) -> bool:
         return b"start_rva" in text or b"start_size" in text
     if "start_rva" in text or "start_size" in text:
         return True
-    # The search for a word is a hundred times as fast as one by a regular expression.
+    # Looked for as a word first, which takes a fraction of what a regular expression does.
     return "include" in text and _INCLUDE.search(text) is not None
 
 
