@@ -16,7 +16,7 @@ from apcaudit.synthetic.scenes.common import FLTMGR, HAL
 from tests.driver_objects import unlisted_driver
 from tests.signed_drivers import MARKED, marked, only, write
 from tests.views_image import audited
-from tests.volatility import construct
+from tests.volatility import construct, rows
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 
@@ -81,6 +81,19 @@ def test_unlisted_images_of_driver_objects(shared: Path, tmp_path: Path) -> None
     options = only(file=write(tmp_path, "rules.yar", rules), every_driver=True)
     document = plugin.audit(plugin.context, plugin.config["kernel"], rules=options)
     assert [note for note in document.notes if "unlisted in Ghost" in note] != []
+
+
+def test_hits_of_a_minidump_are_told(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a minidump, whose lists nobody expects to be whole, hits are told as loudly as of any image, the rest is not.
+
+    The bytes are the call before the return address amdppm+313f, which the dump has.
+    """
+    minidump = shared / "samples" / "triage_x64.dmp"
+    rule = "rule call { strings: $a = { E8 9D 01 00 00 } condition: $a at 0x313a }"
+    arguments = {"symbols": (shared / "symbols",), "yara_file": write(tmp_path, "rules.yar", rule), "yara_all": True}
+    rows(minidump, cache=tmp_path / "cache", no_default_rules=True, **arguments)
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("apcaudit")]
+    assert [message.partition(" at ")[0] for message in told] == ["YARA: call in amdppm"]
 
 
 def test_drivers_that_claim_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,8 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
                 yield audit, rows
         for note in audit.notes:
             # Of a minidump, which holds parts of memory, nobody expects whole lists.
-            vollog.log(logging.INFO if audit.facts.partial else logging.WARNING, note)
+            expected = audit.facts.partial and note not in audit.signatures.hits_alone
+            vollog.log(logging.INFO if expected else logging.WARNING, note)
 
     def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         columns = self._columns()

@@ -48,13 +48,17 @@ class Signatures:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be scanned, and hits in drivers that no thread given by `of` starts in."""
-        alone = [
+        """What could not be scanned, and hits that no thread shows."""
+        return (*self._notes, *self._units.notes, *self.hits_alone)
+
+    @property
+    def hits_alone(self) -> tuple[str, ...]:
+        """Tell of hits in drivers that no thread given by `of` starts in."""
+        return tuple(
             f"YARA: {', '.join(rules)} in {unit.name} at {unit.base:#x}, where no listed thread starts"
             for unit, rules in (self._marked or {}).values()
             if unit.base not in self._shown
-        ]
-        return (*self._notes, *self._units.notes, *alone)
+        )
 
     def compile(self) -> None:
         """Compile the rules, if there are any to be compiled.
