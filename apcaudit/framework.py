@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import importlib
 import logging
 from collections.abc import Callable
@@ -63,9 +65,7 @@ class NoKernelError(ApcAuditError):
 
 def prepare(symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
     """Load what every image needs: vol's plugins, the folders of symbol files, and the cache that indexes them."""
-    own_plugins, own_symbols = where.directories()
-    if str(own_plugins) not in volatility3.plugins.__path__:
-        volatility3.plugins.__path__.insert(0, str(own_plugins))
+    own_symbols = _find_own()
     for folder in (own_symbols, *reversed(symbols)):
         if str(folder) not in volatility3.symbols.__path__:
             volatility3.symbols.__path__.insert(0, str(folder))
@@ -81,6 +81,33 @@ def prepare(symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
     for module in ("audit", "columns", "diagnosis", "document", "image_facts"):
         # Deferred modules load when an attribute is asked for.
         vars(importlib.import_module(f"{_PACKAGE}.{module}"))
+
+
+def check_rules(rules: Path) -> str:
+    """Compile YARA rules as an audit does, and tell by 16 hexadecimal digits whether they are others than before.
+
+    Raises:
+        ApcAuditError: they cannot be used.
+    """
+    _find_own()
+    signatures = f"{_PACKAGE}.signatures"
+    options = dataclasses.replace(_rules(rules), defaults=False)
+    digest = hashlib.sha256()
+    try:
+        for source in importlib.import_module(f"{signatures}.sources").gather(options):
+            digest.update(source.text.encode())
+        importlib.import_module(f"{signatures}.rules").compile_rules(options)
+    except importlib.import_module(f"{signatures}.options").RuleError as error:
+        raise ApcAuditError(f"YARA rules: {error}") from error
+    return digest.hexdigest()[:16]
+
+
+def _find_own() -> Path:
+    """Let vol find the project's plugin; return the folder of its symbol files."""
+    own_plugins, own_symbols = where.directories()
+    if str(own_plugins) not in volatility3.plugins.__path__:
+        volatility3.plugins.__path__.insert(0, str(own_plugins))
+    return own_symbols
 
 
 @functools.cache
