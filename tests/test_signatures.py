@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,16 @@ from tests.volatility import ROOT, construct, rows
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 
 
+@pytest.fixture(params=["yara", "yara_x"])
+def either_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the audit find each engine in turn, as where the other one is not installed."""
+    pytest.importorskip(request.param)
+    if request.param == "yara":
+        monkeypatch.setitem(sys.modules, "yara_x", None)
+
+
 @KERNELS
+@pytest.mark.usefixtures("either_engine")
 def test_hits_and_the_start_routine(kernel: str, tmp_path: Path) -> None:
     """A hit in the function at the thread's start comes first, as rule@start; elsewhere in the driver as the rule."""
     found = marked(kernel, tmp_path)
@@ -40,6 +50,7 @@ def test_hits_and_the_start_routine(kernel: str, tmp_path: Path) -> None:
 
 
 @KERNELS
+@pytest.mark.usefixtures("either_engine")
 def test_what_rules_see(kernel: str, tmp_path: Path) -> None:
     """Imports are those of the import address table in memory, start_rva and start_size those of the routine."""
     found = marked(kernel, tmp_path)
