@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
-    worker._isolation_of.cache_clear()
+    worker.readers.stop()
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
     else:

@@ -26,6 +26,10 @@ class ImageError(ApcAuditError):
         self.stage = stage
 
 
+class StoppedError(Exception):
+    """The process was ended because the whole scan is: nothing is known of the image that it read."""
+
+
 class Isolation:
     """Keeps a process that has volatility3 and its index of symbol files loaded, and asks it about images.
 
@@ -40,6 +44,11 @@ class Isolation:
         self._command = [sys.executable, "-m", "apcaudit.bulk.child", json.dumps(start)]
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Start the process, so that it has loaded what it needs when it is asked."""
+        self._started()
 
     def ask(self, request: dict[str, Any], deadline: float, stage: Callable[[str], None]) -> Any:
         """Send a request and wait for its answer.
@@ -51,6 +60,7 @@ class Isolation:
 
         Raises:
             ImageError: the child failed, died, or was killed because its time was over.
+            StoppedError: stop() was called.
         """
         at = "start"
         expired = threading.Event()
@@ -62,6 +72,10 @@ class Isolation:
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), expire)
         timer.daemon = True
         process = self._started()
+        # Whoever stops us sees the process that was just started, or we see that we are stopped.
+        if self._stopped:
+            self.close()
+            raise StoppedError
         timer.start()
         try:
             assert process.stdin is not None
@@ -84,9 +98,16 @@ class Isolation:
             if os.name == "nt" or sys.platform != "linux":
                 self.close()
         self.close()
+        if self._stopped:
+            raise StoppedError
         if expired.is_set():
             raise ImageError("its time was over (--timeout)", at)
         raise ImageError(f"the process that reads images ended{self._last_error()}", at)
+
+    def stop(self) -> None:
+        """Kill the process and its child for good; who waits for an answer gets a StoppedError."""
+        self._stopped = True
+        self.close()
 
     def close(self) -> None:
         """Kill the process and its child, if there is one."""

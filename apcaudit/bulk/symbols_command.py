@@ -9,16 +9,17 @@ import shlex
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from apcaudit.bulk import evidence, worker
+from apcaudit.bulk import evidence
 from apcaudit.bulk.evidence import Evidence
-from apcaudit.bulk.isolation import ImageError, Isolation
+from apcaudit.bulk.isolation import ImageError
+from apcaudit.bulk.outcome import Settings
+from apcaudit.bulk.readers import Readers
 from apcaudit.bulk.scan_command import size
 from apcaudit.errors import ApcAuditError
 
@@ -70,17 +71,15 @@ def run(options: argparse.Namespace) -> int:
     if not images:
         raise ApcAuditError("no images there")
     folders = tuple(Path(each).resolve() for each in options.symbol_dirs)
-    here = threading.local()
-
-    def identify(each: Evidence) -> Symbols:
-        if not hasattr(here, "isolation"):
-            # Nothing is fetched: the question is what a machine without a network has.
-            here.isolation = Isolation(folders, worker.cache_folder(folders), offline=True)
-        return identified(each, here.isolation, options.memory, options.timeout, options.scratch)
+    # Nothing is fetched: the question is what a machine without a network has.
+    settings = Settings(
+        Path(), folders, offline=True, memory=options.memory, timeout=options.timeout, scratch=options.scratch
+    )
+    readers = Readers()
 
     every: list[Symbols] = []
     with ThreadPoolExecutor(min(len(images), os.cpu_count() or 1)) as pool:
-        for found in pool.map(identify, images):
+        for found in pool.map(lambda each: identified(each, readers, settings), images):
             every.append(found)
             print(line_of(found), flush=True)
     script = commands(every)
@@ -92,13 +91,14 @@ def run(options: argparse.Namespace) -> int:
     return 0 if all(each.present for each in every) else EXIT_MISSING
 
 
-def identified(image: Evidence, isolation: Isolation, memory: int, timeout: float, scratch: Path | None) -> Symbols:
-    """Find an image's kernel in a child process with these limits, bytes and seconds."""
-    folder = Path(tempfile.mkdtemp(prefix="apcaudit-", dir=scratch))
+def identified(image: Evidence, readers: Readers, settings: Settings) -> Symbols:
+    """Find an image's kernel, in a process with the settings' limits."""
+    folder = Path(tempfile.mkdtemp(prefix="apcaudit-", dir=settings.scratch))
     request = {"do": "identify", "path": str(image.path), "member": image.member}
-    limits = {"memory": memory, "scratch": str(folder)}
+    limits = {"memory": settings.memory, "scratch": str(folder)}
     try:
-        found = isolation.ask(request | limits, time.monotonic() + timeout, lambda _: None)
+        with readers.lend(settings) as isolation:
+            found = isolation.ask(request | limits, time.monotonic() + settings.timeout, lambda _: None)
     except ImageError as error:
         return Symbols(image.source, reason=str(error))
     finally:
