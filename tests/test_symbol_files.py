@@ -72,12 +72,12 @@ def test_what_is_no_symbol_file_is_not_kept() -> None:
 
 
 def test_few_are_kept() -> None:
-    """Of many symbol files the first four are kept: more would cost memory, and turns would cost parsing."""
-    names = [f"file{number}" for number in range(9)]
+    """Of many symbol files the first eight are kept: more would cost memory, and turns would cost parsing."""
+    names = [f"file{number}" for number in range(10)]
     shelf = Shelf(**{name: {"metadata": {"of": name}} for name in names})
     files = SymbolFiles(shelf.open, shelf.valid)
     for name in names:
         files.used(name)
         files.used(name)
     kept = [name for name in names if shelf.read(files, name)[0] is shelf.read(files, name)[0]]
-    assert kept == names[:4]
+    assert kept == names[:8]
