@@ -25,7 +25,8 @@ from apcaudit.bulk.records import (
     Records,
     ThreadRow,
 )
-from apcaudit.bulk.symbols_command import Symbols, commands, line_of
+from apcaudit.bulk.symbol_script import Symbols
+from apcaudit.bulk.symbols_command import line_of
 from apcaudit.errors import ApcAuditError
 from tests import bulk_images
 from tests.bulk_images import apcaudit, need_extra
@@ -201,15 +202,6 @@ def test_symbols_of_a_folder(tmp_path: Path) -> None:
     text = script.read_text(encoding="utf-8")
     assert f"-p ntkrnlmp.pdb -g {guid}1 -o symbols/windows/ntkrnlmp.pdb/{guid}-1.json.xz" in text
     assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
-
-
-def test_one_command_a_kernel() -> None:
-    """However many images have a kernel, its symbol file is fetched once; what is there is not fetched."""
-    guid = "0123456789ABCDEF0123456789ABCDEF"
-    missing = [Symbols(name, "ntkrnlmp.pdb", guid, 1) for name in ("a", "b")]
-    there = Symbols("c", "ntkrpamp.pdb", guid, 2, present=True)
-    assert commands([*missing, there]).count("pdbconv") == 1
-    assert commands([there, Symbols("d", reason="no image")]) == ""
 
 
 def test_names_of_files_are_text() -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import shlex
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from apcaudit.bulk import evidence
@@ -21,29 +17,10 @@ from apcaudit.bulk.isolation import ImageError
 from apcaudit.bulk.outcome import Settings
 from apcaudit.bulk.readers import Readers
 from apcaudit.bulk.scan_command import size
+from apcaudit.bulk.symbol_script import Symbols, commands, symbols_of
 from apcaudit.errors import ApcAuditError
 
 EXIT_MISSING = 2
-
-_PDB = re.compile(r"[\w.-]{1,64}")
-_GUID = re.compile(r"[0-9A-Fa-f]{32}")
-
-
-@dataclass(frozen=True, slots=True)
-class Symbols:
-    """An image's kernel by its PDB, and whether its symbol file is there; without a PDB, why none is known."""
-
-    source: str
-    pdb: str | None = None
-    guid: str | None = None
-    age: int | None = None
-    present: bool = False
-    reason: str | None = None
-
-    @property
-    def file(self) -> str:
-        """The symbol file's path below a folder of symbol files."""
-        return f"windows/{self.pdb}/{self.guid}-{self.age}.json.xz"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -103,11 +80,7 @@ def identified(image: Evidence, readers: Readers, settings: Settings) -> Symbols
         return Symbols(image.source, reason=str(error))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    kernel = found["kernel"]
-    # Names out of an image go into a command line.
-    if kernel is None or not _PDB.fullmatch(kernel["pdb"]) or not _GUID.fullmatch(kernel["guid"]):
-        return Symbols(image.source, present=found["present"], reason=found["reason"])
-    return Symbols(image.source, kernel["pdb"], kernel["guid"], kernel["age"], found["present"])
+    return symbols_of(image.source, found["kernel"], found["reason"])
 
 
 def line_of(symbols: Symbols) -> str:
@@ -118,21 +91,3 @@ def line_of(symbols: Symbols) -> str:
         state = "symbol file there" if symbols.present else "NO SYMBOL FILE"
         text = f"{symbols.source}: {symbols.pdb} {symbols.guid}-{symbols.age}: {state}"
     return "".join(each if each.isprintable() else "?" for each in text)
-
-
-def commands(every: Iterable[Symbols]) -> str:
-    """Make the script that fetches the missing symbol files; empty when none is missing."""
-    missing = {each.file: each for each in every if each.pdb is not None and not each.present}
-    if not missing:
-        return ""
-    lines = [
-        "# On a connected machine with volatility3 installed; then copy the folder `symbols` here and give it with -s.",
-    ]
-    for file, each in sorted(missing.items()):
-        path = shlex.quote(f"symbols/{file}")
-        lines.append(f"mkdir -p {shlex.quote(f'symbols/windows/{each.pdb}')}")
-        lines.append(
-            "python3 -m volatility3.framework.symbols.windows.pdbconv"
-            f" -p {shlex.quote(str(each.pdb))} -g {each.guid}{each.age} -o {path}"
-        )
-    return "\n".join(lines) + "\n"
