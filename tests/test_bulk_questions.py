@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import subprocess
 from datetime import datetime
@@ -143,13 +144,32 @@ def test_jsonl_has_every_column(results: Path) -> None:
     assert {line["normal_routine"] for line in lines} == {None}
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1"])
-def test_csv_is_no_formula(text: str, tmp_path: Path) -> None:
-    """A cell that a spreadsheet would run begins with an apostrophe; numbers and addresses do not."""
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t'=1"),
+        ("\r=1", "'\r'=1"),
+        ("\n=1", "'\n'=1"),
+        ("\uff1d1+1", "'\uff1d1+1"),
+        # Where the locale's separator is another one, the spreadsheet takes what follows it for a cell.
+        ("a;=1+1", "a;'=1+1"),
+        ("a,@SUM(A1)", "a,'@SUM(A1)"),
+        ('a"=1+1', "a\"'=1+1"),
+        ("a\n+1", "a\n'+1"),
+        ("1+1=2, a-b; c", "1+1=2, a-b; c"),
+    ],
+)
+def test_csv_is_no_formula(text: str, cell: str, tmp_path: Path) -> None:
+    """An apostrophe stands before what a spreadsheet would run; numbers and addresses are as they are."""
     plant(tmp_path, "aa", text=text)
-    header, line = csv.reader("".join(export.comma_separated(tmp_path, "findings")).splitlines(keepends=True))
+    written = io.StringIO("".join(export.comma_separated(tmp_path, "findings")), newline="")
+    header, line = csv.reader(written)
     cells = dict(zip(header, line, strict=True))
-    assert cells["explanation"] == f"'{text}"
+    assert cells["explanation"] == cell
     assert (cells["thread"], cells["tid"], cells["code"]) == (hex(THREAD), "8", "list-broken")
     assert cells["apc"] == ""
 
