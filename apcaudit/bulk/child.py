@@ -1,7 +1,8 @@
 """The process that touches images: it has everything imported, and forks for each request.
 
-Requests and answers are JSON lines on stdin and stdout. Nothing but text comes back of a process that read hostile
-bytes. Where there is no fork it answers one request and ends.
+Requests and answers are JSON lines on stdin and stdout; an answer counts when the process that gave it has ended.
+Nothing but text comes back of a process that read hostile bytes. Where there is no fork it answers one request and
+ends.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def _fork(request: dict[str, Any], answers: Answers) -> None:
         answers.send(failed=f"its process was killed by signal {signal.Signals(-status).name}")
     elif status != _OWN_EXIT:
         answers.send(failed=f"its process ended with exit code {status}")
-    elif last_words:
+    # What came before is this image's, what comes after is the next one's.
+    answers.send(ended=True)
+    if status == _OWN_EXIT and last_words:
         # All that it does is save time, and a file that cannot be read is the next image's failure.
         with contextlib.suppress(Exception):
             framework.learn(last_words.decode())

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from apcaudit.bulk import worker
@@ -25,7 +25,7 @@ _HERE = "this process"
 
 def run(
     evidence: Sequence[Evidence], settings: Settings, stage: Stage, *, scheduler: str | None, workers: int | None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Scan images, yielding what became of each as it is known.
 
     Args:

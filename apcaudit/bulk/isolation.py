@@ -63,6 +63,9 @@ class Isolation:
             StoppedError: stop() was called.
         """
         at = "start"
+        answer: dict[str, Any] = {}
+        # Where there is no fork, nobody is left to say it.
+        ended = sys.platform != "linux"
         expired = threading.Event()
 
         def expire() -> None:
@@ -83,14 +86,22 @@ class Isolation:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             while line := process.stdout.readline():
-                answer = json.loads(line)
-                if "stage" in answer:
-                    at = answer["stage"]
+                said = _read(line)
+                if "stage" in said:
+                    at = said["stage"]
                     stage(at)
-                elif "done" in answer:
-                    return answer["done"]
-                elif "failed" in answer:
-                    raise ImageError(answer["failed"], at)
+                elif "ended" in said:
+                    ended = True
+                    break
+                elif not answer:
+                    answer = said
+            if ended and "done" in answer:
+                return answer["done"]
+            if ended and "failed" in answer:
+                raise ImageError(answer["failed"], at)
+        except ValueError as error:
+            self.close()
+            raise ImageError("the process that reads images gave no answer that can be read", at) from error
         except BrokenPipeError:
             pass
         finally:
@@ -145,3 +156,11 @@ class Isolation:
                 start_new_session=True,
             )
         return self._process
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    """Read a line that a process said; one that an image has taken over may say anything."""
+    said = json.loads(line)
+    if not isinstance(said, dict) or not isinstance(said.get("stage", ""), str):
+        raise ValueError("no answer")
+    return said

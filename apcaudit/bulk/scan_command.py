@@ -82,11 +82,11 @@ def run(options: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     try:
         with contextlib.closing(progress.make(len(images))) as shown:
-            for outcome in cluster.run(
-                images, settings, shown.stage, scheduler=options.scheduler, workers=options.workers
-            ):
-                outcomes.append(outcome)
-                shown.done(outcome)
+            scan = cluster.run(images, settings, shown.stage, scheduler=options.scheduler, workers=options.workers)
+            with contextlib.closing(scan):
+                for outcome in scan:
+                    outcomes.append(outcome)
+                    shown.done(outcome)
     except KeyboardInterrupt:
         raise ApcAuditError("interrupted: the same command goes on where this one was") from None
     failed = sum(isinstance(outcome, Failed) for outcome in outcomes)
