@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import logging
 import os
-import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -130,11 +129,11 @@ def share() -> None:
     """Make ready to be forked for each image: load what vol loads with the first one, and keep what all will need."""
     of_vol: Any = intermed
     of_vol.json = of_vol.schemas = _symbol_files
-    with tempfile.TemporaryDirectory(prefix="apcaudit-") as folder:
-        nothing = Path(folder, "nothing")
+    nothing = Path(constants.CACHE_PATH, "nothing")
+    if not nothing.exists():
         nothing.write_bytes(bytes(0x1000))
-        with suppress(NoKernelError):
-            identify(nothing)
+    with suppress(NoKernelError):
+        identify(nothing)
     _keep()
 
 

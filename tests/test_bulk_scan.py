@@ -285,6 +285,7 @@ def test_exit_codes(outcomes: list[Outcome], fail_on: str | None, code: int) -> 
         (["nonesuch", "-o", "x"], "no such file"),
         ([".", "-o", "x", "--memory", "much"], "no size"),
         ([".", "-o", "x", "-s", "nonesuch"], "no such folder"),
+        ([".", "-o", "x", "--workers", "2", "--scheduler", "tcp://a:1"], "give one of them"),
         (["."], "-o/--output"),
     ],
 )
