@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from apcaudit.bulk import store
+from apcaudit.bulk import stack, store
+from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
 from tests.bulk_images import BROKEN, apcaudit, need_extra
@@ -120,13 +121,13 @@ def test_a_worker_of_several_threads(tmp_path: Path, cache: Path) -> None:
     assert found == {f"{name}{number}.dmp": ("critical", None) for name in planted for number in range(4)}
 
 
-def folder_of(tmp_path: Path, planted: dict[str, tuple[str, str | None]]) -> Path:
-    """Make four images of each scene."""
+def folder_of(tmp_path: Path, planted: dict[str, tuple[str, str | None]], count: int = 4) -> Path:
+    """Make so many images of each scene."""
     evidence = tmp_path / "evidence"
     evidence.mkdir(exist_ok=True)
     for name, (scene, kernel) in planted.items():
         data = bulk_images.write(tmp_path / "image.dmp", scene, kernel).read_bytes()
-        for number in range(4):
+        for number in range(count):
             (evidence / f"{name}{number}.dmp").write_bytes(bulk_images.distinct(data, number))
     return evidence
 
@@ -141,28 +142,52 @@ def two_at_once(process: subprocess.Popen[str]) -> bool:
     return False
 
 
-def test_the_own_cluster(tmp_path: Path, cache: Path) -> None:
-    """Without a scheduler two processes share the images, broken ones and whole ones; the story is what was planted."""
+#: What is on the ninety whole images among the hundred: scene and kernel, the severity, and whether a thread has a
+#: kernel APC queued while it is attached.
+HUNDRED = {
+    "xp": ("seed", "xp-sp3-x86", "critical", True),
+    "eleven": ("situations", "11-26100-x64", "critical", True),
+    "seven": ("healthy", "7-sp1-x86", "info", False),
+    "eight": ("healthy", "8.1-x64", "info", False),
+    "ten": ("healthy", "10-19041-x64", "info", False),
+    "ten32": ("healthy", "10-19041-x86", "info", False),
+}
+
+
+def test_a_hundred_images(tmp_path: Path, cache: Path) -> None:
+    """Of a hundred images of six Windows, ten broken in ten ways, the story is what was planted, told by two at a time.
+
+    Started again, the scan reads none of them.
+    """
     evidence = tmp_path / "evidence"
     bulk_images.write_broken(evidence)
-    planted = {"xp": ("seed", None), "eleven": ("situations", "11-26100-x64"), "seven": ("healthy", "7-sp1-x86")}
-    folder_of(tmp_path, planted)
+    folder_of(tmp_path, {name: (scene, kernel) for name, (scene, kernel, *_) in HUNDRED.items()}, 15)
     results = tmp_path / "results"
     arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
     running = bulk_images.start(*arguments, "--fail-on", "critical", cache=cache)
     assert two_at_once(running)
-    _, stderr = running.communicate(timeout=120)
+    _, stderr = running.communicate(timeout=240)
     assert running.returncode == 3, stderr
-    assert "22 images, 10 failed" in stderr
-    assert len(re.findall(r"^/.*\[\d+/22 images", stderr, re.MULTILINE)) == 22
+    assert "100 images, 10 failed" in stderr
+    assert len(re.findall(r"^/.*\[\d+/100 images", stderr, re.MULTILINE)) == 100
     rows = {Path(row.source.partition("::")[0]).name: row for row in store.images(results)}
     assert {name for name, row in rows.items() if row.status == "failed"} == set(BROKEN)
-    severities = {name: row.severity for name, row in rows.items() if row.status == "scanned"}
-    expected = {"xp": "critical", "eleven": "critical", "seven": "info"}
-    assert severities == {f"{name}{number}.dmp": expected[name] for name in planted for number in range(4)}
+    found = {name: (row.severity, row.windows) for name, row in rows.items() if row.status == "scanned"}
+    versions = {name: ".".join(map(str, load_kernel(kernel).version)) for name, (_, kernel, *_) in HUNDRED.items()}
+    assert found == {
+        f"{name}{number}.dmp": (severity, versions[name])
+        for name, (_, _, severity, _) in HUNDRED.items()
+        for number in range(15)
+    }
+    (rare,) = [each for each in stack.stack(results, ["finding"]) if each.name == "detach-bugcheck"]
+    attached = [name for name, (*_, queued) in HUNDRED.items() if queued]
+    assert {Path(source).name for source in rare.sources} == {
+        f"{n}{number}.dmp" for n in attached for number in range(15)
+    }
+    assert rare.of == 90
     again = apcaudit(*arguments, cache=cache)
     assert again.returncode == 2, again.stderr
-    assert again.stderr.count("scanned earlier") == 22
+    assert again.stderr.count("scanned earlier") == 100
 
 
 def test_interrupted(tmp_path: Path, cache: Path) -> None:
