@@ -8,9 +8,6 @@ import gc
 import hashlib
 import importlib
 import logging
-import os
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,7 +119,9 @@ def _find_own() -> Path:
     return own_symbols
 
 
-_symbol_files = SymbolFiles(lambda url: resources.ResourceAccessor().open(url), schemas.validate)
+_symbol_files = SymbolFiles(
+    lambda url: resources.ResourceAccessor().open(url), schemas.validate, volatility3.symbols.__path__
+)
 
 
 def share() -> None:
@@ -138,14 +137,8 @@ def share() -> None:
 
 
 def learn(url: str) -> None:
-    """Take note of a symbol file that an image needed: from the second image on it is parsed already.
-
-    Who reads an image may say anything, so the file has to lie in a folder of symbol files.
-    """
-    parts = urllib.parse.urlsplit(url)
-    path = Path(os.path.abspath(urllib.request.url2pathname(parts.path)))
-    known = any(path.is_relative_to(os.path.abspath(folder)) for folder in volatility3.symbols.__path__)
-    if parts.scheme == "file" and known and _symbol_files.used(url):
+    """Take note of a symbol file that an image needed: from the second image on it is parsed already."""
+    if _symbol_files.used(url):
         _keep()
 
 

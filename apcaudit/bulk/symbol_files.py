@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import urllib.parse
+import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 _KEPT = 8
@@ -26,16 +30,22 @@ class SymbolFiles:
     Args:
         opened: opens a symbol file, by its URL, for bytes.
         valid: tells whether what was parsed is a symbol file; takes as long as parsing.
+        folders: where symbol files lie; others are not opened, since an image may have said which.
     """
 
-    def __init__(self, opened: Callable[[str], IO[bytes]], valid: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, opened: Callable[[str], IO[bytes]], valid: Callable[[Any], bool], folders: Sequence[str]
+    ) -> None:
         self._opened = opened
         self._valid = valid
+        self._folders = folders
         self._uses: Counter[str] = Counter()
         self._parsed: dict[bytes, Any] = {}
 
     def used(self, url: str) -> bool:
         """Count a use of a file; True when the file was parsed, to be kept."""
+        if not self._lies_there(url):
+            return False
         self._uses[url] += 1
         if self._uses[url] != _WORTH or len(self._parsed) == _KEPT:
             return False
@@ -46,6 +56,11 @@ class SymbolFiles:
             return False
         self._parsed[_digest(text)] = parsed
         return True
+
+    def _lies_there(self, url: str) -> bool:
+        parts = urllib.parse.urlsplit(url)
+        path = Path(os.path.abspath(urllib.request.url2pathname(parts.path)))
+        return parts.scheme == "file" and any(path.is_relative_to(os.path.abspath(each)) for each in self._folders)
 
     def load(self, reader: Any) -> Any:
         """Parse a file, unless it is kept; takes the place of json.load."""
