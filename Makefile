@@ -15,10 +15,9 @@ demo: $(VENV)/.demo
 	@echo; echo "The same as JSON lines in demo/seed.jsonl, and from those as cards (apcaudit show):"; echo
 	@$(BIN)/apcaudit show demo/seed.jsonl
 
-# A process a file: vol keeps its search paths and caches in the process, and no file is to see another's.
+# A file stays with one process: what it builds for its tests is built once.
 test: $(VENV)/.test
-	@printf '%s\n' tests/test_*.py | xargs -P 2 -n 1 sh -c \
-		'$(BIN)/python -m pytest -q "$$0"; code=$$?; [ $$code -eq 5 ] || exit $$code'
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
     worker.readers.stop()
+    worker.readers.reopen()
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
     else:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from apcaudit.bulk.isolation import ImageError, Isolation
+from apcaudit.bulk.isolation import ImageError, Isolation, StoppedError
+from apcaudit.bulk.outcome import Settings
+from apcaudit.bulk.readers import Readers
 
 #: Answers each request with the lines that belong to it, as a process that an image has taken over might.
 PROCESS = """
@@ -66,3 +68,14 @@ def test_an_answer_is_of_its_request(says: tuple[str, ...], first: object, isola
 def test_who_does_not_end_has_not_answered(isolation: Isolation) -> None:
     """A process that answers and then goes on is killed when the time is over, and its image has failed."""
     assert ask(isolation, DONE, seconds=0.5) == "its time was over (--timeout)"
+
+
+def test_who_is_stopped_gets_no_process(tmp_path: Path) -> None:
+    """Once the processes are stopped, no thread that is left gets one; after that, the next scan does."""
+    readers, settings = Readers(), Settings(tmp_path / "results", (tmp_path,), offline=True, cache=tmp_path)
+    readers.stop()
+    with pytest.raises(StoppedError), readers.lend(settings):
+        pass
+    readers.reopen()
+    with readers.lend(settings) as isolation:
+        isolation.close()

@@ -48,6 +48,8 @@ def run(
         # They load what they need while this process loads Dask.
         worker.readers.prepare(settings, count)
     with contextlib.ExitStack() as stack:
+        # The last thing of all, when no thread of the cluster is left.
+        stack.callback(worker.readers.reopen)
         distributed = load("distributed")
         if scheduler is None:
             address: Any = stack.enter_context(_local(distributed, count))

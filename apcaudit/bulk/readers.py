@@ -28,7 +28,6 @@ class Readers:
     def prepare(self, settings: Settings, count: int) -> None:
         """Start processes before they are needed: they load what they need while this one does something else."""
         with self._lock:
-            self._stopped = False
             idle = self._idle.setdefault(_kind(settings), [])
             idle += [_started(_kind(settings)) for _ in range(count - len(idle))]
 
@@ -37,7 +36,7 @@ class Readers:
         """Lend a process for one image.
 
         Raises:
-            StoppedError: stop() was called.
+            StoppedError: stop() was called, and reopen() not since.
         """
         kind = _kind(settings)
         with self._lock:
@@ -68,6 +67,11 @@ class Readers:
             self._idle.clear()
         for each in every:
             each.stop()
+
+    def reopen(self) -> None:
+        """Lend again: those whom stop() was meant for are gone."""
+        with self._lock:
+            self._stopped = False
 
 
 def _kind(settings: Settings) -> _Kind:
