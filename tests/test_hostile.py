@@ -10,8 +10,10 @@ from volatility3.plugins.windows.apcaudit.minidump.kernel import unmatched_messa
 from volatility3.plugins.windows.apcaudit.minidump.kernel_match import KernelMatch
 from volatility3.plugins.windows.apcaudit.minidump.triage import parse_minidump
 
+from apcaudit.synthetic import adversaries
 from apcaudit.synthetic.image import Image
-from apcaudit.synthetic.scene import Thread
+from apcaudit.synthetic.scene import Apc, Thread
+from apcaudit.synthetic.scenes.common import FLTMGR
 from fuzz.subject import Subject
 from tests.minidump_builder import DriverEntry, write_minidump
 from tests.minidump_machine import Machine
@@ -83,6 +85,46 @@ def test_a_module_entry_without_an_image(kernel: str, tmp_path: Path) -> None:
     found = audited(kernel, tmp_path, (Thread(0x400, start="fltMgr!FltSendMessage"),), changes=(wipe,))
     assert found.codes(0x400) == {"module-conflict": "medium"}
     assert any("where no image begins" in note for note in found.audit.notes)
+
+
+@KERNELS
+def test_a_thread_list_tied_into_a_kapc(kernel: str, tmp_path: Path) -> None:
+    """What a thread list leads to is no thread because of that: its would-be list head ends no other thread's list."""
+
+    def tie(image: Image) -> None:
+        offset = image.memory.offset
+        head = offset("_ETHREAD", "Tcb.ApcState.ApcListHead[0]")
+        entry = image.address_of["apc:1028:kernel_apcs:0"] + offset("_KAPC", "ApcListEntry")
+        links = offset("_ETHREAD", "ThreadListEntry")
+        image.memory.write_pointer(image.address_of[0x400] + links, entry - head + links)
+
+    running = {"state": "Running", "wait_reason": "Executive", "kernel_apc_pending": True}
+    threads = (Thread(0x400), Thread(0x404, kernel_apcs=(Apc("fltMgr!FltSendMessage"),), **running))
+    found = audited(kernel, tmp_path, threads, changes=(tie,))
+    assert found.codes(0x404) == {}
+    assert len(found.of[0x404].thread.queues[0].apcs) == 1
+
+
+@KERNELS
+def test_headers_that_cannot_be_read_are_noted(kernel: str, tmp_path: Path) -> None:
+    """Where the page with a driver's headers is gone, nothing contradicts its entry any more, and a note says so."""
+
+    def enlarge(image: Image) -> None:
+        base = image.address_of["driver:fltMgr.sys"]
+        adversaries.claim_range(image, "fltMgr.sys", base, FLTMGR.size + 0x3000)
+
+    def lose(image: Image) -> None:
+        image.memory.space.unmap(image.address_of["driver:fltMgr.sys"])
+
+    def start_behind(image: Image) -> None:
+        end = image.address_of["driver:fltMgr.sys"] + FLTMGR.size
+        image.memory.write(image.address_of[0x400], "_ETHREAD", "StartAddress", end + 0x10)
+
+    found = audited(kernel, tmp_path, (Thread(0x400),), changes=(enlarge, start_behind))
+    assert found.codes(0x400) == {"module-conflict": "medium", "orphan-start": "high"}
+    found = audited(kernel, tmp_path, (Thread(0x400),), changes=(enlarge, start_behind, lose))
+    assert found.codes(0x400) == {}
+    assert any("the headers of fltMgr cannot be read" in note for note in found.audit.notes)
 
 
 def test_the_name_of_a_minidumps_kernel_is_only_text() -> None:

@@ -10,7 +10,13 @@ from .facts import PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory
 from .model import Apc, Ending, Queue, QueueName, Thread, ThreadMembers
-from .queues import walk
+from .queues import ENTRY_BOUND, walk
+
+TOTAL_BOUND = 250_000
+"""How many entries of all lists of an image are followed to ENTRY_BOUND; a busy server has some hundreds queued."""
+
+ENTRIES_BEYOND = 16
+"""How many entries of each list are followed once TOTAL_BOUND is used up, more than nearly any list has."""
 
 
 class ApcLists:
@@ -19,10 +25,11 @@ class ApcLists:
     The lists of SavedApcState at ApcStateIndex 0 are stale leftovers and are never read.
     """
 
-    def __init__(self, memory: Memory, layout: Layout, drivers: Drivers) -> None:
+    def __init__(self, memory: Memory, layout: Layout, drivers: Drivers, *, total: int = TOTAL_BOUND) -> None:
         self._memory = memory
         self._layout = layout
         self._drivers = drivers
+        self._left = total
         self._heads: set[int] = set()
         self._holders: dict[int, tuple[int, str]] = {}
 
@@ -60,7 +67,9 @@ class ApcLists:
 
     def at(self, thread: Thread, heads: Sequence[tuple[QueueName, int]], *, nested: bool = False) -> tuple[Queue, ...]:
         """Walk lists of a thread by the addresses of their heads; `nested` are those of a state on its stack."""
-        self._heads.update(head for _, head in heads)
+        # A list of threads that was tied into something else leads to what is no thread, and has no heads.
+        if self._is_believable(thread.members):
+            self._heads.update(head for _, head in heads)
         queues = (self._queue(thread, name, head, nested=nested) for name, head in heads)
         # Of a list that a minidump does not hold, nothing is known, not even that it is damaged.
         return tuple(queue for queue in queues if not queue.empty and not (self._memory.partial and _absent(queue)))
@@ -71,7 +80,9 @@ class ApcLists:
             head,
             pointer_size=self._layout.pointer_size,
             is_other_head=self.is_head,
+            bound=max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left)),
         )
+        self._left -= len(walked.entries)
         apcs = []
         for position, entry in enumerate(walked.entries):
             address = entry - self._layout.apc_list_entry
@@ -97,7 +108,9 @@ class ApcLists:
         data = self._memory.read(address, decoder.size)
         if data is None:
             return False
-        members = ThreadMembers._make(decoder(data))
+        return self._is_believable(ThreadMembers._make(decoder(data)))
+
+    def _is_believable(self, members: ThreadMembers) -> bool:
         if members.dispatcher_type != THREAD_OBJECT or members.apc_state_index not in (0, 1) or not members.process:
             return False
         # _EPROCESS begins with its dispatcher header, and the header with its type, as _ETHREAD does.

@@ -10,9 +10,12 @@ from volatility3.framework import exceptions, interfaces
 from . import facts as windows
 from .borrowing.merge import PRODUCER as BORROWED
 from .drivers.names import nearest
-from .layout import Member
+from .layout import STRUCTURE_BOUND, Member, is_number
 
 _STEP = re.compile(r"(\w+)(?:\[(\d+)\])?$")
+
+_DEEPEST = 8
+"""How deep anonymous structures are looked into: genuine ones nest two or three deep, a file may nest one in itself."""
 
 
 class KernelSymbols:
@@ -34,9 +37,9 @@ class KernelSymbols:
         self._sorted: tuple[list[int], list[list[str]]] | None = None
 
     def size_of(self, structure: str) -> int | None:
-        """Return the size of a structure in bytes, None when the table does not have it."""
+        """Return the size of a structure in bytes, None when the table does not have it or gives it none."""
         template = self._template(structure)
-        return None if template is None else int(template.size)
+        return int(template.size) if template is not None and template.size > 0 else None
 
     def member(self, structure: str, path: str) -> Member | None:
         """Find a member by dotted path; anonymous structures and unions are looked through.
@@ -63,6 +66,8 @@ class KernelSymbols:
             offset += found[0]
             template = found[1]
             if match[2] is not None:
+                if "count" not in template.vol:
+                    return None
                 element = self._resolve(template.vol.subtype)
                 if int(match[2]) >= template.vol.count or element is None:
                     return None
@@ -128,14 +133,18 @@ class KernelSymbols:
             return template
         return self._template(template.vol.type_name.rpartition("!")[2])
 
-    def _find(self, template: Any, name: str) -> tuple[int, Any] | None:
-        members = template.vol.members if "members" in template.vol else {}
+    def _find(self, template: Any, name: str, depth: int = 0) -> tuple[int, Any] | None:
+        members = template.vol.members if template is not None and "members" in template.vol else {}
         if name in members:
             offset, kind = members[name]
             return int(offset), self._resolve_or_self(kind)
         for anonymous, (offset, kind) in members.items():
-            if anonymous.startswith(("unnamed", "u", "__unnamed")) and "unnamed" in kind.vol.type_name:
-                inner = self._find(self._resolve_or_self(kind), name)
+            if (
+                depth < _DEEPEST
+                and anonymous.startswith(("unnamed", "u", "__unnamed"))
+                and "unnamed" in kind.vol.type_name
+            ):
+                inner = self._find(self._resolve_or_self(kind), name, depth + 1)
                 if inner is not None:
                     return int(offset) + inner[0], inner[1]
         return None
@@ -147,16 +156,20 @@ class KernelSymbols:
 
 
 def _describe(template: Any, offset: int) -> Member | None:
-    """Turn an integer, pointer, enumeration or bit field into a Member."""
+    """Turn an integer, pointer, enumeration or bit field into a Member; None for one that no kernel can have."""
     vol = template.vol
     if "start_bit" in vol:
         size = vol.base_type.vol.data_format.length
-        return Member(offset, size, False, vol.start_bit, vol.end_bit - vol.start_bit)
-    if "data_format" in vol:
-        return Member(offset, vol.data_format.length, bool(vol.data_format.signed))
-    if "base_type" in vol:
-        return Member(offset, vol.base_type.vol.data_format.length)
-    return Member(offset, int(template.size))
+        member = Member(offset, size, False, vol.start_bit, vol.end_bit - vol.start_bit)
+    elif "data_format" in vol:
+        member = Member(offset, vol.data_format.length, bool(vol.data_format.signed))
+    elif "base_type" in vol:
+        member = Member(offset, vol.base_type.vol.data_format.length)
+    else:
+        # Of a structure or an array, the bytes.
+        size = int(template.size)
+        return Member(offset, size) if offset >= 0 and 0 < size <= STRUCTURE_BOUND else None
+    return member if is_number(member) else None
 
 
 def canonical(address: int, bits: int) -> int:
