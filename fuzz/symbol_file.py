@@ -50,7 +50,9 @@ class SymbolFileSubject:
         """Make a mutation; the kinds take turns."""
         kind = list(KINDS)[index % len(KINDS)]
         # Whatever the file says, it says of every thread.
-        return Mutation(kind, [f"{seed}:{index}"], owners={EVERYBODY, *self._before[False].threads})
+        return Mutation(
+            kind, [f"{seed}:{index}"], owners={EVERYBODY, *self._before[False].threads, *self._before[True].threads}
+        )
 
     def before(self, *, scan: bool) -> Result:
         """Return the audit by the undamaged file."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from volatility3.plugins.windows.apcaudit.apc_lists import ApcLists
+from volatility3.plugins.windows.apcaudit.model import Ending
 
 from apcaudit.synthetic import adversaries, damage
 from apcaudit.synthetic.image import Image
@@ -56,6 +58,16 @@ def test_endless_list(kernel: str, tmp_path: Path) -> None:
     assert found.codes(ONE)["list-truncated"] == "medium"
     assert len(found.of[ONE].thread.queues[0].apcs) == 4096
     assert "list-truncated" not in found.codes(TWO)
+
+
+@KERNELS
+def test_endless_lists_of_many_threads(kernel: str, tmp_path: Path) -> None:
+    """What all lists of an image have together is bounded too: beyond it each list is followed for a few entries."""
+    found = audit(kernel, tmp_path, lambda image: adversaries.endless_list(image, ONE, free(kernel)))
+    lists = ApcLists(found.audit.memory, found.audit.layout, found.audit.drivers, total=100)
+    read = [lists.read(found.of[ONE].thread)[0] for _ in range(3)]
+    assert [len(queue.apcs) for queue in read] == [100, 16, 16]
+    assert {queue.ending for queue in read} == {Ending.BOUND}
 
 
 @KERNELS

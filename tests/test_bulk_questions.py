@@ -142,11 +142,14 @@ def test_jsonl_has_every_column(results: Path) -> None:
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1"])
 def test_csv_is_no_formula(text: str, tmp_path: Path) -> None:
-    """A cell that a spreadsheet would run begins with an apostrophe; numbers and addresses do not."""
+    """A cell that a spreadsheet would run begins with an apostrophe; numbers and addresses do not.
+
+    What a terminal would act on is an escape; the end of a line is one cell's too.
+    """
     plant(tmp_path, "aa", text=text)
     header, line = csv.reader("".join(export.comma_separated(tmp_path, "findings")).splitlines(keepends=True))
     cells = dict(zip(header, line, strict=True))
-    assert cells["explanation"] == f"'{text}"
+    assert cells["explanation"] == "'" + text.replace("\t", "\\x09").replace("\r", "\\x0d")
     assert (cells["thread"], cells["tid"], cells["code"]) == (hex(THREAD), "8", "list-broken")
     assert cells["apc"] == ""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from apcaudit.bulk import store
 from apcaudit.bulk.records import TABLES, Address
+from apcaudit.reports.visible import visible
 
 _ROWS_AT_ONCE = 1000
 
@@ -88,8 +89,11 @@ def _line(values: list[Any]) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would run; numbers stay numbers."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """Put an apostrophe before text that a spreadsheet would run, and escape what a terminal would; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    shown = visible(value)
+    return f"'{shown}" if value.startswith(_FORMULA) else shown
 
 
 def _time(seconds: float) -> str | None:

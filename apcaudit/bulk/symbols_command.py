@@ -6,9 +6,7 @@ import argparse
 import os
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -17,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apcaudit.bulk import evidence, worker
+from apcaudit.bulk import scratch as unpacking
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError, Isolation
 from apcaudit.bulk.scan_command import size
 from apcaudit.errors import ApcAuditError
+from apcaudit.text import one_line
 
 EXIT_MISSING = 2
 
@@ -94,15 +94,13 @@ def run(options: argparse.Namespace) -> int:
 
 def identified(image: Evidence, isolation: Isolation, memory: int, timeout: float, scratch: Path | None) -> Symbols:
     """Find an image's kernel in a child process with these limits, bytes and seconds."""
-    folder = Path(tempfile.mkdtemp(prefix="apcaudit-", dir=scratch))
     request = {"do": "identify", "path": str(image.path), "member": image.member}
-    limits = {"memory": memory, "scratch": str(folder)}
     try:
-        found = isolation.ask(request | limits, time.monotonic() + timeout, lambda _: None)
+        with unpacking.folder(scratch) as folder:
+            limits = {"memory": memory, "scratch": str(folder)}
+            found = isolation.ask(request | limits, time.monotonic() + timeout, lambda _: None)
     except ImageError as error:
         return Symbols(image.source, reason=str(error))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     kernel = found["kernel"]
     # Names out of an image go into a command line.
     if kernel is None or not _PDB.fullmatch(kernel["pdb"]) or not _GUID.fullmatch(kernel["guid"]):
@@ -117,7 +115,7 @@ def line_of(symbols: Symbols) -> str:
     else:
         state = "symbol file there" if symbols.present else "NO SYMBOL FILE"
         text = f"{symbols.source}: {symbols.pdb} {symbols.guid}-{symbols.age}: {state}"
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return one_line(text)
 
 
 def commands(every: Iterable[Symbols]) -> str:

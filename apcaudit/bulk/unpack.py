@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import lzma
+import re
 import shutil
 import zipfile
 import zlib
@@ -21,6 +22,9 @@ _SPARE = 1 << 30
 """Bytes that unpacking leaves free on the scratch disk: an archive may hold far more than there is room for."""
 
 _ENDINGS = (".gz", ".xz", ".zip")
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9 ._()+-]")
+_LONGEST = 100
 
 
 _GZIP, _XZ, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\0", b"PK\x03\x04"
@@ -61,7 +65,8 @@ def image_of(path: Path, member: str | None, scratch: Path, stage: Callable[[str
     name = Path(member or path).name
     for ending in _ENDINGS:
         name = name[: -len(ending)] if name.lower().endswith(ending) else name
-    unpacked = scratch / (name or "image")
+    # A member may be called anything, also what no file system takes.
+    unpacked = scratch / (_UNSAFE.sub("_", name).lstrip(".")[-_LONGEST:] or "image")
     try:
         with _opened(path, member) as packed, unpacked.open("wb") as target:
             while block := packed.read(_BLOCK):

@@ -7,16 +7,14 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apcaudit.bulk import store
+from apcaudit.bulk import scratch, store
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError, Isolation
 from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
@@ -53,28 +51,26 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
     image: str | None = None
     size: int | None = None
     deadline = started + settings.timeout
-    scratch = Path(tempfile.mkdtemp(prefix="apcaudit-", dir=settings.scratch))
     try:
-        isolation = _isolation(settings)
-        request: dict[str, Any] = {"memory": settings.memory, "scratch": str(scratch)}
-        asked: dict[str, Any] = {"do": "hash", "path": str(evidence.path), "member": evidence.member}
-        hashed = isolation.ask(request | asked, deadline, stage)
-        image, size = str(hashed["image"]), int(hashed["size"])
-        _remember(evidence, image, settings)
-        earlier = _earlier(evidence, image, settings)
-        if earlier is not None:
-            return earlier
-        asked = {"do": "audit", "file": hashed["file"], "image": image}
-        asked |= {"scan": settings.scan, "rules": None if settings.rules is None else str(settings.rules)}
-        contents = isolation.ask(request | asked, deadline, stage)
-        stage("store")
-        records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
-        store.write(settings.results, records)
+        with scratch.folder(settings.scratch) as unpacked:
+            isolation = _isolation(settings)
+            request: dict[str, Any] = {"memory": settings.memory, "scratch": str(unpacked)}
+            asked: dict[str, Any] = {"do": "hash", "path": str(evidence.path), "member": evidence.member}
+            hashed = isolation.ask(request | asked, deadline, stage)
+            image, size = str(hashed["image"]), int(hashed["size"])
+            _remember(evidence, image, settings)
+            earlier = _earlier(evidence, image, settings)
+            if earlier is not None:
+                return earlier
+            asked = {"do": "audit", "file": hashed["file"], "image": image}
+            asked |= {"scan": settings.scan, "rules": None if settings.rules is None else str(settings.rules)}
+            contents = isolation.ask(request | asked, deadline, stage)
+            stage("store")
+            records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
+            store.write(settings.results, records)
     except ImageError as error:
         seconds = time.monotonic() - started
         return fail(evidence, settings, str(error), error.stage, seconds, image=image, size=size)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     row = records.image
     return Scanned(evidence.source, row.image, row.severity, row.findings, row.seconds)
 
