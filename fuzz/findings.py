@@ -94,6 +94,8 @@ _ADDED = {"duplicate-apc", "off-list-apc"}
 # The columns in which what is added is told; every other one stays as it was.
 _TELLING = ("Severity", "Findings", "Explanation")
 
+_OF_APC = ("Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", "Origin")
+
 # Which note excuses that a finding elsewhere is gone: one about the very structure that would prove it.
 _OF_MODULES = ("PsLoadedModuleList", "the entry of ", "headers of ")
 _OF_THREADS = ("does not close", "the thread list of ", "PspCidTable")
@@ -163,6 +165,9 @@ def _same_but_for_more(seen: Seen, now: Seen) -> bool:
     if not now.codes & _ADDED:
         return False
     kept = [row for row in now.rows if _cell(row, "Queue") != "off-list" or row in seen.rows]
+    if not kept and len(seen.rows) == 1:
+        # The row of a thread with nothing queued has become that of the one KAPC.
+        return _silent(seen.rows[0], _OF_APC) == _silent(now.rows[0], _OF_APC)
     return [_silent(row) for row in seen.rows] == [_silent(row) for row in kept]
 
 
@@ -170,8 +175,9 @@ def _cell(row: tuple[str, ...], name: str) -> str:
     return row[_columns().index(name)]
 
 
-def _silent(row: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(cell for cell, name in zip(row, _columns(), strict=True) if name not in _TELLING)
+def _silent(row: tuple[str, ...], without: tuple[str, ...] = ()) -> tuple[str, ...]:
+    cells = zip(row, _columns(), strict=True)
+    return tuple(cell for cell, name in cells if name not in _TELLING and name not in without)
 
 
 @cache

@@ -66,6 +66,14 @@ class SymbolFileSubject:
         for _ in range(chance.choice((1, 1, 2, 8))):
             made.told.append(KINDS[made.kind](self._made, chance))
 
+    def lie(self, *path: str, value: object) -> None:
+        """Let the file say one thing that is not so: the keys that lead to it in the document, and what it says."""
+        self._made = copy.deepcopy(self._document)
+        within = self._made
+        for key in path[:-1]:
+            within = within[key]
+        within[path[-1]] = value
+
     def is_local(self, made: Mutation) -> bool:  # noqa: ARG002 - the same for all
         """Tell that a symbol file is everybody's."""
         return False

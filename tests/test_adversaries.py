@@ -167,6 +167,7 @@ def test_exports_that_point_everywhere(kernel: str, tmp_path: Path) -> None:
     assert apc.kernel_routine is not None
     assert apc.kernel_routine.module == "fltMgr"
     assert found.codes(ONE) == {}
+    assert any("claimed by fltMgr" in note for note in found.audit.notes)
 
 
 @KERNELS

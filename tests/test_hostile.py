@@ -14,7 +14,9 @@ from apcaudit.synthetic import adversaries
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Apc, Thread
 from apcaudit.synthetic.scenes.common import FLTMGR
+from fuzz.findings import unprintable
 from fuzz.subject import Subject
+from fuzz.symbol_file import SymbolFileSubject
 from tests.minidump_builder import DriverEntry, write_minidump
 from tests.minidump_machine import Machine
 from tests.views_image import audited
@@ -125,6 +127,40 @@ def test_headers_that_cannot_be_read_are_noted(kernel: str, tmp_path: Path) -> N
     found = audited(kernel, tmp_path, (Thread(0x400),), changes=(enlarge, start_behind, lose))
     assert found.codes(0x400) == {}
     assert any("the headers of fltMgr cannot be read" in note for note in found.audit.notes)
+
+
+LIES = [
+    ("user_types", "_HANDLE_TABLE_ENTRY", "size", -8),
+    ("user_types", "_HANDLE_TABLE_ENTRY", "size", 1 << 40),
+    ("user_types", "_POOL_HEADER", "size", 1),
+    ("base_types", "unsigned long", "size", 8),
+    ("base_types", "unsigned short", "size", 8),
+    ("base_types", "unsigned short", "size", 16),
+    ("base_types", "unsigned char", "size", 0),
+    ("base_types", "pointer", "size", 2),
+    ("user_types", "_KAPC", "size", 8),
+    ("user_types", "_ETHREAD", "size", 1 << 40),
+    ("user_types", "_LIST_ENTRY", "fields", {}),
+    (
+        "user_types",
+        "_KAPC_STATE",
+        "fields",
+        {"ApcListHead": {"offset": 0, "type": {"kind": "struct", "name": "_KAPC"}}},
+    ),
+]
+
+
+def test_symbol_files_that_lie() -> None:
+    """What a symbol file says about sizes and kinds ends no audit otherwise than with rows or one clear error."""
+    for kernel in ("xp-sp3-x86", "10-19041-x64"):
+        subject = SymbolFileSubject(kernel)
+        for *path, value in LIES:
+            subject.lie(*path, value=value)
+            result = subject.after(scan=True)
+            assert result is None or unprintable(result) is None, path
+        # The same machine by a file that does not lie.
+        subject.lie("user_types", "_KAPC", "kind", value="struct")
+        assert subject.after(scan=True) == subject.before(scan=True)
 
 
 def test_the_name_of_a_minidumps_kernel_is_only_text() -> None:

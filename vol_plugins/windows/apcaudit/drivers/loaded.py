@@ -51,6 +51,9 @@ class Drivers:
         notes += [*map(str, self._intervals.conflicts), *self._overstated]
         if self._unread:
             notes.append(f"the headers of {', '.join(self._unread)} cannot be read: nothing else shows an image there")
+        cut = [image.driver.label for image in self._images.values() if image.cut]
+        if cut:
+            notes.append(f"more exports or imports than are read are claimed by {', '.join(cut)}: names may be missing")
         return tuple(notes)
 
     def at(self, address: int) -> Driver | None:
