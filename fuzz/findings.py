@@ -152,6 +152,9 @@ def _excused(code: str, now: Seen, notes: tuple[str, ...]) -> bool:
     """Tell whether a finding may be gone that a thread had which nobody touched."""
     if _STRONGER.get(code) in now.codes:
         return True
+    if code in _LIST_CODES and now.codes & _LIST_CODES:
+        # A queue that is damaged is still told to be; where its walk ends may depend on what else can be read.
+        return True
     if code == "exit-bugcheck" and "list" not in _cell(now.rows[0], "Views").split("+"):
         # Terminated and off its list is what every thread is some day: nothing can be told of it.
         return True

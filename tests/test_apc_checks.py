@@ -77,16 +77,13 @@ ROUTINES = [
     ),
     case("KernelRoutine in a module that nothing contradicts", special(kernel_routine=IN_DRIVER), {}),
     case(
-        "KernelRoutine where only an entry over other modules claims",
-        special(kernel_routine=IN_A_WIDE_ENTRY),
-        {"module-conflict": "high"},
+        "where only an entry over others claims", special(kernel_routine=IN_A_WIDE_ENTRY), {"module-conflict": "high"}
     ),
     case(
         "NormalRoutine in a module whose headers are gone",
         normal(normal_routine=IN_NO_IMAGE),
         {"module-conflict": "medium"},
     ),
-    case("NormalRoutine of a user APC is not the list of modules'", user(normal_routine=IN_USER_SPACE), {}, USER),
     case(
         "KernelRoutine where an unloaded driver was: in no module now, and known to have been one",
         special(kernel_routine=IN_UNLOADED),

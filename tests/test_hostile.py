@@ -108,6 +108,26 @@ def test_a_thread_list_tied_into_a_kapc(kernel: str, tmp_path: Path) -> None:
 
 
 @KERNELS
+def test_own_heads_without_the_process(kernel: str, tmp_path: Path) -> None:
+    """A list that leads to the other head of its own thread is broken there, also where the process is gone."""
+
+    def hang_on_both(image: Image) -> None:
+        user = image.address_of[0x404] + image.memory.offset("_ETHREAD", "Tcb.ApcState.ApcListHead[1]")
+        entry = image.address_of["apc:1028:kernel_apcs:0"] + image.memory.offset("_KAPC", "ApcListEntry")
+        image.memory.link(user, [entry])
+
+    def lose(image: Image) -> None:
+        image.memory.space.unmap(image.address_of["process:System"] & ~0xFFF)
+
+    running = {"state": "Running", "wait_reason": "Executive", "kernel_apc_pending": True}
+    threads = (Thread(0x400), Thread(0x404, kernel_apcs=(Apc("fltMgr!FltSendMessage"),), **running))
+    for changes in ((hang_on_both,), (hang_on_both, lose)):
+        found = audited(kernel, tmp_path, threads, changes=changes)
+        assert "list-broken" in found.codes(0x404)
+        assert "bad-object" not in found.codes(0x404)
+
+
+@KERNELS
 def test_headers_that_cannot_be_read_are_noted(kernel: str, tmp_path: Path) -> None:
     """Where the page with a driver's headers is gone, nothing contradicts its entry any more, and a note says so."""
 

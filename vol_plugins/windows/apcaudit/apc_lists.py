@@ -67,19 +67,26 @@ class ApcLists:
 
     def at(self, thread: Thread, heads: Sequence[tuple[QueueName, int]], *, nested: bool = False) -> tuple[Queue, ...]:
         """Walk lists of a thread by the addresses of their heads; `nested` are those of a state on its stack."""
-        # A list of threads that was tied into something else leads to what is no thread, and has no heads.
-        if self._is_believable(thread.members):
-            self._heads.update(head for _, head in heads)
-        queues = (self._queue(thread, name, head, nested=nested) for name, head in heads)
+        own = {head for _, head in heads} | self._heads_of(thread.address)
+        # A list of threads that was tied into something else leads to what is no thread, whose heads are not another
+        # thread's concern. That its process cannot be read says nothing.
+        if self._is_believable(thread.members) is not False:
+            self._heads |= own
+        queues = (self._queue(thread, name, head, own, nested=nested) for name, head in heads)
         # Of a list that a minidump does not hold, nothing is known, not even that it is damaged.
         return tuple(queue for queue in queues if not queue.empty and not (self._memory.partial and _absent(queue)))
 
-    def _queue(self, thread: Thread, name: QueueName, head: int, *, nested: bool = False) -> Queue:
+    def _heads_of(self, thread: int) -> set[int]:
+        layout = self._layout
+        offsets = (layout.kernel_head, layout.user_head, layout.saved_kernel_head, layout.saved_user_head)
+        return {thread + offset for offset in offsets}
+
+    def _queue(self, thread: Thread, name: QueueName, head: int, own: set[int], *, nested: bool) -> Queue:
         walked = walk(
             self._memory.links,
             head,
             pointer_size=self._layout.pointer_size,
-            is_other_head=self.is_head,
+            is_other_head=lambda address: address in own or self.is_head(address),
             bound=max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left)),
         )
         self._left -= len(walked.entries)
@@ -108,13 +115,15 @@ class ApcLists:
         data = self._memory.read(address, decoder.size)
         if data is None:
             return False
-        return self._is_believable(ThreadMembers._make(decoder(data)))
+        return bool(self._is_believable(ThreadMembers._make(decoder(data))))
 
-    def _is_believable(self, members: ThreadMembers) -> bool:
+    def _is_believable(self, members: ThreadMembers) -> bool | None:
+        """Tell whether members can be a thread's, None where only its process, which cannot be read, would tell."""
         if members.dispatcher_type != THREAD_OBJECT or members.apc_state_index not in (0, 1) or not members.process:
             return False
         # _EPROCESS begins with its dispatcher header, and the header with its type, as _ETHREAD does.
-        return self._memory.read(members.process, 1) == bytes([PROCESS_OBJECT])
+        first = self._memory.read(members.process, 1)
+        return None if first is None else first == bytes([PROCESS_OBJECT])
 
     def apc(self, address: int, queue: QueueName, position: int, *, also_on: str | None = None) -> Apc:
         """Read the KAPC at a virtual address; members in unreadable memory are None."""
