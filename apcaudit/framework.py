@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import logging
 from collections.abc import Callable
@@ -63,9 +64,7 @@ class NoKernelError(ApcAuditError):
 
 def prepare(symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
     """Load what every image needs: vol's plugins, the folders of symbol files, and the cache that indexes them."""
-    own_plugins, own_symbols = where.directories()
-    if str(own_plugins) not in volatility3.plugins.__path__:
-        volatility3.plugins.__path__.insert(0, str(own_plugins))
+    own_symbols = _find_own()
     for folder in (own_symbols, *reversed(symbols)):
         if str(folder) not in volatility3.symbols.__path__:
             volatility3.symbols.__path__.insert(0, str(folder))
@@ -81,6 +80,14 @@ def prepare(symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
     for module in ("audit", "columns", "diagnosis", "document", "image_facts"):
         # Deferred modules load when an attribute is asked for.
         vars(importlib.import_module(f"{_PACKAGE}.{module}"))
+
+
+def _find_own() -> Path:
+    """Let vol find the plugin; give the folder of its symbol files."""
+    own_plugins, own_symbols = where.directories()
+    if str(own_plugins) not in volatility3.plugins.__path__:
+        volatility3.plugins.__path__.insert(0, str(own_plugins))
+    return own_symbols
 
 
 @functools.cache
@@ -136,6 +143,23 @@ def read(image: str, path: Path, *, scan: bool, rules: Path | None, stage: Calla
         findings=tuple(rows.findings),
         drivers=tuple(rows.drivers()),
     )
+
+
+def rules_digest(rules: Path) -> str:
+    """Check that YARA rules can be used, and tell by 16 hexadecimal digits whether they are others than before.
+
+    Raises:
+        ApcAuditError: they cannot be read, do not compile, or include what they may not.
+    """
+    _find_own()
+    modules = [importlib.import_module(f"{_PACKAGE}.signatures.{name}") for name in ("options", "rules", "sources")]
+    options = modules[0].RuleOptions(file=str(rules.resolve()), defaults=False)
+    try:
+        modules[1].compile_rules(options)
+        sources = modules[2].gather(options)
+    except modules[0].RuleError as error:
+        raise ApcAuditError(f"YARA rules: {error}") from error
+    return hashlib.sha256("\0".join(source.text for source in sources).encode()).hexdigest()[:16]
 
 
 def _rules(rules: Path | None) -> Any:

@@ -14,6 +14,7 @@ import select
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def main() -> None:
     start = json.loads(sys.argv[1])
     answers = Answers()
     symbols = tuple(Path(each) for each in start["symbols"])
-    framework.prepare(symbols, Path(start["cache"]), offline=start["offline"])
+    with _limited(start["index_memory"]):
+        framework.prepare(symbols, Path(start["cache"]), offline=start["offline"])
     answers.send(ready=True)
     # Not through sys.stdin, which would read ahead what belongs to nobody after a fork.
     with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
@@ -62,6 +64,22 @@ def main() -> None:
                 handle(request, answers)
                 return
             _fork(request, answers)
+
+
+@contextlib.contextmanager
+def _limited(memory: int) -> Iterator[None]:
+    """Limit this process meanwhile: vol unpacks each symbol file whole to index it, and passes by what does not fit."""
+    if not _CAN_FORK:
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _fork(request: dict[str, Any], answers: Answers) -> None:

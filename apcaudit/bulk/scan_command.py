@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import importlib
 import re
 import sys
@@ -80,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         scratch=options.scratch.resolve() if options.scratch else None,
         retry=options.retry_failed,
         rules=options.yara_file.resolve() if options.yara_file else None,
-        rules_digest=digest_of(options.yara_file) if options.yara_file else "",
+        rules_digest=_rules_digest(options.yara_file) if options.yara_file else "",
     )
     outcomes: list[Outcome] = []
     try:
@@ -97,21 +96,9 @@ def run(options: argparse.Namespace) -> int:
     return exit_code(outcomes, options.fail_on)
 
 
-def digest_of(rules: Path) -> str:
-    """Check that YARA rules can be used, and tell by 16 hexadecimal digits whether they are others than before.
-
-    Raises:
-        ApcAuditError: they do not compile.
-    """
-    yara = importlib.import_module("yara")
-    digest = hashlib.sha256()
-    for path in sorted(rules.glob("*.yar")) if rules.is_dir() else [rules]:
-        digest.update(path.read_bytes())
-        try:
-            yara.compile(filepath=str(path))
-        except yara.Error as error:
-            raise ApcAuditError(f"YARA rules: {error}") from error
-    return digest.hexdigest()[:16]
+def _rules_digest(rules: Path) -> str:
+    # Volatility is loaded here only where there are rules: what they may be and include, the plugin decides.
+    return str(importlib.import_module("apcaudit.framework").rules_digest(rules))
 
 
 def exit_code(outcomes: list[Outcome], fail_on: str | None) -> int:
