@@ -62,6 +62,15 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
     assert {each.name for each in tmp_path.iterdir()} >= set(names)
 
 
+def test_what_was_being_removed_is_removed(tmp_path: Path) -> None:
+    """A folder without its lock was being removed by its own process when that was killed."""
+    left = tmp_path / f"{scratch._prefix()}half"
+    left.mkdir()
+    (left / "image").write_bytes(b"evidence")
+    scratch.clean(tmp_path)
+    assert not left.exists()
+
+
 def test_unfinished_results(tmp_path: Path) -> None:
     """Pieces of results that were never finished are removed after a day; younger ones may be somebody's."""
     (tmp_path / ".known").mkdir()

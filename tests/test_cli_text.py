@@ -22,8 +22,11 @@ from apcaudit.bulk.symbols_command import Symbols, line_of
 from apcaudit.bulk.unpack import image_of
 from apcaudit.cli import main
 from apcaudit.reports.visible import visible
+from tests.bulk_images import need_extra
 from tests.report_results import image, suspect, write
 from tests.test_cli_show import ROW, written
+
+need_extra()
 
 #: Clears the screen, sets the title, forges a line, turns text around, hides it; rich's markup; a formula.
 EVIL = "=a\x1b[2J\x1b]0;x\x07\r\nforged: fine\t\u202egnp.exe\u200b\u2028\x9b1m[bold red]x[/]\ud800"

@@ -23,9 +23,10 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = ".held"
+_UNNAMED = ".apcaudit-"
 
 _STALE = 24 * 3600
-"""Seconds after which an unfinished piece of the results is nobody's: writing one takes a few."""
+"""Seconds after which what is unnamed or unfinished is nobody's: naming or writing it takes a few."""
 
 
 def _prefix() -> str:
@@ -41,12 +42,17 @@ def folder(parent: Path | None) -> Iterator[Path]:
         parent: where; the system's folder for temporary files when None.
     """
     place = Path(tempfile.gettempdir() if parent is None else parent)
+    if fcntl is None:
+        with tempfile.TemporaryDirectory(prefix=_prefix(), dir=place, ignore_cleanup_errors=True) as unlocked:
+            yield Path(unlocked)
+        return
     clean(place)
     # It gets its name once it is locked: before that, nobody may take it for left behind.
-    made = Path(tempfile.mkdtemp(prefix=".apcaudit-", dir=place))
+    made = Path(tempfile.mkdtemp(prefix=_UNNAMED, dir=place))
     lock = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if fcntl is not None:
+        with contextlib.suppress(OSError):
+            # A file system without locks: nobody gets this one either, and what a killed run leaves stays.
             fcntl.flock(lock, fcntl.LOCK_EX)
         named = place / f"{_prefix()}{uuid.uuid4().hex}"
         os.rename(made, named)
@@ -65,12 +71,22 @@ def clean(place: Path) -> None:
         with contextlib.suppress(OSError):
             if left.is_symlink() or left.stat().st_uid != os.getuid():
                 continue
-            lock = os.open(left / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                lock = os.open(left / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                # Whoever had it was removing it.
+                shutil.rmtree(left, ignore_errors=True)
+                continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(lock)
+    for left in place.glob(f"{_UNNAMED}*"):
+        with contextlib.suppress(OSError):
+            status = left.lstat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def clean_results(results: Path) -> None:

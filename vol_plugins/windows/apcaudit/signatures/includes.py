@@ -59,7 +59,7 @@ class Includes:
         """Say why a path may not be included, None where it may; what may is counted."""
         if root is None or path is None:
             return "these rules are in no folder"
-        if os.path.commonpath((root, path)) != root:
+        if path != root and not path.startswith(root.rstrip(os.sep) + os.sep):
             return f"it is not below {root}"
         if not os.path.isfile(path):
             return "there is no such file"
