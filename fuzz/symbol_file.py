@@ -41,8 +41,8 @@ class SymbolFileSubject:
         self._module = self._context.modules[module]
         pdb = image.kernel.pdb
         file = ROOT / "symbols" / "windows" / pdb.name / f"{pdb.guid.upper()}-{pdb.age}.json.xz"
-        self._document: Document = json.loads(lzma.decompress(file.read_bytes()))
-        self._made = self._document
+        self.document: Document = json.loads(lzma.decompress(file.read_bytes()))
+        self._made = self.document
         self._number = 0
         self._before = {scan: audit(self._context, module, scan=scan) for scan in (False, True)}
 
@@ -61,14 +61,14 @@ class SymbolFileSubject:
     def apply(self, made: Mutation) -> None:
         """Do the damage."""
         chance = random.Random(made.told[0])  # noqa: S311 - the same damage each time is wanted
-        self._made = copy.deepcopy(self._document)
+        self._made = copy.deepcopy(self.document)
         del made.told[1:]
         for _ in range(chance.choice((1, 1, 2, 8))):
             made.told.append(KINDS[made.kind](self._made, chance))
 
     def lie(self, *path: str, value: object) -> None:
         """Let the file say one thing that is not so: the keys that lead to it in the document, and what it says."""
-        self._made = copy.deepcopy(self._document)
+        self._made = copy.deepcopy(self.document)
         within = self._made
         for key in path[:-1]:
             within = within[key]

@@ -31,6 +31,16 @@ def state(folder: Path) -> dict[str, tuple[str, int, int]]:
     }
 
 
+#: Python imports it at its start, in every process of a command: it notes whoever looks up or connects to a machine.
+HOOK = """import os, sys
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        with open(os.environ["NETWORK_LOG"], "a") as file:
+            file.write(f"{event} {arguments!r}\\n")
+sys.addaudithook(note)
+"""
+
+
 class Place:
     """A folder of evidence and the folders that commands may write to, one each for what is to be kept and what not."""
 
@@ -38,6 +48,10 @@ class Place:
         self.evidence, self.kept, self.scratch = (folder / name for name in ("evidence", "kept", "scratch"))
         for each in (self.evidence, self.kept, self.scratch):
             each.mkdir()
+        self.network = folder / "network.log"
+        (folder / "hook").mkdir()
+        (folder / "hook" / "sitecustomize.py").write_text(HOOK)
+        self._paths = os.pathsep.join((str(folder / "hook"), str(ROOT)))
         whole = bulk_images.write(self.evidence / "seed.dmp", "seed")
         (self.evidence / "packed.dmp.gz").write_bytes(bulk_images.gzip.compress(whole.read_bytes() + b"x"))
         for each in self.evidence.iterdir():
@@ -47,7 +61,8 @@ class Place:
         """Run a command of ours with the evidence for its working directory."""
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": self._paths,
+            "NETWORK_LOG": str(self.network),
             "TMPDIR": str(self.scratch),
             "XDG_CACHE_HOME": str(self.kept / "cache"),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -64,7 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def test_every_command(place: Place) -> None:
-    """No command changes a byte or a time of the evidence, adds a file beside it, or leaves what it unpacked."""
+    """No command changes a byte or a time of the evidence, adds a file to it, leaves what it unpacked, or calls out."""
     before = state(place.evidence)
     cache = place.kept / "vol"
     cache.mkdir()
@@ -88,3 +103,11 @@ def test_every_command(place: Place) -> None:
         assert state(place.evidence) == before, name
         left = [each.name for each in place.scratch.iterdir() if "apcaudit" in each.name]
         assert left == [], name
+        assert not place.network.exists(), (name, place.network.read_text())
+
+
+def test_the_test_hears_of_the_network(place: Place) -> None:
+    """What the commands are watched by notes a look-up, so that its silence means something."""
+    place.run("-c", "import socket; socket.getaddrinfo('localhost', 80)")
+    assert "socket.getaddrinfo" in place.network.read_text()
+    place.network.unlink()

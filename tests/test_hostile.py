@@ -183,6 +183,15 @@ def test_symbol_files_that_lie() -> None:
         assert subject.after(scan=True) == subject.before(scan=True)
 
 
+@pytest.mark.parametrize("part", ["symbols", "user_types"])
+def test_a_symbol_file_of_another_kernel(part: str) -> None:
+    """Addresses or structures of another kernel under this one's name: rows or one clear error, within bounds."""
+    subject, other = (SymbolFileSubject(kernel) for kernel in ("10-19041-x64", "xp-sp3-x86"))
+    subject.lie(part, value=other.document[part])
+    result = subject.after(scan=True)
+    assert result is None or unprintable(result) is None
+
+
 def test_the_name_of_a_minidumps_kernel_is_only_text() -> None:
     """The kernel's name out of a minidump reaches the log without what a terminal acts on."""
     machine = Machine(True)
