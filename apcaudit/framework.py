@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -82,8 +83,27 @@ def prepare(symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
         vars(importlib.import_module(f"{_PACKAGE}.{module}"))
 
 
+def check_rules(rules: Path) -> str:
+    """Compile YARA rules as an audit does, and tell by 16 hexadecimal digits whether they are others than before.
+
+    Raises:
+        ApcAuditError: they cannot be used.
+    """
+    _find_own()
+    signatures = f"{_PACKAGE}.signatures"
+    options = dataclasses.replace(_rules(rules), defaults=False)
+    digest = hashlib.sha256()
+    try:
+        for source in importlib.import_module(f"{signatures}.sources").gather(options):
+            digest.update(source.text.encode())
+        importlib.import_module(f"{signatures}.rules").compile_rules(options)
+    except importlib.import_module(f"{signatures}.options").RuleError as error:
+        raise ApcAuditError(f"YARA rules: {error}") from error
+    return digest.hexdigest()[:16]
+
+
 def _find_own() -> Path:
-    """Let vol find the plugin; give the folder of its symbol files."""
+    """Let vol find the project's plugin; return the folder of its symbol files."""
     own_plugins, own_symbols = where.directories()
     if str(own_plugins) not in volatility3.plugins.__path__:
         volatility3.plugins.__path__.insert(0, str(own_plugins))
@@ -143,23 +163,6 @@ def read(image: str, path: Path, *, scan: bool, rules: Path | None, stage: Calla
         findings=tuple(rows.findings),
         drivers=tuple(rows.drivers()),
     )
-
-
-def rules_digest(rules: Path) -> str:
-    """Check that YARA rules can be used, and tell by 16 hexadecimal digits whether they are others than before.
-
-    Raises:
-        ApcAuditError: they cannot be read, do not compile, or include what they may not.
-    """
-    _find_own()
-    modules = [importlib.import_module(f"{_PACKAGE}.signatures.{name}") for name in ("options", "rules", "sources")]
-    options = modules[0].RuleOptions(file=str(rules.resolve()), defaults=False)
-    try:
-        modules[1].compile_rules(options)
-        sources = modules[2].gather(options)
-    except modules[0].RuleError as error:
-        raise ApcAuditError(f"YARA rules: {error}") from error
-    return hashlib.sha256("\0".join(source.text for source in sources).encode()).hexdigest()[:16]
 
 
 def _rules(rules: Path | None) -> Any:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import ROOT, Command, Processes
-
-DRIVERS = 64
-DRIVER_SIZE = 1 << 21
-"""The image of drivers: how many, and their size in bytes."""
 
 #: Where a driver's code begins, and what is left for headers, constants and variables.
 _CODE = 0x1000
@@ -35,7 +30,7 @@ class Images:
         return self._made(f"many-{threads}", "many", str(threads))
 
     def drivers(self) -> Path:
-        """Give the image whose drivers are large and full of bytes."""
+        """Give the image with a hundred drivers that are full of bytes."""
         return self._made("drivers", "drivers", "0")
 
     def sparse(self, threads: int, size: int) -> Path:
@@ -56,7 +51,9 @@ class Images:
 def builder() -> str:
     """Name the state of what builds images: a kept image of another state is not used."""
     digest = hashlib.sha256()
-    for path in sorted((*(ROOT / "apcaudit" / "synthetic").rglob("*"), Path(__file__))):
+    here = Path(__file__)
+    own = (here, here.with_name("driver_content.py"), here.with_name("rule_set.py"))
+    for path in sorted((*(ROOT / "apcaudit" / "synthetic").rglob("*"), *own)):
         if path.suffix in (".py", ".txt"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
@@ -68,15 +65,16 @@ def _build(scene: str, threads: int, kernel: str, path: Path) -> None:
     from apcaudit.synthetic.kernels import load_kernel
     from apcaudit.synthetic.scene import Driver, Scene
     from apcaudit.synthetic.scenes import many
+    from benchmarks.driver_content import SIZES, Content
 
     if scene == "many":
         build(many.scene(kernel, threads), load_kernel(kernel)).write_raw(path)
         return
     crowd = many.scene(kernel, _DRIVERS_THREADS)
-    content = random.Random(1)  # noqa: S311 - the same bytes each time are wanted
+    content = Content()
     drivers = tuple(
-        Driver(f"bench{number}.sys", size=DRIVER_SIZE, code={_CODE: content.randbytes(DRIVER_SIZE - _OTHER)})
-        for number in range(DRIVERS)
+        Driver(f"bench{number}.sys", size=size, code={_CODE: content.of(size - _OTHER)})
+        for number, size in enumerate(SIZES)
     )
     whole = Scene("drivers", "large drivers", kernel, crowd.processes, (*crowd.drivers, *drivers), processors=4)
     build(whole, load_kernel(kernel)).write_raw(path)

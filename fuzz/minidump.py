@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,14 @@ class MinidumpSubject:
         self.name = path.name
         self._data = path.read_bytes()
         self._cache = tempfile.TemporaryDirectory()
-        if symbols is not None:
-            # The layer of a minidump looks for the kernel's symbols each time.
-            volatility3.symbols.__path__.insert(0, str(symbols))
-        self._context, self._module = open_image(path, (), Path(self._cache.name))
+        self._symbols = () if symbols is None else (symbols.resolve(),)
+        self._sorted: dict[str, Any] = {}
+        self._context, self._module = open_image(path, self._symbols, Path(self._cache.name))
         kernel = self._context.modules[self._module]
         self._offset, self._table = kernel.offset, kernel.symbol_table_name
         self._layer = type(self._context.layers[kernel.layer_name])
         self._made = self._data
         self._number = 0
-        self._remember_symbols()
         self._undamaged = {scan: self._needed(self.after(scan=scan)) for scan in (False, True)}
 
     @staticmethod
@@ -46,18 +46,30 @@ class MinidumpSubject:
             raise SystemExit("the undamaged minidump cannot be audited: is its symbol file below --symbols?")
         return result
 
-    def _remember_symbols(self) -> None:
-        """Sort the kernel's symbols once: every audit of a mutation has the same."""
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Let vol find the symbol files, and the kernel's symbols be sorted once: every mutation has the same.
+
+        Both are of the process, in which other images are audited too: what was there before is put back.
+        """
         from volatility3.plugins.windows.apcaudit.symbols import KernelSymbols
 
-        sort, known = KernelSymbols._sort, {}
+        sort, known = KernelSymbols._sort, self._sorted
+        before = list(volatility3.symbols.__path__)
 
         def sorted_once(symbols: Any) -> Any:
             if symbols.table_name not in known:
                 known[symbols.table_name] = sort(symbols)
             return known[symbols.table_name]
 
+        # The layer of a minidump looks for the kernel's symbols each time.
+        volatility3.symbols.__path__[:] = [*map(str, self._symbols), *before]
         KernelSymbols._sort = sorted_once  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            KernelSymbols._sort = sort  # type: ignore[method-assign]
+            volatility3.symbols.__path__[:] = before
 
     def mutation(self, seed: int, index: int) -> Mutation:
         """Make a mutation of the file; the kinds take turns."""
@@ -135,6 +147,10 @@ class MinidumpSubject:
 
     def after(self, *, scan: bool, everything: bool = True) -> Result | None:
         """Open the damaged file and audit it; None where it is refused."""
+        with self._prepared():
+            return self._audit(scan=scan, everything=everything)
+
+    def _audit(self, *, scan: bool, everything: bool) -> Result | None:
         from volatility3.plugins.windows.apcaudit.minidump.layer import stack_minidump
 
         for remembered in (intel.Intel._get_valid_table, intel.Intel._translate_entry):

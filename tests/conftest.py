@@ -7,6 +7,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 import volatility3.plugins
+import volatility3.symbols
+
+from tests.installed_copy import other_symbol_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,6 +19,15 @@ volatility3.plugins.__path__.insert(0, str(ROOT / "vol_plugins"))
 # The same examples on every run, however slow the machine: a suite that fails by chance teaches nobody anything.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_configure() -> None:
+    """Stop where an installed copy has other symbol files than the checkout: vol would use now these, now those."""
+    others = other_symbol_files(ROOT / "symbols", map(Path, volatility3.symbols.__path__))
+    if others:
+        raise pytest.UsageError(
+            f"{others[0]} is not the checkout's: an older copy of the project is installed; run make .venv/.test"
+        )
 
 
 @pytest.fixture(scope="session")

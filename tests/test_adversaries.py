@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.apc_lists import ApcLists
-from volatility3.plugins.windows.apcaudit.model import Ending
+from volatility3.plugins.windows.apcaudit.model import Ending, Finding
 
 from apcaudit.synthetic import adversaries, damage
 from apcaudit.synthetic.image import Image
@@ -37,6 +37,10 @@ def audit(kernel: str, folder: Path, *changes: Change, first: tuple[Apc, ...] = 
     return audited(kernel, folder, threads, others=(SERVICE,), changes=changes, drivers=drivers, **more)
 
 
+def _of_apcs(found: Audits, tid: int) -> list[Finding]:
+    return [finding for each in found.of[tid].apc_findings.values() for finding in each]
+
+
 def free(kernel: str) -> int:
     """Give a kernel address that nothing uses."""
     return 0xFFFFAB8480000000 if load_kernel(kernel).is_64bit else 0x8F000000
@@ -44,10 +48,13 @@ def free(kernel: str) -> int:
 
 @KERNELS
 def test_two_lists_cross_linked(kernel: str, tmp_path: Path) -> None:
-    """A KAPC on the lists of two threads is told on the second, and the first one's list as broken."""
+    """A KAPC on the lists of two threads is told on both, and the list that leads into the other as broken."""
     found = audit(kernel, tmp_path, lambda image: damage.cross_link(image, ONE, TWO))
+    assert found.codes(ONE)["duplicate-apc"] == "high"
     assert found.codes(TWO)["duplicate-apc"] == "high"
     assert "list-broken" in found.codes(ONE)
+    (finding,) = [each for each in _of_apcs(found, ONE) if each.code == "duplicate-apc"]
+    assert f"the kernel list of thread {found.of[TWO].thread.address:#x} (TID {TWO})" in finding.explanation
     assert found.codes(CALM) == {}
 
 

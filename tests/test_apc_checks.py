@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit.checks import apcs as apc_checks
-from volatility3.plugins.windows.apcaudit.model import Apc, Backing, Code, Facts, QueueName, Thread
+from volatility3.plugins.windows.apcaudit.model import Apc, Backing, Code, Ending, Facts, Queue, QueueName, Thread
 from volatility3.plugins.windows.apcaudit.module_doubt import ModuleDoubt
 
 from tests.situations_pure import (
+    APC_LIST_ENTRY,
     ATTACHED,
     IN_DRIVER,
     IN_KERNEL,
@@ -256,10 +257,14 @@ def test_user_apcs_have_no_order() -> None:
     assert [apc_checks.check(apc, subject, WINDOWS_10) for apc in subject.queues[0].apcs] == [(), ()]
 
 
-def test_off_the_lists_nothing_is_expected_of_list_and_environment() -> None:
-    """A queued APC that no list holds is that finding alone: nothing in it contradicts a list or an environment."""
-    apc = replace(user(), queue=QueueName.OFF_LIST, apc_state_index=1)
-    assert severities(apc_checks.check(apc, thread(), WINDOWS_10)) == {"off-list-apc": "high"}
+def test_order_within_its_own_list() -> None:
+    """A thread that attached twice has two saved lists: what stands in the one is not ahead of what is in the other."""
+    own = thread(saved_kernel=[normal()], **ATTACHED)
+    apcs = tuple(replace(special(), queue=SAVED_KERNEL, position=at, apc_state_index=1, nested=True) for at in (0, 1))
+    apcs = tuple(replace(apc, address=apc.address + at) for apc, at in zip(apcs, (0x800, 0x900), strict=True))
+    nested = Queue(SAVED_KERNEL, 0xFFFFF90000006E00, apcs, Ending.CLOSED, apcs[-1].address + APC_LIST_ENTRY)
+    subject = replace(own, queues=(*own.queues, nested))
+    assert [severities(apc_checks.check(apc, subject, WINDOWS_10)) for apc in apcs] == [{}, {}]
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import found, images, search, table, vol, yara_rules
+from benchmarks import driver_content, found, images, rule_set, search, table, vol
 from benchmarks.__main__ import MEASURES
 from benchmarks.processes import ROOT, BenchmarkError, Command, Processes
 from benchmarks.verdict import Verdict
 
 #: Lines of the table of targets that each measure gives.
-LINES = {"list": 2, "thread": 3, "memory": 1, "scan": 1, "search": 1, "yara": 1, "startup": 2}
+LINES = {"list": 2, "thread": 3, "memory": 1, "scan": 1, "search": 1, "yara": 3, "startup": 2}
 
 SMALL, MAIN, BIG = 100, 150, 200
 LARGE_MIB = 8
@@ -135,21 +137,33 @@ def test_status_in_words(met: bool | None, status: str) -> None:
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["what", "target", "measured", status]
 
 
-def test_engine_sees_every_driver(tmp_path: Path) -> None:
-    """The bytes that the YARA engine alone is timed on are those of all drivers of the image."""
+def test_the_engine_and_the_audit_hit_the_same(tmp_path: Path) -> None:
+    """The engine alone is timed on all drivers of the image, each of which a rule hits; the audit compiles once."""
     pytest.importorskip("yara")
     (tmp_path / "cache").mkdir()
     rules = tmp_path / "rules.yar"
-    rules.write_text(yara_rules.RULES + "rule mz { strings: $a = { 4D 5A } condition: $a at 0 }", encoding="ascii")
+    rule_set.write(rules, 200)
     processes = Processes(tmp_path, tmp_path / "bytecode")
     drivers = images.Images(tmp_path, "10-19041-x64", processes, images.builder()).drivers()
-    report = processes.run(
-        vol.Vol(tmp_path / "cache").inside("engine", "engine", drivers, "--rules", str(rules))
-    ).report
-    assert report["bytes"] > images.DRIVERS * images.DRIVER_SIZE
-    assert report["hits"] >= images.DRIVERS
+    command = vol.Vol(tmp_path / "cache").inside
+    engine = processes.run(command("engine", "engine", drivers, "--rules", str(rules))).report
+    audit = processes.run(command("audit", "yara", drivers, "--rules", str(rules))).report
+    assert engine["bytes"] > sum(driver_content.SIZES)
+    assert engine["hits"] == audit["hits"] == len(driver_content.SIZES)
+    assert audit["compilations"] == 1
 
 
-def test_kept_images_are_of_the_same_builder() -> None:
-    """The builder's state is the same when nothing changed: a kept image is used again."""
-    assert images.builder() == images.builder()
+def test_rules_of_realistic_size() -> None:
+    """The rule file has thousands of rules, the same ones each time, with strings of every kind."""
+    first, second = (_written(rule_set.RULES) for _ in range(2))
+    assert first == second
+    assert first.count("\nrule ") + 1 == rule_set.RULES >= 5_000
+    for kind in (r'= "', r"= \{ ", r"= /", " wide", " nocase", " of \\(\\$s\\*\\)"):
+        assert len(re.findall(kind, first)) > 500, kind
+
+
+def _written(count: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rules.yar"
+        rule_set.write(path, count)
+        return path.read_text(encoding="ascii")

@@ -143,6 +143,14 @@ def test_own_rules(tmp_path: Path, cache: Path) -> None:
     assert "scanned earlier" in apcaudit(*arguments, cache=cache).stderr
     rules.write_text("rule Own { condition: false }")
     assert "scanned earlier" not in apcaudit(*arguments, cache=cache).stderr
+    # What only the audit knows of a driver, and files that it takes of a folder, are no errors before it begins.
+    rules.write_text('include "more/part.yara"\nrule Own { condition: driver == "Bfilter" and start_rva > 0 and part }')
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "part.yara").write_text('rule part { condition: imports contains "FltSendMessage" }')
+    assert apcaudit(*arguments, cache=cache).returncode == 0
+    (yara,) = store.connect(results).execute("SELECT yara FROM threads").fetchall()[0]
+    assert {"Own", "part"} <= set(yara.split(","))
+    assert apcaudit(*arguments[:-1], tmp_path / "more", cache=cache).returncode == 0
     rules.write_text("rule Own {")
     done = apcaudit(*arguments, cache=cache)
     assert done.returncode == 1

@@ -77,3 +77,19 @@ def test_undecodable_table_is_no_evidence(kernel: str, tmp_path: Path) -> None:
     """Where System does not stand under its own ID, the decoding is in doubt, and nobody is missing from the table."""
     found = audited(kernel, tmp_path, (Thread(8, in_cid_table=False),), changes=(_overwrite(4, 0),))
     assert found.codes(8) == {}
+
+
+@KERNELS
+def test_a_table_without_threads_is_no_evidence(kernel: str, tmp_path: Path) -> None:
+    """Where the table has System but none of its threads, it was never filled with threads: nobody is hidden."""
+    threads = (Thread(8, in_cid_table=False), Thread(12, in_cid_table=False))
+    found = audited(kernel, tmp_path, threads)
+    assert found.codes(8) == found.codes(12) == {}
+
+
+@KERNELS
+def test_a_thread_taken_out_of_the_table(kernel: str, tmp_path: Path) -> None:
+    """Where the table has System and another thread of it, a thread that it lacks was taken out."""
+    found = audited(kernel, tmp_path, (Thread(8), Thread(12, in_cid_table=False)))
+    assert found.codes(8) == {}
+    assert found.codes(12) == {"hidden-thread": "high"}

@@ -15,7 +15,7 @@ ROW = {
     "TID": 340,
     "Process": "System",
     "Attached": "BAVSvc.exe (1264)",
-    "State": "Running:CPU0",
+    "State": "Running",
     "ApcStateIndex": 1,
     "KernelApcPending": True,
     "KernelApcDisable": None,
@@ -31,7 +31,7 @@ ROW = {
 
 CARD = """\
 CRITICAL  detach-bugcheck, undelivered
-  thread     0x8ab54388, TID 340, Running:CPU0
+  thread     0x8ab54388, TID 340, Running
   process    System, PID 4, attached to BAVSvc.exe (1264)
   starts at  Bfilter!ScUnInitExcludePath+0x30
   APC state  ApcStateIndex 1, KernelApcPending 1

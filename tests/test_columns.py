@@ -70,7 +70,6 @@ CONTRACT = [
 
 UNREADABLE = renderers.UnreadableValue
 NOT_APPLICABLE = renderers.NotApplicableValue
-NOT_AVAILABLE = renderers.NotAvailableValue
 
 
 def values(subject: Thread, facts: Facts = WINDOWS_10, **audited: Any) -> dict[str, Any]:
@@ -232,16 +231,21 @@ def test_states(members: dict[str, Any], expected: Any) -> None:
 
 
 def test_a_running_thread_is_running() -> None:
-    """A thread on a processor shows as Running, with the processor behind it."""
+    """State is the state alone, on a processor too: that it was found there is what Views says."""
     assert values(thread(state=2))["State"] == "Running"
-    assert values(thread(state=2, processor=3))["State"].partition(":")[0] == "Running"
+    row = values(thread(state=2, processor=3, views=frozenset({View.CPU})))
+    assert (row["State"], row["Views"]) == ("Running", "cpu")
 
 
 @pytest.mark.parametrize(
     ("subject", "expected"),
     [
         pytest.param(thread(start=IN_DRIVER), "Bfilter!DriverEntry+0x10", id="in a driver"),
-        pytest.param(thread(start=code(0xFFFF8A0000345010, Backing.NOTHING)), "<no module>", id="in no module"),
+        pytest.param(
+            thread(start=code(0xFFFF8A0000345010, Backing.NOTHING), start_backing=Backing.NOTHING),
+            "<no module>",
+            id="in no module",
+        ),
         pytest.param(
             thread(start=code(0x7FF612340000, Backing.USER), system_thread=0), "0x7ff612340000", id="a user thread's"
         ),
@@ -257,8 +261,8 @@ def test_start_routines(subject: Thread, expected: Any) -> None:
     ("subject", "expected"),
     [
         pytest.param(thread(), ("System", 4), id="known"),
-        pytest.param(thread(owner=None, pid=1172), (NOT_AVAILABLE, 1172), id="no process: PID from the thread's Cid"),
-        pytest.param(thread(owner=None, pid=None), (NOT_AVAILABLE, UNREADABLE), id="nothing"),
+        pytest.param(thread(owner=None, pid=1172), (UNREADABLE, 1172), id="no process: PID from the thread's Cid"),
+        pytest.param(thread(owner=None, pid=None), (UNREADABLE, UNREADABLE), id="nothing"),
         pytest.param(thread(owner=Process(0x1000, None, None)), (UNREADABLE, UNREADABLE), id="an unreadable process"),
         pytest.param(thread(owner=Process(0x1000, 0, "Idle")), ("Idle", 0), id="PID 0 is a PID"),
     ],

@@ -18,6 +18,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.machine import SYSTEM_TIME
 from apcaudit.synthetic.scene import Apc, Bugcheck, Process, Scene, Thread, UnloadedDriver
+from apcaudit.synthetic.scenes import seed
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL
 from tests.volatility import construct
 
@@ -130,6 +131,8 @@ KEYS = {
         "created",
         "exited",
         "yara",
+        "yara_hits",
+        "stack",
         "severity",
         "findings",
     },
@@ -151,6 +154,31 @@ KEYS = {
     "finding": {"code", "severity", "explanation"},
 }
 """What readers of schema 1 rely on; further keys may come."""
+
+
+def test_json_of_the_seed(tmp_path: Path) -> None:
+    """The seed's stack as the post prints it, each frame with how it was found, and where each rule hit."""
+    image = tmp_path / "seed.dmp"
+    build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
+    plugin = construct(image, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache")
+    document = plugin.audit(plugin.context, plugin.config["kernel"])
+    (thread,) = json.loads(json.dumps(document.to_json()))["threads"]
+    frames = [
+        (frame["address"], frame["return_address"], tuple(frame["arguments"]), frame["code"]["text"], frame["how"])
+        for frame in thread["stack"]["frames"]
+    ]
+    found = "frame pointer"
+    assert frames == [
+        (0xBA6E5BE0, 0x80508D2F, (0x6, 0x8A715818, 0), "nt!KeBugCheck+0x14", "saved"),
+        (0xBA6E5C00, 0x8062CFD8, (0xBA6E5C18, 0x8A715818, 0), "nt!KeUnstackDetachProcess+0x118", found),
+        (0xBA6E5C50, 0xF745664D, (0x8A3105E8, 0x8A6BDBB0, 1), "nt!MmProbeAndLockProcessPages+0x6a", found),
+        (0xBA6E5D54, 0xBA711870, (0x8AB61818, 0xBA71708C, 0xE4446410), "fltMgr!FltSendMessage+0x1db", found),
+        (0xBA6E5DAC, 0x80576320, (0, 0, 0), "Bfilter!ScUnInitExcludePath", found),
+        (0xBA6E5DDC, 0x804EC7B9, (0xBA7118A0, 0, 0), "nt!PspSystemThreadStartup+0x34", found),
+        (0, None, (), "nt!KiThreadStartup+0x16", found),
+    ]
+    hits = {hit["rule"]: (hit["unit"], hit["at_start"]) for hit in thread["yara_hits"]}
+    assert hits == dict.fromkeys(("bfilter_message_sender", "flt_send_from_system_thread"), ("Bfilter", True))
 
 
 @KERNELS

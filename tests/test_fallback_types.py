@@ -15,9 +15,9 @@ import pytest
 import volatility3.symbols
 from volatility3.framework.exceptions import UnsatisfiedException
 from volatility3.plugins.windows.apcaudit import ApcAudit
-from volatility3.plugins.windows.apcaudit.borrowing.isf_types import IsfTypes
 from volatility3.plugins.windows.apcaudit.borrowing.merge import conflict, merged, missing_types
 from volatility3.plugins.windows.apcaudit.document import Document
+from volatility3.plugins.windows.apcaudit.isf_types import IsfTypes
 from volatility3.plugins.windows.apcaudit.layout import Member
 
 from apcaudit.synthetic import intermediate

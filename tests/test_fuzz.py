@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import volatility3.symbols
+from volatility3.plugins.windows.apcaudit.symbols import KernelSymbols
 
 from fuzz.__main__ import table
 from fuzz.minidump import MinidumpSubject
@@ -42,11 +44,25 @@ def test_damaged_symbol_file(kernel: str) -> None:
     assert {"refused", "reported"} <= {trial.outcome for trial in trials}
 
 
-def test_damaged_minidump(shared: Path) -> None:
-    """Mutated copies of a genuine minidump are refused with one clear error, or audited within bounds."""
+@pytest.fixture
+def minidump(shared: Path) -> Path:
+    """The genuine minidump."""
     path = shared / "samples" / "triage_x64.dmp"
     if not path.exists():
         pytest.skip(f"{path.name} is missing")
-    subject = MinidumpSubject(path, shared / "symbols")
+    return path
+
+
+def test_damaged_minidump(minidump: Path, shared: Path) -> None:
+    """Mutated copies of a genuine minidump are refused with one clear error, or audited within bounds."""
+    subject = MinidumpSubject(minidump, shared / "symbols")
     trials = [attempt(subject, SEED, index) for index in range(14)]
     assert [trial for trial in trials if not trial.good] == []
+
+
+def test_nothing_is_left_behind(minidump: Path, shared: Path) -> None:
+    """Other images of the process get their own kernel's names, from the symbol files that were in the path before."""
+    sort, folders = KernelSymbols._sort, list(volatility3.symbols.__path__)
+    attempt(MinidumpSubject(minidump, shared / "symbols"), SEED, 0)
+    assert KernelSymbols._sort is sort
+    assert list(volatility3.symbols.__path__) == folders

@@ -16,6 +16,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Apc, Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL
+from tests.driver_objects import unlisted_driver
 from tests.views_image import audited
 from tests.volatility import REPOSITORY_SYMBOLS, rows
 
@@ -133,23 +134,6 @@ def test_an_entry_that_spans_others(kernel: str, tmp_path: Path) -> None:
     assert any("the entry of Plain claims" in note for note in found.audit.notes)
 
 
-def _directories(image: Image, driver: str) -> None:
-    r"""Hang a driver object into \Driver below the root directory, as the object manager keeps them."""
-    memory, pool = image.memory, image._machine.pool
-
-    def directory(name: str, bucket: int, content: int) -> int:
-        body = pool.place_object("Driver", memory.size("_OBJECT_DIRECTORY"), name=name)
-        entry = pool.allocate(memory.size("_OBJECT_DIRECTORY_ENTRY"), b"ObDi")
-        memory.write(entry, "_OBJECT_DIRECTORY_ENTRY", "Object", content)
-        # A chain that comes back to itself ends where it does.
-        memory.write(entry, "_OBJECT_DIRECTORY_ENTRY", "ChainLink", entry)
-        memory.write(body, "_OBJECT_DIRECTORY", f"HashBuckets[{bucket}]", entry)
-        return int(body)
-
-    root = directory("\\", 36, directory("Driver", 7, image.address_of[f"driver-object:{driver}"]))
-    memory.write_pointer(image.kernel.address("ObpRootDirectoryObject"), root)
-
-
 @pytest.mark.parametrize(
     ("guid", "pdb"),
     [("5278AFF86C341677D7D7835C85B7B844-1", "ntkrnlmp.pdb"), ("30B5FB31AE7E4ACAABA750AA241FF331-1", "ntkrnlpa.pdb")],
@@ -157,18 +141,8 @@ def _directories(image: Image, driver: str) -> None:
 def test_a_driver_object_names_an_image_without_header(guid: str, pdb: str, shared: Path, tmp_path: Path) -> None:
     r"""An image whose header is wiped is named by the driver object in \Driver that says where it lies."""
     path = shared / "symbols" / "windows" / pdb / f"{guid}.json.xz"
-    driver = Driver("Ghost.sys", size=0x9000, listed=False)
-    processes = (Process("System", 4, (Thread(8, start="Ghost+0x1230"),), parent=0),)
-    image = build(Scene("objects", "a driver object", str(path), processes, (HAL, FLTMGR, driver)), load_kernel(path))
-    _wipe_header("Ghost.sys")(image)
-    _directories(image, "Ghost.sys")
-    dump = tmp_path / "objects.dmp"
-    image.write_dump(dump)
-    # Only this file in the path: the identifier cache reads every file that it meets.
-    alone = tmp_path / "symbols" / "windows" / pdb
-    alone.mkdir(parents=True)
-    (alone / path.name).symlink_to(path)
-    found = rows(dump, cache=tmp_path / "cache", symbols=(tmp_path / "symbols",))
+    dump, symbols = unlisted_driver(path, tmp_path, changes=(_wipe_header("Ghost.sys"),))
+    found = rows(dump, cache=tmp_path / "cache", symbols=(symbols,))
     assert [(row["TID"], row["StartRoutine"], row["Findings"]) for row in found] == [
         (8, "Ghost+0x1230 (hidden)", "orphan-start")
     ]

@@ -18,7 +18,6 @@ COMMAND = ROOT / "apcaudit"
 # The pure ring: these are tested without an image and import nothing but the standard library and one another.
 PURE = {
     "absence",
-    "borrowing.isf_types",
     "borrowing.merge",
     "checks.apcs",
     "checks.calm",
@@ -44,6 +43,7 @@ PURE = {
     "drivers.pe_header",
     "drivers.pe_names",
     "facts",
+    "isf_types",
     "layout",
     "minidump.crash_header",
     "minidump.debugger_data",

@@ -67,6 +67,7 @@ def test_silent_neighbours(kernel: str, tmp_path: Path) -> None:
     )
     found = audited(kernel, tmp_path, threads, scan=True)
     assert [found.codes(tid) for tid in (8, 12, 16, 20)] == [{}] * 4
+    assert [_off_list(found, tid) for tid in (8, 12, 16, 20)] == [[]] * 4
 
 
 @KERNELS

@@ -1,201 +1,46 @@
-"""YARA over driver images: which rules are taken, what is scanned, what rules see, and whose a hit is."""
+"""YARA over driver images: what is scanned, what rules see, and whose a hit is."""
 
 from __future__ import annotations
 
-from importlib import import_module
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from volatility3.framework.exceptions import UnsatisfiedException
+from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.model import YaraHit
-from volatility3.plugins.windows.apcaudit.signatures import engines, sources
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_python import YaraPython
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_x import YaraX
-from volatility3.plugins.windows.apcaudit.signatures.externals import Known, Start, externals
-from volatility3.plugins.windows.apcaudit.signatures.options import RuleError, RuleOptions
+from volatility3.plugins.windows.apcaudit.signatures import engines
 from volatility3.plugins.windows.apcaudit.signatures.signatures import Signatures
+from volatility3.plugins.windows.apcaudit.signatures.units import RUN
 
 from apcaudit.synthetic.build import build
+from apcaudit.synthetic.damage import unmap_page
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Apc, Driver, Thread
 from apcaudit.synthetic.scenes import seed
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL
-from tests.views_image import Audits, audited
-from tests.volatility import construct, rows
-
-ENGINES = {"yara-python": ("yara", YaraPython), "yara-x": ("yara_x", YaraX)}
-NOTHING = externals(Known(), Start())
-
-#: Two routines with a mark of their own, in one driver; the mark of the first spans no page, that of .data another.
-MARKED = Driver(
-    "Marked.sys",
-    size=0x9000,
-    exports={"First": 0x1400, "Second": 0x1800},
-    imports={"nt": ("KeInsertQueueApc",), "fltMgr.sys": ("FltSendMessage",)},
-    code={0x1410: b"MARK-ONE", 0x1810: b"MARK-TWO", 0x6F00: b"MARK-DATA"},
-)
-SUSPECT = {"kernel_apc_pending": True}
-
-
-@pytest.fixture(params=sorted(ENGINES))
-def engine(request: pytest.FixtureRequest) -> engines.Engine:
-    """Each engine that can be imported."""
-    module, kind = ENGINES[request.param]
-    pytest.importorskip(module)
-    made: engines.Engine = kind(import_module(module))
-    return made
-
-
-def write(folder: Path, name: str, text: str) -> str:
-    path = folder / name
-    path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-def only(**options: object) -> RuleOptions:
-    """Options without the rules that ship."""
-    return RuleOptions(defaults=False, **options)  # type: ignore[arg-type]
-
-
-def signed(found: Audits, rules: str, folder: Path, tid: int, *, every: bool = False) -> list[str] | None:
-    """Scan what a thread of an audited image depends on by one rule file: the hits as the column shows them."""
-    options = only(file=write(folder, "rules.yar", rules), every_driver=every)
-    hits = Signatures(found.audit.memory, found.audit.drivers, options).of(found.of[tid].thread)
-    return None if hits is None else [str(hit) for hit in hits]
-
-
-@pytest.mark.parametrize(
-    ("rules", "place"),
-    [
-        ("rule a { condition: true }\nrule b {\n condition: $x }", "one.yar:3: "),
-        ("rule a { condition: unheard_of }", "one.yar:1: "),
-        ('rule a { strings: $a = "unclosed', "one.yar:1: "),
-    ],
-)
-def test_a_rule_that_does_not_compile(rules: str, place: str, engine: engines.Engine, tmp_path: Path) -> None:
-    """The message gives file, line and reason, whichever of many files it is."""
-    write(tmp_path, "all.yar", "rule z { condition: false }")
-    write(tmp_path, "one.yar", rules)
-    with pytest.raises(RuleError) as caught:
-        engine.compile(sources.gather(only(file=str(tmp_path))))
-    assert str(caught.value).startswith(str(tmp_path / place))
-    assert len(str(caught.value)) > len(str(tmp_path / place))
-    assert "\n" not in str(caught.value)
-    assert caught.value.option == "yara-file"
-
-
-def test_an_include_beside_its_file(engine: engines.Engine, tmp_path: Path) -> None:
-    """A rule file includes what lies beside it, not beside whoever runs vol."""
-    write(tmp_path, "parts/part.yar", "rule part { condition: true }")
-    path = write(tmp_path, "parts/whole.yar", 'include "part.yar"\nrule whole { condition: part }')
-    hits = engine.compile(sources.gather(only(file=path))).scan(b"x", NOTHING)
-    assert [hit.rule for hit in hits] == ["part", "whole"]
-
-
-def test_rules_of_many_files_may_have_one_name(engine: engines.Engine, tmp_path: Path) -> None:
-    """Each file has a namespace of its own, and folders below a folder count; other files do not."""
-    for name in ("a.yar", "deep/b.YARA", "notes.txt"):
-        write(tmp_path, name, "rule same { condition: true }")
-    hits = engine.compile(sources.gather(only(file=str(tmp_path)))).scan(b"x", NOTHING)
-    assert [hit.rule for hit in hits] == ["same", "same"]
-
-
-@pytest.mark.parametrize(
-    ("string", "insensitive", "wide", "data", "hits"),
-    [
-        ("Secret", False, False, b"-Secret-", True),
-        ("Secret", False, False, b"-secret-", False),
-        ("Secret", True, False, b"-SECRET-", True),
-        ("Secret", False, True, "-Secret-".encode("utf-16-le"), True),
-        ("Secret", False, True, b"-Secret-", True),
-        ("{ 53 65 ?? 72 }", False, False, b"-Secret-", True),
-        ("/Se[ck]ret/", False, False, b"-Sekret-", True),
-    ],
-)
-def test_a_string_as_vol_takes_it(
-    string: str, insensitive: bool, wide: bool, data: bytes, hits: bool, engine: engines.Engine
-) -> None:
-    """--yara-string is text, hexadecimal or a regular expression, as in vol's yarascan; its rule is r1."""
-    options = only(string=string, insensitive=insensitive, wide=wide)
-    found = engine.compile(sources.gather(options)).scan(data, NOTHING)
-    assert [hit.rule for hit in found] == (["r1"] if hits else [])
-
-
-def test_compiled_files(tmp_path: Path) -> None:
-    """A compiled file is taken by the engine that wrote it; the other one, and rule text, say what is wrong."""
-    yara = pytest.importorskip("yara")
-    rules = yara.compile(source='rule packed { strings: $a = "abc" condition: $a }')
-    rules.save(str(tmp_path / "python.yarc"))
-    data = (tmp_path / "python.yarc").read_bytes()
-    assert [hit.rule for hit in YaraPython(yara).load(data, "python.yarc").scan(b"xabc", NOTHING)] == ["packed"]
-    with pytest.raises(RuleError, match=r"x\.yarc: compiled by yara-x, but the engine in use is yara-python"):
-        YaraPython(yara).load(b"YARA-X\0\0" + bytes(100), "x.yarc")
-    with pytest.raises(RuleError, match=r"text.yar: no compiled YARA rules: give rule text with --yara-file"):
-        YaraPython(yara).load(b"rule a { condition: true }", "text.yar")
-    with pytest.raises(RuleError, match=r"damaged.yarc: not by this version of YARA"):
-        YaraPython(yara).load(data[:20], "damaged.yarc")
-    with pytest.raises(RuleError, match="these rules are compiled: give them with --yara-compiled-file"):
-        sources.gather(only(file=str(tmp_path / "python.yarc")))
-
-
-def test_compiled_files_of_yara_x(tmp_path: Path) -> None:
-    """The same with yara-x."""
-    yara_x = pytest.importorskip("yara_x")
-    with open(tmp_path / "x.yarc", "wb") as file:
-        yara_x.compile('rule packed { strings: $a = "abc" condition: $a }').serialize_into(file)
-    data = (tmp_path / "x.yarc").read_bytes()
-    assert [hit.rule for hit in YaraX(yara_x).load(data, "x.yarc").scan(b"xabc", NOTHING)] == ["packed"]
-    with pytest.raises(RuleError, match="compiled by yara-python, but the engine in use is yara-x"):
-        YaraX(yara_x).load(b"YARA\x15" + bytes(100), "python.yarc")
-
-
-def test_what_collections_for_files_expect(engine: engines.Engine, tmp_path: Path) -> None:
-    """Rules that ask for a file's name, path, type and owner compile, and see those of the driver."""
-    text = (
-        'rule named { condition: filename == "b.sys" and filepath contains "drivers" and extension == "sys"'
-        ' and filetype == "" and owner == "" and driver == "b" and not hidden }'
-    )
-    rules = engine.compile(sources.gather(only(file=write(tmp_path, "a.yar", text))))
-    known = Known("b", "\\SystemRoot\\System32\\drivers\\b.sys")
-    assert [hit.rule for hit in rules.scan(b"x", externals(known, Start()))] == ["named"]
-
-
-def test_the_time_limit(engine: engines.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A unit that takes longer than the limit is given up, and that is said."""
-    monkeypatch.setattr(engines, "TIME_LIMIT", 1)
-    endless = "rule endless { condition: for all i in (0..100000000000) : (uint8(i % 64) == 0) }"
-    rules = engine.compile(sources.gather(only(file=write(tmp_path, "a.yar", endless))))
-    with pytest.raises(engines.TimeLimitError):
-        rules.scan(bytes(64), NOTHING)
-
-
-def test_matches_are_bounded(engine: engines.Engine, tmp_path: Path) -> None:
-    """A string that is everywhere keeps so many matches, and writes nothing to stderr."""
-    text = "rule zeros { strings: $a = { 00 00 } condition: $a }"
-    rules = engine.compile(sources.gather(only(file=write(tmp_path, "a.yar", text))))
-    (hit,) = rules.scan(bytes(2 << 20), NOTHING)
-    assert len(hit.places) == engines.MATCHES_KEPT
-
+from tests.signed_drivers import MARKED, SUSPECT, marked, only, signed, write
+from tests.views_image import audited
+from tests.volatility import ROOT, construct, rows
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 
 
-def _marked(kernel: str, folder: Path) -> Audits:
-    threads = (
-        Thread(8, start="Marked!First", **SUSPECT),
-        Thread(12, start="Marked!Second", **SUSPECT),
-        Thread(16, start="Marked!First"),
-        Thread(20, start=0x401000, system=False, **SUSPECT),
-    )
-    return audited(kernel, folder, threads, drivers=(HAL, FLTMGR, MARKED))
+@pytest.fixture(params=["yara", "yara_x"])
+def either_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the audit find each engine in turn, as where the other one is not installed."""
+    pytest.importorskip(request.param)
+    if request.param == "yara":
+        monkeypatch.setitem(sys.modules, "yara_x", None)
 
 
 @KERNELS
+@pytest.mark.usefixtures("either_engine")
 def test_hits_and_the_start_routine(kernel: str, tmp_path: Path) -> None:
     """A hit in the function at the thread's start comes first, as rule@start; elsewhere in the driver as the rule."""
-    found = _marked(kernel, tmp_path)
+    found = marked(kernel, tmp_path)
     rules = "\n".join(
         f'rule {name} {{ strings: $a = "{mark}" condition: $a }}'
         for name, mark in (("a_data", "MARK-DATA"), ("b_first", "MARK-ONE"), ("c_second", "MARK-TWO"))
@@ -205,9 +50,10 @@ def test_hits_and_the_start_routine(kernel: str, tmp_path: Path) -> None:
 
 
 @KERNELS
+@pytest.mark.usefixtures("either_engine")
 def test_what_rules_see(kernel: str, tmp_path: Path) -> None:
     """Imports are those of the import address table in memory, start_rva and start_size those of the routine."""
-    found = _marked(kernel, tmp_path)
+    found = marked(kernel, tmp_path)
     rules = (
         'rule imported { condition: imports == "fltMgr!FltSendMessage,nt!KeInsertQueueApc" }\n'
         "rule placed { condition: start_rva == 0x1400 and start_size == 0x400 }\n"
@@ -219,67 +65,74 @@ def test_what_rules_see(kernel: str, tmp_path: Path) -> None:
 
 
 @KERNELS
-def test_a_patched_import(kernel: str, tmp_path: Path) -> None:
-    """An import that leads to no module is not named, and it is said."""
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        pytest.param("nt!KeBugCheck", None, id="to another function of its module"),
+        pytest.param("", "1 of 2 imports lead to no loaded module", id="to no module"),
+        pytest.param("fltMgr+0x1230", "1 of 2 imports lead to no function that a module exports", id="into a module"),
+        pytest.param("Marked+0x1234", "1 of 2 imports lead to no function that a module exports", id="into the driver"),
+    ],
+)
+def test_a_patched_import(kernel: str, target: str, told: str | None, tmp_path: Path) -> None:
+    """What an import leads to counts: no function that is exported is not named, and it is said."""
 
     def patch(image: Image) -> None:
         base, width = image.address_of["driver:Marked.sys"], image.memory.pointer_size
-        wanted = (image.resolve("nt!KeInsertQueueApc") & image.memory.layout.pointer_mask).to_bytes(width, "little")
+        mask = image.memory.layout.pointer_mask
+        wanted = (image.resolve("nt!KeInsertQueueApc") & mask).to_bytes(width, "little")
         data = image.read(base, MARKED.size - 0x1000)
-        image.write(base + data.index(wanted), (image.kernel.base - 0x5000).to_bytes(8, "little")[:width])
+        address = image.resolve(target) & mask if target else image.kernel.base - 0x5000
+        image.write(base + data.index(wanted), address.to_bytes(8, "little")[:width])
 
     threads = (Thread(8, start="Marked!First", **SUSPECT),)
     found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, MARKED), changes=(patch,))
-    rules = 'rule left { condition: imports == "fltMgr!FltSendMessage" }'
-    assert signed(found, rules, tmp_path, 8) == ["left"]
-    assert any("Marked: 1 of 2 imports lead to no loaded module" in note for note in found.audit.notes)
+    rules = (
+        'rule left { condition: imports == "fltMgr!FltSendMessage" }\n'
+        'rule other { condition: imports contains "nt!KeBugCheck" }'
+    )
+    assert signed(found, rules, tmp_path, 8) == ["other" if told is None else "left"]
+    notes = [note for note in found.audit.notes if "imports lead to" in note]
+    assert [note.startswith(f"Marked: {told}") for note in notes] == ([] if told is None else [True])
 
 
 @KERNELS
 def test_only_suspect_threads_by_default(kernel: str, tmp_path: Path) -> None:
     """Drivers of threads with findings of medium severity and above are scanned, those of others are not."""
-    found = _marked(kernel, tmp_path)
+    found = marked(kernel, tmp_path)
     assert {tid: found.of[tid].yara for tid in (8, 16, 20)} == {8: "", 16: None, 20: None}
 
 
+def test_the_time_limit_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that is not scanned in time has no hits and a note; the audit goes on."""
+    monkeypatch.setattr(engines, "TIME_LIMIT", 1)
+    endless = "rule endless { condition: for all i in (0..100000000000) : (uint8(i % 64) < 256) }"
+    found = marked("10-19041-x64", tmp_path)
+    options = only(file=write(tmp_path, "rules.yar", endless))
+    audit = Audit(*found.source, rules=options)
+    assert next(each.yara for each in audit.run(Selection(tids=frozenset({8})))) == ""
+    assert [note for note in audit.notes if "Marked was not scanned to its end" in note] != []
+
+
 @KERNELS
-def test_every_driver(kernel: str, tmp_path: Path) -> None:
-    """With --yara-all a driver that is hit has its threads listed, and is named where none starts in it."""
-    _marked(kernel, tmp_path)
-    rules = write(
-        tmp_path,
-        "rules.yar",
-        'rule marked { strings: $a = "MARK-ONE" condition: $a }\n'
-        'rule manager { condition: driver iequals "fltMgr" and imports contains "KeWaitForMultipleObjects" }',
+def test_pages_that_are_not_there(kernel: str, tmp_path: Path) -> None:
+    """A unit keeps its offsets across pages that cannot be read, which are zeros, and across the runs it is read in."""
+    code = {RUN - 6: b"ACROSS-A-RUN", 0x3FFA: b"CUT-OFF", 0x8000: b"BEHIND-THE-HOLE"}
+    driver = Driver("Large.sys", size=2 * RUN, exports={"Main": 0x1400}, code=code)
+
+    def page_out(image: Image) -> None:
+        for page in (0x3000, 0x4000):
+            unmap_page(image, image.address_of["driver:Large.sys"] + page)
+
+    threads = (Thread(8, start="Large!Main", **SUSPECT),)
+    found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, driver), changes=(page_out,))
+    rules = (
+        f'rule across {{ strings: $a = "ACROSS-A-RUN" condition: $a at {RUN - 6} }}\n'
+        'rule behind { strings: $a = "BEHIND-THE-HOLE" condition: $a at 0x8000 and uint32(0x4000) == 0 }\n'
+        'rule cut { strings: $a = "CUT-OFF" condition: $a }\n'
+        "rule size { condition: filesize == %d }" % (2 * RUN)
     )
-    plugin = construct(
-        tmp_path / "views.raw",
-        "windows.apcaudit.ApcAudit",
-        cache=tmp_path.parent / "views-cache",
-        yara_file=rules,
-        no_default_rules=True,
-        yara_all=True,
-        wide=True,
-    )
-    listed = {}
-
-    def visit(node: object, _: object) -> None:
-        values = dict(zip((column.name for column in grid.columns), node.values, strict=True))  # type: ignore[attr-defined]
-        listed[values["TID"]] = values["Yara"]
-
-    grid = plugin.run()
-    grid.populate(visit, None)
-    assert {tid: listed.get(tid) for tid in (8, 12, 16)} == {8: "marked@start", 12: "marked", 16: "marked@start"}
-    signatures = Signatures(*_parts(plugin), only(file=rules, every_driver=True))
-    assert not signatures.marks(0)
-    assert any("manager in fltMgr" in note and "no listed thread starts" in note for note in signatures.notes)
-
-
-def _parts(plugin: object) -> tuple[object, object]:
-    from volatility3.plugins.windows.apcaudit.audit import Audit
-
-    audit = Audit(plugin.context, plugin.config["kernel"])  # type: ignore[attr-defined]
-    return audit.memory, audit.drivers
+    assert signed(found, rules, tmp_path, 8) == ["across", "behind", "size"]
 
 
 @KERNELS
@@ -308,9 +161,32 @@ def test_memory_around_an_orphan_start(kernel: str, tmp_path: Path) -> None:
     assert signed(found, rules, tmp_path, 16) is None
 
 
+def test_a_few_rules_that_ask_for_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files whose rules cannot ask for the start are scanned once a driver, whatever others beside them ask for."""
+    found = marked("10-19041-x64", tmp_path)
+    write(tmp_path, "rules/thousands.yar", 'rule a { strings: $a = "MARK-ONE" condition: $a }')
+    write(tmp_path, "rules/few.yar", 'rule b { strings: $a = "MARK-TWO" condition: $a and start_rva == 0x1800 }')
+    signatures = Signatures(found.audit.memory, found.audit.drivers, only(file=str(tmp_path / "rules")))
+    signatures.compile()
+    parts = signatures._rules.parts  # type: ignore[union-attr]
+    assert [part.wants_start for part in parts] == [False, True]
+    scanned: list[bool] = []
+    kind = type(parts[0])
+    scan = kind.scan
+
+    def counting(part: engines.Compiled, *arguments: object) -> object:
+        scanned.append(part.wants_start)
+        return scan(part, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kind, "scan", counting)
+    hits = {tid: [str(hit) for hit in signatures.of(found.of[tid].thread) or ()] for tid in (8, 12, 16)}
+    assert hits == {8: ["a@start"], 12: ["b@start", "a"], 16: ["a@start"]}
+    assert sorted(scanned) == [False, True, True]
+
+
 def test_a_driver_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many threads start in it: once, or once a start where a rule asks for that."""
-    found = _marked("10-19041-x64", tmp_path)
+    found = marked("10-19041-x64", tmp_path)
     for rules, scans in (("rule a { condition: false }", 1), ("rule a { condition: start_rva == 1 }", 2)):
         signatures = Signatures(found.audit.memory, found.audit.drivers, only(file=write(tmp_path, "rules.yar", rules)))
         signatures.compile()
@@ -342,13 +218,55 @@ def test_rules_that_cannot_be_used_stop_the_plugin(option: str, tmp_path: Path) 
     assert list(caught.value.unsatisfied) == [f"plugins.ApcAudit.{option.replace('_', '-')}"]
 
 
+def test_rules_that_cannot_be_used_come_before_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vol opens no image, however large, for rules that do not compile, and tells of nothing else."""
+    from volatility3.framework.layers.physical import FileLayer
+
+    opened: list[str] = []
+    monkeypatch.setattr(FileLayer, "_file", property(lambda layer: opened.append(layer.name)))
+    image = tmp_path / "none.raw"
+    image.write_bytes(bytes(0x10000))
+    rules = write(tmp_path, "bad.yar", "rule a {\n condition: nothing }")
+    with pytest.raises(UnsatisfiedException) as caught:
+        construct(image, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache", yara_file=rules)
+    assert list(caught.value.unsatisfied) == ["plugins.ApcAudit.yara-file"]
+    assert opened == []
+
+
+def test_rules_are_read_when_they_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vol asks ten times whether rules can be used: they are read once for that, and again when they have changed."""
+    from volatility3.plugins.windows.apcaudit.signatures import rules as rules_module
+
+    read: list[object] = []
+    gather = rules_module.gather
+
+    def counting(options: Any) -> Any:
+        read.append(options)
+        return gather(options)
+
+    monkeypatch.setattr(rules_module, "gather", counting)
+    image = tmp_path / "seed.dmp"
+    build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
+    path = write(tmp_path, "own.yar", "rule first { condition: true }")
+    arguments = {"cache": tmp_path / "cache", "yara_file": path, "no_default_rules": True, "wide": True}
+    assert [row["Yara"] for row in rows(image, **arguments)] == ["first"]
+    assert 2 <= len(read) <= 3
+    write(tmp_path, "own.yar", "rule second { condition: true }")
+    assert [row["Yara"] for row in rows(image, **arguments)] == ["second"]
+    write(tmp_path, "own.yar", "rule third { condition: truth }")
+    with pytest.raises(UnsatisfiedException):
+        rows(image, **arguments)
+    write(tmp_path, "own.yar", "rule third { condition: true }")
+    assert [row["Yara"] for row in rows(image, **arguments)] == ["third"]
+
+
 def test_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit does without YARA, and says that drivers were not scanned."""
     monkeypatch.setattr(engines, "import_module", _missing)
     from volatility3.plugins.windows.apcaudit.signatures import rules
 
     monkeypatch.setattr(rules, "_kept", [])
-    found = _marked("10-19041-x64", tmp_path)
+    found = marked("10-19041-x64", tmp_path)
     assert found.codes(8) == {"pending-empty": "medium"}
     assert found.of[8].yara is None
     assert any("no YARA engine can be imported" in note for note in found.audit.notes)
@@ -365,6 +283,17 @@ def test_the_seed(tmp_path: Path) -> None:
     (row,) = rows(image, cache=tmp_path / "cache", wide=True)
     assert row["StartRoutine"] == "Bfilter!ScUnInitExcludePath+0x30"
     assert row["Yara"].split(",")[0] == "bfilter_message_sender@start"
+
+
+def test_the_rule_of_the_guide(tmp_path: Path) -> None:
+    """The rule that the guide shows is one, and hits the seed's thread where the guide says that it looks."""
+    guide = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    rule = guide.partition("```yara\n")[2].partition("```")[0]
+    image = tmp_path / "seed.dmp"
+    build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
+    path = write(tmp_path, "guide.yar", rule)
+    arguments = {"cache": tmp_path / "cache", "yara_file": path, "no_default_rules": True, "wide": True}
+    assert [row["Yara"] for row in rows(image, **arguments)] == ["sends_with_a_mutex@start"]
 
 
 def test_a_hit_says_where() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import OWN
-from apcaudit.synthetic.scene import Bugcheck, Process, Thread
+from apcaudit.synthetic.scene import Apc, Bugcheck, Process, Thread
 from tests.views_image import Audits, Change, audited
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "7-sp1-x64", "10-19041-x64", "10-19041-x86"])
@@ -189,3 +189,14 @@ def test_thread_created_during_acquisition_is_smear(kernel: str, tmp_path: Path)
     )
     assert stopped.codes(12) == {"hidden-thread": "high"}
     assert "no smear" in stopped.explanation(12, "hidden-thread")
+
+
+@pytest.mark.parametrize(("in_cid_table", "expected"), [(True, {"exit-bugcheck": "high"}), (False, {})])
+def test_threads_that_have_ended(tmp_path: Path, in_cid_table: bool, expected: dict[str, str]) -> None:
+    """What the CID table holds exists, and its lists are evidence; what only the scan finds has been given back."""
+    queued = Apc("nt!IopCompleteRequest")
+    ended = Thread(
+        8, in_thread_list=False, in_cid_table=in_cid_table, state="Terminated", terminated=True, kernel_apcs=(queued,)
+    )
+    found = audited("10-19041-x64", tmp_path, (Thread(12), ended), scan=True)
+    assert found.codes(8) == expected

@@ -22,10 +22,11 @@ Change = Callable[[Image], None]
 
 @dataclass(frozen=True, slots=True)
 class Audits:
-    """A built image, its audit, and what it found by TID."""
+    """A built image, its audit, and what it found by TID; `source` is what another audit of it begins with."""
 
     image: Image
     audit: Audit
+    source: tuple[Any, str]
     of: dict[int | None, Audited]
 
     def views(self, tid: int) -> str:
@@ -63,6 +64,7 @@ def audited(
     image.write_dump(path)
     # One cache for the whole run: filling it takes longer than the audit.
     plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "views-cache")
-    audit = Audit(plugin.context, plugin.config["kernel"], scan_memory=scan)
+    source = plugin.context, plugin.config["kernel"]
+    audit = Audit(*source, scan_memory=scan)
     found = {each.thread.members.tid: each for each in audit.run(Selection(clean_too=True))}
-    return Audits(image, audit, found)
+    return Audits(image, audit, source, found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import re
 import sys
 from pathlib import Path
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         scratch=options.scratch.resolve() if options.scratch else None,
         retry=options.retry_failed,
         rules=options.yara_file.resolve() if options.yara_file else None,
-        rules_digest=_rules_digest(options.yara_file) if options.yara_file else "",
+        rules_digest=digest_of(options.yara_file) if options.yara_file else "",
     )
     outcomes: list[Outcome] = []
     try:
@@ -96,9 +95,16 @@ def run(options: argparse.Namespace) -> int:
     return exit_code(outcomes, options.fail_on)
 
 
-def _rules_digest(rules: Path) -> str:
-    # Volatility is loaded here only where there are rules: what they may be and include, the plugin decides.
-    return str(importlib.import_module("apcaudit.framework").rules_digest(rules))
+def digest_of(rules: Path) -> str:
+    """Check that YARA rules can be used, and tell whether they are others than before.
+
+    Raises:
+        ApcAuditError: they cannot.
+    """
+    # Vol is imported for that only: this process itself opens no image.
+    from apcaudit import framework
+
+    return framework.check_rules(rules)
 
 
 def exit_code(outcomes: list[Outcome], fail_on: str | None) -> int:

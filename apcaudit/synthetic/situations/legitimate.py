@@ -8,6 +8,7 @@ from apcaudit.synthetic.situations.situation import NORMAL, RUNNING, SERVICE, SP
 
 LEGITIMATE: tuple[Situation, ...] = (
     Situation("idle-worker", "a worker thread that waits for work"),
+    Situation("user-start", "a thread of a program starts in user space", {"start": 0x7FF01000}, owner=SERVICE),
     Situation(
         "critical-region",
         "a normal kernel APC waits for the end of a critical region; KiDeliverApc has cleared KernelApcPending",

@@ -158,6 +158,12 @@ OF_THREADS: tuple[Situation, ...] = (
         "orphan-start", "a system thread of a driver that hides", {"start": "Ghost+0x1100"}, {"orphan-start": "high"}
     ),
     Situation(
+        "orphan-start-unmarked",
+        "a thread of System of a driver that hides, its SystemThread flag cleared",
+        {"start": "Ghost+0x1100", "system": False},
+        {"orphan-start": "high"},
+    ),
+    Situation(
         "unloaded-start",
         "a system thread of a driver that is gone",
         {"start": FORMER},

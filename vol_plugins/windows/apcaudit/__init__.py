@@ -13,7 +13,7 @@ from .borrowed_types import BorrowedTypes as BorrowedTypes
 from .deferred import defer
 from .kernel_requirement import KernelRequirement
 from .minidump.stacker import MinidumpStacker as MinidumpStacker
-from .rules_requirement import rule_options, rule_requirements
+from .rules_requirement import rule_options, rule_requirements, unusable_rules
 from .severity import Severity
 
 if TYPE_CHECKING:
@@ -85,6 +85,13 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
                 name="timeliner", component=timeliner.TimeLinerInterface, version=(1, 0, 0)
             ),
         ]
+
+    @classmethod
+    def unsatisfied(
+        cls, context: interfaces.context.ContextInterface, config_path: str
+    ) -> dict[str, interfaces.configuration.RequirementInterface]:
+        """Return what keeps the plugin from running: rules that cannot be used before anything about the image."""
+        return unusable_rules(context, config_path) or super().unsatisfied(context, config_path)
 
     @classmethod
     def audit(
@@ -184,7 +191,8 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
                 yield audit, rows
         for note in audit.notes:
             # Of a minidump, which holds parts of memory, nobody expects whole lists.
-            vollog.log(logging.INFO if audit.facts.partial else logging.WARNING, note)
+            expected = audit.facts.partial and note not in audit.signatures.hits_alone
+            vollog.log(logging.INFO if expected else logging.WARNING, note)
 
     def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         columns = self._columns()

@@ -10,7 +10,7 @@ from .facts import PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory
 from .model import Apc, Ending, Queue, QueueName, Thread, ThreadMembers
-from .queues import ENTRY_BOUND, walk
+from .queues import ENTRY_BOUND, Walk, walk
 
 TOTAL_BOUND = 250_000
 """How many entries of all lists of an image are followed to ENTRY_BOUND; a busy server has some hundreds queued."""
@@ -67,7 +67,7 @@ class ApcLists:
 
     def at(self, thread: Thread, heads: Sequence[tuple[QueueName, int]], *, nested: bool = False) -> tuple[Queue, ...]:
         """Walk lists of a thread by the addresses of their heads; `nested` are those of a state on its stack."""
-        own = {head for _, head in heads} | self._heads_of(thread.address)
+        own = {head for _, head in heads} | {thread.address + offset for _, offset in self._heads_of_thread()}
         # A list of threads that was tied into something else leads to what is no thread, whose heads are not another
         # thread's concern. That its process cannot be read says nothing.
         if self._is_believable(thread.members) is not False:
@@ -75,11 +75,6 @@ class ApcLists:
         queues = (self._queue(thread, name, head, own, nested=nested) for name, head in heads)
         # Of a list that a minidump does not hold, nothing is known, not even that it is damaged.
         return tuple(queue for queue in queues if not queue.empty and not (self._memory.partial and _absent(queue)))
-
-    def _heads_of(self, thread: int) -> set[int]:
-        layout = self._layout
-        offsets = (layout.kernel_head, layout.user_head, layout.saved_kernel_head, layout.saved_user_head)
-        return {thread + offset for offset in offsets}
 
     def _queue(self, thread: Thread, name: QueueName, head: int, own: set[int], *, nested: bool) -> Queue:
         walked = walk(
@@ -90,32 +85,55 @@ class ApcLists:
             bound=max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left)),
         )
         self._left -= len(walked.entries)
+        beyond, other_list = self._beyond(walked)
         apcs = []
         for position, entry in enumerate(walked.entries):
             address = entry - self._layout.apc_list_entry
-            place = (thread.address, f"the {name.value} list of thread {thread.address:#x} (TID {thread.members.tid})")
+            place = (thread.address, _list_name(name, thread.address, thread.members.tid))
             holder = self._holders.setdefault(address, place)
-            apc = self.apc(address, name, position, also_on=None if holder == place else holder[1])
+            also_on = holder[1] if holder != place else other_list if entry in beyond else None
+            apc = self.apc(address, name, position, also_on=also_on)
             apcs.append(replace(apc, nested=True) if nested else apc)
         return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at)
+
+    def _beyond(self, walked: Walk) -> tuple[frozenset[int], str]:
+        """Return the entries of the list that a walk ended in the head of, and that list's name; none else."""
+        links = self._memory.links(walked.ended_at) if walked.ending is Ending.OTHER_HEAD else None
+        if links is None:
+            return frozenset(), ""
+        head = links[0]
+        bound = max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left))
+        entries = walk(self._memory.links, head, pointer_size=self._layout.pointer_size, bound=bound).entries
+        self._left -= len(entries)
+        for name, offset in self._heads_of_thread():
+            members = self._thread_at(head - offset)
+            if members is not None:
+                return frozenset(entries), _list_name(name, head - offset, members.tid)
+        return frozenset(entries), f"the list at {head:#x}"
 
     def is_head(self, address: int) -> bool:
         """Tell the head of a list of a thread: the thread's own, one read before, or one of an object like a thread."""
         if address in self._heads:
             return True
-        layout = self._layout
-        for offset in (layout.kernel_head, layout.user_head, layout.saved_kernel_head, layout.saved_user_head):
-            if self._is_thread(address - offset):
-                return True
-        return False
+        return any(self._thread_at(address - offset) is not None for _, offset in self._heads_of_thread())
 
-    def _is_thread(self, address: int) -> bool:
-        """Tell whether an object at an address has what every thread has: its type, and a process for an owner."""
+    def _heads_of_thread(self) -> tuple[tuple[QueueName, int], ...]:
+        layout = self._layout
+        return (
+            (QueueName.KERNEL, layout.kernel_head),
+            (QueueName.USER, layout.user_head),
+            (QueueName.SAVED_KERNEL, layout.saved_kernel_head),
+            (QueueName.SAVED_USER, layout.saved_user_head),
+        )
+
+    def _thread_at(self, address: int) -> ThreadMembers | None:
+        """Return the members of an object that has what every thread has, its type and a process for an owner."""
         decoder = self._layout.thread
         data = self._memory.read(address, decoder.size)
         if data is None:
-            return False
-        return bool(self._is_believable(ThreadMembers._make(decoder(data))))
+            return None
+        members = ThreadMembers._make(decoder(data))
+        return members if self._is_believable(members) else None
 
     def _is_believable(self, members: ThreadMembers) -> bool | None:
         """Tell whether members can be a thread's, None where only its process, which cannot be read, would tell."""
@@ -154,6 +172,10 @@ class ApcLists:
             inserted=inserted,
             also_on=also_on,
         )
+
+
+def _list_name(name: QueueName, thread: int, tid: int | None) -> str:
+    return f"the {name.value} list of thread {thread:#x} (TID {tid})"
 
 
 def _absent(queue: Queue) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from volatility3.framework import constants, interfaces
 
@@ -22,7 +23,6 @@ from .origin.origins import Origins
 from .processes import Processes
 from .severity import Severity
 from .signatures.options import RuleOptions
-from .signatures.signatures import Signatures
 from .suspects import Suspects
 from .symbols import KernelSymbols
 from .thread_members import Glance, ThreadMembers
@@ -30,10 +30,13 @@ from .views.cid_table import CidTable, read_cid_table
 from .views.off_list import OffList
 from .views.placement import Placement
 from .views.processors import read_processors
-from .views.scan import Scanned, scan
+from .views.scanned import Scanned
 from .views.system_time import SystemTime, create_time_shift
 from .views.threads import Threads
 from .views.views import Views
+
+if TYPE_CHECKING:
+    from .signatures.signatures import Signatures
 
 NO_PROCESS = 0
 """UniqueProcess and UniqueThread of an idle thread."""
@@ -75,7 +78,8 @@ class Audit:
         self.layout: Layout = read_layout(self.symbols.member, self.symbols.size_of)
         self.memory = Memory(context, context.modules[module_name].layer_name)
         self.drivers: Drivers = read_drivers(self.memory, self.symbols)
-        self.signatures = Signatures(self.memory, self.drivers, rules or RuleOptions())
+        self._rules = rules or RuleOptions()
+        self._signatures: Signatures | None = None
         self.processes = Processes(self.memory, self.symbols)
         self.lists = ApcLists(self.memory, self.layout, self.drivers)
         self.origins = Origins(self.memory, self.symbols, self.drivers, self.processes)
@@ -105,7 +109,7 @@ class Audit:
         notes = [
             *self.threads.notes,
             *self.drivers.notes,
-            *self.signatures.notes,
+            *(self._signatures.notes if self._signatures is not None else ()),
             *self.suspects.notes,
             *([self._difference] if self._difference is not None else []),
             *([f"structures are those of {self.symbols.borrowed_from}"] if self.symbols.borrowed_from else []),
@@ -118,7 +122,21 @@ class Audit:
             notes.append(f"{self.off_list.unmapped} APCs of the scan are left out: no kernel address maps them")
         return tuple(notes)
 
+    @property
+    def signatures(self) -> Signatures:
+        """YARA over drivers, loaded when the first of them is to be scanned."""
+        if self._signatures is None:
+            from .signatures.signatures import Signatures
+
+            self._signatures = Signatures(self.memory, self.drivers, self._rules)
+        return self._signatures
+
+    def _marks(self, address: int) -> bool:
+        return self._rules.every_driver and self.signatures.marks(address)
+
     def _scan(self, context: interfaces.context.ContextInterface, progress: constants.ProgressCallback) -> Scanned:
+        from .views.scan import scan
+
         return scan(
             context,
             self.memory,
@@ -175,21 +193,26 @@ class Audit:
 
     def _start_backing(self, members: Glance | ThreadMembers) -> Backing | None:
         """Tell what holds a system thread's start address, None for other threads."""
-        if not members.system_thread or members.start_address is None:
+        start = members.start_address
+        if start is None or not (members.system_thread or (start and self._in_system(members.process))):
             return None
-        return self.drivers.backing(members.start_address)
+        return self.drivers.backing(start)
+
+    def _in_system(self, process: int | None) -> bool:
+        """Tell the System process, whose threads are system threads whatever their own flag says."""
+        return bool(process) and self.processes.at(process or 0).pid == windows.SYSTEM_PID
 
     def _signed(self, thread: Thread) -> bool:
         """Tell whether a system thread starts in a driver that is hit, where every driver is scanned."""
         start = thread.members.start_address
-        return thread.start_backing is Backing.MODULE and start is not None and self.signatures.marks(start)
+        return thread.start_backing is Backing.MODULE and start is not None and self._marks(start)
 
     def _start_harmless(self, members: Glance | ThreadMembers) -> bool:
         backing = self._start_backing(members)
         start = members.start_address
         if backing is None or start is None or backing not in _HARMLESS:
             return backing in _HARMLESS
-        return self.drivers.conflict_at(start) is None and not self.signatures.marks(start)
+        return self.drivers.conflict_at(start) is None and not self._marks(start)
 
     def audit(self, thread: Thread) -> Audited:
         """Read a thread's APC lists and check the thread and every APC on them."""
@@ -237,7 +260,7 @@ class Audit:
         if start is not None:
             thread = replace(thread, start=self.drivers.code(start))
         audited = replace(audited, thread=thread)
-        if not self.signatures.options.every_driver and audited.severity < Severity.MEDIUM:
+        if not self._rules.every_driver and audited.severity < Severity.MEDIUM:
             return audited
         hits = self.signatures.of(thread)
         if hits is None:
@@ -246,5 +269,5 @@ class Audit:
 
 
 def _left_over(thread: Thread) -> bool:
-    """Tell whether a thread has ended and only its memory is still there."""
-    return thread.members.state == windows.TERMINATED and not thread.views & {View.LIST, View.CPU, View.DUMP}
+    """Tell whether a thread has ended and only its memory is still there: nothing but the scan finds it."""
+    return thread.members.state == windows.TERMINATED and thread.views == {View.SCAN}

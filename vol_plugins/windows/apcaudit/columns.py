@@ -75,7 +75,7 @@ def _apc(make: Callable[[Apc], Any]) -> Callable[[Row], Any]:
 
 def _process(row: Row) -> Any:
     owner = row.audited.thread.owner
-    return renderers.NotAvailableValue() if owner is None else _known(owner.name)
+    return _known(None if owner is None else owner.name)
 
 
 def _pid(row: Row) -> Any:
@@ -98,7 +98,7 @@ def _state(row: Row) -> Any:
     text = windows.state_name(state)
     if state in windows.WAITING_STATES and reason is not None:
         return f"{text}:{windows.wait_reason_name(reason)}"
-    return text if thread.processor is None else f"{text}:CPU{thread.processor}"
+    return text
 
 
 def _views(row: Row) -> str:
@@ -106,10 +106,11 @@ def _views(row: Row) -> str:
 
 
 def _start_routine(row: Row) -> Any:
-    start = row.audited.thread.start
+    thread = row.audited.thread
+    start = thread.start
     if start is None:
         return renderers.UnreadableValue()
-    if row.audited.thread.members.system_thread and start.module is None and start.address:
+    if thread.start_backing is not None and start.module is None and start.address:
         return "<no module>"
     return start.text
 

@@ -81,6 +81,7 @@ def thread_json(audited: Audited, facts: Facts) -> dict[str, Any]:
     result["created"] = created(thread.members, facts)
     result["exited"] = exited(thread.members)
     result["yara"] = audited.yara
+    result["yara_hits"] = plain(audited.yara_hits)
     result["severity"] = str(max((finding.severity for finding in findings), default=Severity.INFO))
     result["findings"] = plain(audited.findings)
     for queue, described in zip(thread.queues, result["queues"], strict=True):

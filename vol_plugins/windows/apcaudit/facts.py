@@ -15,6 +15,9 @@ APC_LEVEL = 1
 ID_STEP = 4
 """Process and thread IDs count in steps of four (Windows Internals, "Object handles"): the rest is the caller's."""
 
+SYSTEM_PID = 4
+"""ID of the System process from XP on (Windows Internals, "System process")."""
+
 LAST_ENVIRONMENT = 3
 """KAPC.ApcStateIndex at most: InsertApcEnvironment (KAPC_ENVIRONMENT: ReactOS sdk/include/ndk/ketypes.h)."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from volatility3.framework import interfaces
 from volatility3.framework.configuration import requirements
 
+from .rules_requirement import unusable_rules
+
 
 class KernelRequirement(requirements.ModuleRequirement):
     """The kernel as a requirement that tells, when it is not met, why not and what to do."""
@@ -14,7 +16,12 @@ class KernelRequirement(requirements.ModuleRequirement):
     def unsatisfied(
         self, context: interfaces.context.ContextInterface, config_path: str
     ) -> dict[str, interfaces.configuration.RequirementInterface]:
-        """Return itself when the kernel's layer or symbols are missing, so that its description is printed."""
+        """Return itself when the kernel's layer or symbols are missing, so that its description is printed.
+
+        For rules that cannot be used it lacks nothing: what vol looks for, it opens the image for.
+        """
+        if unusable_rules(context, config_path):
+            return {}
         missing = super().unsatisfied(context, config_path)
         self._failed_in = (context, config_path) if missing else None
         return {interfaces.configuration.path_join(config_path, self.name): self} if missing else {}

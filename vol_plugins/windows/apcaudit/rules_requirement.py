@@ -1,9 +1,10 @@
-"""The options that give YARA rules, and the requirement that the rules can be used: when it is not met, it says why."""
+"""The options that give YARA rules, and the requirement that is not met where those cannot be used: it says why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
 from volatility3.framework import interfaces
 from volatility3.framework.configuration import requirements
@@ -17,7 +18,6 @@ Unmet = dict[str, interfaces.configuration.RequirementInterface]
 def rule_requirements() -> list[interfaces.configuration.RequirementInterface]:
     """Declare the options, with the meaning that vol's yarascan gives them."""
     return [
-        RulesRequirement(name="yara-rules", description="YARA rules that can be used"),
         requirements.URIRequirement(
             name="yara-file", optional=True, description="YARA rules for drivers: a file, or a folder of .yar files"
         ),
@@ -59,28 +59,33 @@ def rule_options(config: Mapping[str, Any] | Any) -> RuleOptions:
     )
 
 
-class RulesRequirement(interfaces.configuration.RequirementInterface):
-    """No option, but that the rules of the options compile: vol asks before it runs the plugin."""
+class UsableRules(interfaces.configuration.RequirementInterface):
+    """That YARA rules can be used: made where they cannot, with the reason for its description, so never met."""
 
-    _complaint: str | None = None
+    def unsatisfied(
+        self,
+        context: interfaces.context.ContextInterface,  # noqa: ARG002 - the interface's parameters
+        config_path: str,
+    ) -> Unmet:
+        """Return itself."""
+        return {interfaces.configuration.path_join(config_path, self.name): self}
 
-    def unsatisfied(self, context: interfaces.context.ContextInterface, config_path: str) -> Unmet:
-        """Compile what rules the user gave; where they cannot be used, the requirement's description says why."""
-        from .signatures.options import RuleError
-        from .signatures.rules import compile_rules
 
-        self._complaint = None
-        options = rule_options(context.config.branch(config_path))
-        if not options.own:
-            return {}
-        try:
-            compile_rules(options)
-        except RuleError as error:
-            self._complaint = str(error)
-            return {interfaces.configuration.path_join(config_path, error.option or self.name): self}
+# For whom rules were found to be usable: vol asks ten times, and thousands of files need not be read as often.
+_usable: list[tuple[ReferenceType[interfaces.context.ContextInterface], RuleOptions]] = []
+
+
+def unusable_rules(context: interfaces.context.ContextInterface, config_path: str) -> Unmet:
+    """Compile what rules the user gave; where they cannot be used, return what vol prints that of."""
+    options = rule_options(context.config.branch(config_path))
+    if not options.own or any(asking() is context and known == options for asking, known in _usable):
         return {}
+    from .signatures.options import RuleError
+    from .signatures.rules import compile_rules
 
-    @property
-    def description(self) -> str:
-        """What vol prints of a requirement that is not met."""
-        return str(super().description) if self._complaint is None else self._complaint
+    try:
+        compile_rules(options)
+    except RuleError as error:
+        return UsableRules(name=error.option or "yara-rules", description=str(error)).unsatisfied(context, config_path)
+    _usable[:] = [(ref(context), options)]
+    return {}

@@ -13,11 +13,11 @@ from typing import Any
 
 from volatility3.framework import constants, interfaces
 
+from ..isf_types import IsfTypes
 from ..memory import Memory
 from ..symbols import canonical
 from ..windows_version import read_build
 from .donors import Donor, donors, read_document
-from .isf_types import IsfTypes
 from .merge import conflict, merged, missing_types
 from .probe import Fit, probe
 

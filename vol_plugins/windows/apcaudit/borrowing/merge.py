@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .isf_types import is_anonymous
+from ..isf_types import is_anonymous
 
 PRODUCER = "apcaudit, types from "
 """How the producer's name in the metadata of a merged document begins; the file of the types follows."""

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import facts as windows
+from ..isf_types import IsfTypes
 from ..layout import Layout, LayoutError, read_layout
 from ..memory import PAGE, Memory
 from ..model import ThreadMembers
 from ..queues import walk
-from .isf_types import IsfTypes
 
 THREADS = 64
 """How many threads of the System process are looked at."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .. import facts as windows
-from ..model import Apc, Backing, Code, Facts, Finding, QueueName, Severity, Thread
+from ..model import Apc, Backing, Code, Ending, Facts, Finding, QueueName, Severity, Thread
 
 ApcCheck = Callable[[Apc, Thread, Facts], "Finding | None"]
 
@@ -110,9 +110,10 @@ def order_violation(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A special kernel APC stands behind a normal one."""
     if apc.kind != "special-kernel" or apc.queue.mode != windows.KERNEL_MODE:
         return None
-    queue = thread.queue(apc.queue)
-    before = queue.apcs[: apc.position] if queue is not None else ()
-    ahead = next((other for other in before if other.kind == "normal-kernel"), None)
+    # A thread that attached twice has two saved lists of one name.
+    at = apc.position
+    holder = next((queue.apcs for queue in thread.queues if queue.apcs[at : at + 1] == (apc,)), ())
+    ahead = next((other for other in holder[:at] if other.kind == "normal-kernel"), None)
     if ahead is None:
         return None
     return Finding(
@@ -133,8 +134,9 @@ def off_list_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A KAPC says it is queued to the thread, and no list holds it."""
     if apc.queue is not QueueName.OFF_LIST or apc.of_bugcheck:
         return None
-    unread = [queue.name.value for queue in thread.queues if not queue.intact]
-    if unread:
+    if thread.members.state in (None, windows.TERMINATED):
+        return None
+    if any(queue.ending is not Ending.CLOSED for queue in thread.queues):
         # It may hang where the walk could not follow; the row says where it was found.
         return None
     text = f"the KAPC says Inserted {apc.inserted} for this live thread, yet no list holds it: it was unlinked"

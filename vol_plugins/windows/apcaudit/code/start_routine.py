@@ -28,7 +28,7 @@ class StartRoutines:
     def check(self, thread: Thread) -> tuple[Finding, ...]:
         """Return the findings about a system thread's start routine, none where it is the kernel's own."""
         start = thread.members.start_address
-        if not thread.members.system_thread or not start or start < self._drivers.kernel_start:
+        if thread.start_backing is None or not start or start < self._drivers.kernel_start:
             return ()
         driver = self._drivers.holding(start)
         if driver is None or self._drivers.is_kernel(driver):

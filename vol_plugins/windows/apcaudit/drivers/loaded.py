@@ -84,6 +84,11 @@ class Drivers:
             driver = self.hidden.at(address)
         return driver
 
+    def everywhere(self) -> tuple[Driver, ...]:
+        """Return the loaded modules, and behind them what driver objects say of images that the list lacks."""
+        others = {driver.base: driver for driver in self.hidden.objects if self.at(driver.base) is None}
+        return (*self.drivers, *others.values())
+
     def image(self, driver: Driver) -> Image:
         """Return a driver's image, to be read as it is asked."""
         image = self._images.get(driver.base)

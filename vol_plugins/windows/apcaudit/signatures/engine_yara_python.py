@@ -93,7 +93,7 @@ class CompiledByYaraPython:
         self._yara = module
         self._rules = rules
 
-    def scan(self, data: bytes, externals: Mapping[str, External]) -> list[engines.RuleHit]:
+    def scan(self, data: bytes | bytearray, externals: Mapping[str, External]) -> list[engines.RuleHit]:
         """Scan a unit; what the rules do not declare of the externals is passed over."""
         flooded = 0
 

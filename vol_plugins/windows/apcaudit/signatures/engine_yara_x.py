@@ -66,7 +66,7 @@ class CompiledByYaraX:
         self._rules = rules
         self._of_thread = threading.local()
 
-    def scan(self, data: bytes, externals: Mapping[str, External]) -> list[engines.RuleHit]:
+    def scan(self, data: bytes | bytearray, externals: Mapping[str, External]) -> list[engines.RuleHit]:
         """Scan a unit; what the rules do not declare of the externals is passed over."""
         scanner = self._scanner()
         for name, value in externals.items():
@@ -75,7 +75,7 @@ class CompiledByYaraX:
             except ValueError:
                 continue
         try:
-            matching = scanner.scan(data).matching_rules
+            matching = scanner.scan(bytes(data)).matching_rules  # it takes nothing else
         except self._yara_x.TimeoutError as error:
             raise engines.TimeLimitError from error
         except self._yara_x.ScanError as error:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .engines import Compiled, RuleHit, find_engine
-from .externals import External
+from .engines import Compiled, find_engine, wants_start
 from .options import RuleError, RuleOptions
 from .sources import Source, gather, local_path, read_bytes
 
@@ -15,18 +13,13 @@ _COMPILED = "yara-compiled-file"
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Compiled rules of all origins."""
+    """Compiled rules of all origins, each part to be scanned by itself.
+
+    What cannot ask for a thread's start is a part of its own: thousands of rules need not see a driver again for
+    every thread that starts in it, because a few ask where.
+    """
 
     parts: tuple[Compiled, ...]
-
-    @property
-    def wants_start(self) -> bool:
-        """Whether a rule may ask for a thread's start."""
-        return any(part.wants_start for part in self.parts)
-
-    def scan(self, data: bytes, externals: Mapping[str, External]) -> list[RuleHit]:
-        """Scan a unit by all of them."""
-        return [hit for part in self.parts for hit in part.scan(data, externals)]
 
 
 # Vol asks a requirement several times whether it is met, and then the plugin runs: the last rules are kept, with
@@ -60,8 +53,10 @@ def compile_rules(options: RuleOptions) -> Rules:
 def _compile(sources: list[Source], loaded: bytes | None, location: str) -> Rules:
     engine = find_engine()
     parts: list[Compiled] = []
-    if sources:
-        parts.append(engine.compile(sources))
+    for asking in (False, True):
+        alike = [source for source in sources if wants_start(source.text) is asking]
+        if alike:
+            parts.append(engine.compile(alike))
     if loaded is not None:
         parts.append(engine.load(loaded, str(local_path(location) or location)))
     return Rules(tuple(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from ..drivers.loaded import Drivers
 from ..memory import Memory
@@ -19,6 +20,9 @@ STARTS_BOUND = 32
 
 WORKERS = 2
 """How many units are scanned at once where all of them are."""
+
+EVERY_BOUND = 4 << 30
+"""How many bytes of drivers are scanned where all of them are: ten times what a large machine loads."""
 
 APCS_BOUND = 16
 """Of how many APCs of a thread the drivers are scanned."""
@@ -38,23 +42,27 @@ class Signatures:
         self._units = Units(memory, drivers)
         self._rules: Rules | None = None
         self._tried = False
-        self._hits: dict[tuple[int, Start], tuple[RuleHit, ...]] = {}
+        self._hits: dict[tuple[int, int, Start], tuple[RuleHit, ...]] = {}  # by part, unit and start
         self._starts: dict[int, set[Start]] = {}
-        self._marked: dict[int, Unit] | None = None
+        self._marked: dict[int, tuple[Unit, list[str]]] | None = None
+        self._marking: dict[int, bool] = {}
         self._shown: set[int] = set()
         self._overdue = 0
         self._notes: list[str] = []
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be scanned, and hits in drivers that no thread given by `of` starts in."""
-        alone = [
-            f"YARA: {', '.join(sorted({hit.rule for hit in self._hits[base, _NOWHERE]}))} in {unit.name} at {base:#x},"
-            " where no listed thread starts"
-            for base, unit in (self._marked or {}).items()
-            if base not in self._shown
-        ]
-        return (*self._notes, *self._units.notes, *alone)
+        """What could not be scanned, and hits that no thread shows."""
+        return (*self._notes, *self._units.notes, *self.hits_alone)
+
+    @property
+    def hits_alone(self) -> tuple[str, ...]:
+        """Tell of hits in drivers that no thread given by `of` starts in."""
+        return tuple(
+            f"YARA: {', '.join(rules)} in {unit.name} at {unit.base:#x}, where no listed thread starts"
+            for unit, rules in (self._marked or {}).values()
+            if unit.base not in self._shown
+        )
 
     def compile(self) -> None:
         """Compile the rules, if there are any to be compiled.
@@ -72,8 +80,16 @@ class Signatures:
             return False
         if self._marked is None:
             self._marked = self._scan_all()
-        driver = self._drivers.at(address)
-        return driver is not None and driver.base in self._marked
+        known = self._marking.get(address)
+        if known is None:
+            driver = self._drivers.at(address)
+            unit = None if driver is None else Unit(driver.base, driver.size, driver)
+            # A rule may hit only where it sees the start.
+            known = unit is not None and (
+                unit.base in self._marked or bool(self._scan(unit, self._units.start(unit, address)))
+            )
+            self._marking[address] = known
+        return known
 
     def of(self, thread: Thread) -> tuple[YaraHit, ...] | None:
         """Scan what a thread depends on: the driver it starts in, and those of its APCs' routines.
@@ -112,7 +128,7 @@ class Signatures:
 
     def _wanted(self, thread: Thread) -> Iterator[tuple[Unit, Start]]:
         start = thread.members.start_address
-        if start is not None and thread.members.system_thread:
+        if start is not None and thread.start_backing is not None:
             unit = self._units.at(start)
             if unit is not None and self._worth(unit):
                 yield unit, self._units.start(unit, start)
@@ -129,23 +145,29 @@ class Signatures:
             return True
         return not self._drivers.is_kernel(unit.driver)
 
-    def _scan(self, unit: Unit, start: Start) -> tuple[RuleHit, ...]:
+    def _scan(self, unit: Unit, start: Start) -> list[RuleHit]:
+        """Scan a unit by every part of the rules, by those that cannot ask for a start only once."""
         rules = self._ready()
-        if rules is None:
-            return ()
-        seen = start if rules.wants_start else _NOWHERE
-        starts = self._starts.setdefault(unit.base, set())
-        if seen not in starts and len(starts) >= STARTS_BOUND:
-            seen = _NOWHERE
-        hits = self._hits.get((unit.base, seen))
-        if hits is not None:
-            return hits
-        starts.add(seen)
-        data, values = self._units.data(unit), externals(self._units.known(unit), seen)
-        return self._keep(unit, seen, lambda: rules.scan(data, values))
+        hits: list[RuleHit] = []
+        for number, part in enumerate(() if rules is None else rules.parts):
+            seen = self._bounded(unit, start) if part.wants_start else _NOWHERE
+            found = self._hits.get((number, unit.base, seen))
+            if found is None:
+                data, values = self._units.data(unit), externals(self._units.known(unit), seen)
+                found = self._keep(number, unit, seen, partial(part.scan, data, values))
+            hits += found
+        return hits
 
-    def _keep(self, unit: Unit, start: Start, scan: Callable[[], list[RuleHit]]) -> tuple[RuleHit, ...]:
-        """Scan a unit and remember what hit, nothing where the engine gives up, which is noted."""
+    def _bounded(self, unit: Unit, start: Start) -> Start:
+        """Return a start, or none where a unit has been scanned for as many as are."""
+        starts = self._starts.setdefault(unit.base, set())
+        if start not in starts and len(starts) >= STARTS_BOUND:
+            return _NOWHERE
+        starts.add(start)
+        return start
+
+    def _keep(self, number: int, unit: Unit, start: Start, scan: Callable[[], list[RuleHit]]) -> tuple[RuleHit, ...]:
+        """Scan a unit by a part of the rules and remember what hit; where the engine gives up, nothing and a note."""
         hits: tuple[RuleHit, ...] = ()
         try:
             hits = tuple(scan())
@@ -157,38 +179,43 @@ class Signatures:
             self._notes.append(f"YARA: {unit.name} was not scanned to its end, {TIME_LIMIT} seconds are the limit")
         except ScanError as error:
             self._notes.append(f"YARA: {unit.name} could not be scanned: {error}")
-        self._hits[unit.base, start] = hits
+        self._hits[number, unit.base, start] = hits
         return hits
 
-    def _scan_all(self) -> dict[int, Unit]:
-        """Scan every module, reading the next ones while the engine, which needs no Python, has the one before."""
+    def _scan_all(self) -> dict[int, tuple[Unit, list[str]]]:
+        """Scan every driver, reading the next ones while the engine, which needs no Python, has the one before."""
         rules = self._ready()
         if rules is None:
             return {}
         from concurrent.futures import Future, ThreadPoolExecutor
 
-        marked: dict[int, Unit] = {}
-        pending: deque[tuple[Unit, Future[list[RuleHit]]]] = deque()
+        found: dict[Unit, set[str]] = {}
+        pending: deque[tuple[int, Unit, Future[list[RuleHit]]]] = deque()
 
         def finish(waiting: int) -> None:
             while len(pending) > waiting:
-                unit, future = pending.popleft()
-                if self._keep(unit, _NOWHERE, future.result):
-                    marked[unit.base] = unit
+                number, unit, future = pending.popleft()
+                found.setdefault(unit, set()).update(
+                    hit.rule for hit in self._keep(number, unit, _NOWHERE, future.result)
+                )
 
+        scanned = 0
         with ThreadPoolExecutor(WORKERS) as pool:
-            for driver in self._drivers.drivers:
+            for driver in self._drivers.everywhere():
                 if self._rules is None:
                     break
                 unit = Unit(driver.base, driver.size, driver)
-                if not self._worth(unit):
-                    continue
+                scanned += unit.size
+                if scanned > EVERY_BOUND:
+                    self._notes.append(f"YARA: drivers from {unit.name} on are not scanned: they claim too many bytes")
+                    break
                 self._starts.setdefault(unit.base, set()).add(_NOWHERE)
-                values = externals(self._units.known(unit), _NOWHERE)
-                pending.append((unit, pool.submit(rules.scan, self._units.data(unit), values)))
+                data, values = self._units.read(unit), externals(self._units.known(unit), _NOWHERE)
+                for number, part in enumerate(rules.parts):
+                    pending.append((number, unit, pool.submit(part.scan, data, values)))
                 finish(WORKERS)
             finish(0)
-        return marked
+        return {unit.base: (unit, sorted(rules)) for unit, rules in found.items() if rules}
 
 
 def _hit(hit: RuleHit, unit: Unit, start: Start) -> YaraHit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..drivers.driver import Driver
@@ -13,6 +14,9 @@ from .externals import Known, Start
 
 BEFORE, BEHIND = 4 * PAGE, 16 * PAGE
 """How much memory around code in no image makes a unit; shellcode is smaller than that."""
+
+RUN = 256 << 10
+"""How many bytes are read at once: what is larger, and given back at once, costs the system new pages every time."""
 
 KEPT = 64 << 20
 """How many bytes of units are kept in case another thread starts in one of them."""
@@ -38,7 +42,7 @@ class Units:
     def __init__(self, memory: Memory, drivers: Drivers) -> None:
         self._memory = memory
         self._drivers = drivers
-        self._data: OrderedDict[int, bytes] = OrderedDict()
+        self._data: OrderedDict[int, bytearray] = OrderedDict()
         self._known: dict[int, Known] = {}
         self._loose: list[Unit] = []
         self.notes: list[str] = []
@@ -84,47 +88,67 @@ class Units:
     def _imports(self, driver: Driver) -> tuple[str, ...]:
         addresses = self._drivers.image(driver).import_addresses
         names: set[str] = set()
+        astray: list[int] = []
+        patched: list[int] = []
         for address in addresses.values():
-            names.update(self._drivers.function_names(address))
-        astray = [address for address in addresses.values() if self._drivers.at(address) is None]
-        if astray:
-            self.notes.append(
-                f"{driver.label}: {len(astray)} of {len(addresses)} imports lead to no loaded module, the first to"
-                f" {astray[0]:#x}"
-            )
+            found = self._drivers.function_names(address)
+            names.update(found)
+            holder = None if found else self._drivers.at(address)
+            if not found and holder is None:
+                astray.append(address)
+            elif holder is not None and self._drivers.image(holder).exports.addresses:
+                patched.append(address)
+        for strange, where in ((astray, "no loaded module"), (patched, "no function that a module exports")):
+            if strange:
+                self.notes.append(
+                    f"{driver.label}: {len(strange)} of {len(addresses)} imports lead to {where}, the first to"
+                    f" {self._drivers.code(strange[0])}"
+                )
         return tuple(sorted(names))
 
-    def data(self, unit: Unit) -> bytes:
-        """Read a unit, zeros for pages that cannot be read."""
+    def data(self, unit: Unit) -> bytearray:
+        """Read a unit, zeros for pages that cannot be read, and keep it in case another thread starts in it."""
         data = self._data.get(unit.base)
         if data is None:
-            data = self._data[unit.base] = read_padded(self._memory, unit.base, unit.size)
+            data = self._data[unit.base] = self.read(unit)
             while len(self._data) > 1 and sum(map(len, self._data.values())) > KEPT:
                 self._data.popitem(last=False)
         return data
 
+    def read(self, unit: Unit) -> bytearray:
+        """Read a unit as `data` does, and forget it."""
+        return read_padded(self._memory, unit.base, unit.size)
 
-def read_padded(memory: Memory, base: int, size: int) -> bytes:
+
+def read_padded(memory: Memory, base: int, size: int) -> bytearray:
     """Read virtual memory, zeros for pages that cannot be read; pages that lie side by side are read at once."""
-    pieces: list[bytes] = []
-    run, length = None, 0  # physical address and length of the run; None is one of unmapped pages
-    for address in range(base, base + size, PAGE):
-        page = memory.physical(address)
-        step = min(PAGE, base + size - address)
-        if length and (page is None if run is None else page == run + length):
-            length += step
+    data = bytearray(size)
+    for at, start, length in _runs(memory, base, size):
+        piece = memory.read_physical(start, length)
+        if piece is not None:
+            data[at : at + length] = piece
             continue
-        if length:
-            pieces.append(_run(memory, run, length))
-        run, length = page, step
-    pieces.append(_run(memory, run, length))
-    return b"".join(pieces)
+        for page in range(0, length, PAGE):
+            piece = memory.read_physical(start + page, min(PAGE, length - page))
+            if piece is not None:
+                data[at + page : at + page + len(piece)] = piece
+    return data
 
 
-def _run(memory: Memory, start: int | None, length: int) -> bytes:
-    if start is None:
-        return bytes(length)
-    data = memory.read_physical(start, length)
-    if data is not None or length <= PAGE:
-        return data if data is not None else bytes(length)
-    return b"".join(_run(memory, start + at, min(PAGE, length - at)) for at in range(0, length, PAGE))
+def _runs(memory: Memory, base: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield what is mapped of a range: offset in it, physical address and length of each run of adjacent pages."""
+    at = start = length = offset = 0
+    while offset < size:
+        address = base + offset
+        page = memory.physical(address)
+        # A base that a list makes up need not be a page's.
+        step = min(PAGE - address % PAGE, size - offset)
+        if page is not None and length and page == start + length and length < RUN:
+            length += step
+        else:
+            if length:
+                yield at, start, length
+            at, start, length = (offset, 0, 0) if page is None else (offset, page, step)
+        offset += step
+    if length:
+        yield at, start, length

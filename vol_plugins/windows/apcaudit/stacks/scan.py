@@ -12,6 +12,10 @@ from enum import Enum
 from .frame import How
 from .surroundings import FRAMES_BOUND, FUNCTION_BOUND, CodeView, Found, StackView
 
+# At a call the stack pointer is a multiple of this, so that the return address lies 8 bytes below one (Microsoft, "x64
+# stack usage"). Code by hand may do otherwise: it is asked only where no call is seen before a return address.
+_ALIGNMENT = 16
+
 
 class Link(Enum):
     """What the call before a return address says of the frame below it."""
@@ -43,6 +47,8 @@ class Scanner:
             if value is None or not self.code.is_code(value):
                 continue
             call = self.code.call_before(value)
+            if call.follows is None and size == 8 and slot % _ALIGNMENT != 8:
+                continue
             found = Found(value, How.SCANNED, self._address(slot), slot, follows_call=call.follows)
             if call.follows is None and self.code.function(value) != value and len(pending) < FRAMES_BOUND:
                 pending.append(found)

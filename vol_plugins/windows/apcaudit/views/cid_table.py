@@ -10,6 +10,7 @@ from struct import Struct
 from ..facts import ID_STEP
 from ..layout import Member
 from ..memory import PAGE, Memory
+from ..queues import walk
 from ..structures import read_member
 from ..symbols import KernelSymbols
 
@@ -18,6 +19,9 @@ LEVEL_MASK = 7
 
 PAGE_BOUND = 1 << 16
 """How many pages of entries are read: sixteen million IDs, as many as a table of three levels has on x64."""
+
+_THREADS_ASKED = 8
+"""How many threads of System are asked whether the table has them; a rootkit takes out its own, never all."""
 
 
 class Objects:
@@ -57,7 +61,8 @@ class CidTable:
     """Object addresses by ID, as the table has them.
 
     `complete` is whether every page of the table was read, `confirmed` whether the decoding is proven by the
-    System process standing under its own ID: only then is an ID that is missing evidence of anything.
+    System process and a thread of it standing under their own IDs: only then is an ID that is missing evidence of
+    anything.
     """
 
     objects: Objects = field(default_factory=Objects)
@@ -147,9 +152,20 @@ def _lower(memory: Memory, pages: list[int]) -> tuple[list[int], bool]:
 
 
 def _system_is_in(objects: Objects, memory: Memory, symbols: KernelSymbols) -> bool:
+    """Tell whether the System process and one of its first threads stand under their own IDs.
+
+    The thread too: a table that holds processes only, whatever made it so, tells of no thread that it is missing.
+    """
     symbol = symbols.address("PsInitialSystemProcess")
     system = None if symbol is None else memory.pointer(symbol)
-    if not system:
+    head = symbols.member("_EPROCESS", "ThreadListHead.Flink")
+    entry = symbols.member("_ETHREAD", "ThreadListEntry.Flink")
+    if not system or head is None or entry is None:
         return False
     pid = read_member(memory, symbols, "_EPROCESS", "UniqueProcessId", system)
-    return pid is not None and objects.get(pid) == system
+    if pid is None or objects.get(pid) != system:
+        return False
+    ring = walk(memory.links, system + head.offset, pointer_size=memory.pointer_size, bound=_THREADS_ASKED)
+    threads = [each - entry.offset for each in ring.entries]
+    tids = (read_member(memory, symbols, "_ETHREAD", "Cid.UniqueThread", thread) for thread in threads)
+    return any(tid and objects.get(tid) == thread for thread, tid in zip(threads, tids, strict=True))

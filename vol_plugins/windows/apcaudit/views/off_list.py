@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import facts as windows
 from ..apc_lists import ApcLists
 from ..layout import Layout
 from ..memory import PAGE, Memory
@@ -29,12 +30,15 @@ class OffList:
         return address in self._found
 
     def of(self, thread: Thread, queues: tuple[Queue, ...]) -> Queue | None:
-        """Return the KAPCs that say they are queued to a thread and are on no list, None when there are none.
+        """Return the KAPCs that say they are queued to a live thread and are on no list, None when there are none.
 
         Args:
             thread: the thread.
             queues: its lists as they were read.
         """
+        if thread.members.state == windows.TERMINATED:
+            # What it did not live to run lies in memory until that is used again.
+            return None
         listed = {self._memory.physical(apc.address) for queue in queues for apc in queue.apcs}
         apcs: list[Apc] = []
         for physical in self._found.get(thread.address, ()):

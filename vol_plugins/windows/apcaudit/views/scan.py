@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from volatility3.framework import constants, interfaces
 
@@ -12,6 +11,7 @@ from ..memory import PAGE, Memory
 from ..symbols import KernelSymbols
 from .mappings import kernel_addresses
 from .pool_scan import ApcFinder, ApcShape, ThreadFinder, ThreadShape
+from .scanned import Scanned
 
 HIT_BOUND = 1 << 20
 """How many hits are kept; more are no machine's threads and APCs, but an image made to exhaust memory."""
@@ -30,20 +30,6 @@ _RINGS = (
     "IrpList.Flink",
 )
 _BACKS = ("Tcb.SchedulerApc.Thread", "Tcb.SuspendApc.Thread", "Tcb.WaitBlock[0].Thread")
-
-
-@dataclass(slots=True)
-class Scanned:
-    """What the scan found: threads by virtual address, and physical KAPC addresses by KAPC.Thread.
-
-    `unmapped` counts threads that no kernel address maps: copies, or pages given back. `cut_short` is whether
-    more was found than is kept.
-    """
-
-    threads: dict[int, int] = field(default_factory=dict)
-    apcs: dict[int, list[int]] = field(default_factory=dict)
-    unmapped: int = 0
-    cut_short: bool = False
 
 
 class _Scanner(interfaces.layers.ScannerInterface):
