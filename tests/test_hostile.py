@@ -12,8 +12,8 @@ from volatility3.plugins.windows.apcaudit.minidump.triage import parse_minidump
 
 from apcaudit.synthetic import adversaries
 from apcaudit.synthetic.image import Image
-from apcaudit.synthetic.scene import Apc, Thread
-from apcaudit.synthetic.scenes.common import FLTMGR
+from apcaudit.synthetic.scene import Apc, Driver, Thread
+from apcaudit.synthetic.scenes.common import FLTMGR, HAL
 from fuzz.findings import unprintable
 from fuzz.subject import Subject
 from fuzz.symbol_file import SymbolFileSubject
@@ -125,6 +125,30 @@ def test_own_heads_without_the_process(kernel: str, tmp_path: Path) -> None:
         found = audited(kernel, tmp_path, threads, changes=changes)
         assert "list-broken" in found.codes(0x404)
         assert "bad-object" not in found.codes(0x404)
+
+
+@KERNELS
+@pytest.mark.parametrize("loss", ["the page is gone", "another PID"])
+def test_a_thread_of_system_without_its_process(kernel: str, loss: str, tmp_path: Path) -> None:
+    """A thread of System whose flag was cleared starts nowhere also where System itself is damaged."""
+
+    def clear(image: Image) -> None:
+        memory, body = image.memory, image.address_of[0x400]
+        for path in ("Tcb.SystemThread", "SystemThread"):
+            memory.write(body, "_ETHREAD", path, 0, optional=True)
+
+    def lose(image: Image) -> None:
+        process = image.address_of["process:System"]
+        if loss == "another PID":
+            image.memory.write(process, "_EPROCESS", "UniqueProcessId", 0x4444)
+        else:
+            image.memory.space.unmap(process & ~0xFFF)
+
+    threads = (Thread(0x400, start="Ghost+0x1100"),)
+    drivers = (HAL, FLTMGR, Driver("Ghost.sys", listed=False, driver_object=False))
+    for changes in ((clear,), (clear, lose)):
+        found = audited(kernel, tmp_path, threads, changes=changes, drivers=drivers)
+        assert found.codes(0x400).get("orphan-start") == "high"
 
 
 @KERNELS
