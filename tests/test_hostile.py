@@ -152,6 +152,22 @@ def test_a_thread_of_system_without_its_process(kernel: str, loss: str, tmp_path
 
 
 @KERNELS
+def test_kernel_space_that_is_said_to_begin_higher(kernel: str, tmp_path: Path) -> None:
+    """MmSystemRangeStart amid the pool makes no KAPC one of user space, and the scan loses no thread."""
+
+    def raise_it(image: Image) -> None:
+        start = (image.address_of["process:System"] + 0x100000) & ~0xFFFF
+        image.memory.write_pointer(image.kernel.address("MmSystemRangeStart"), start)
+
+    running = {"state": "Running", "wait_reason": "Executive", "kernel_apc_pending": True}
+    hidden = Thread(0x404, in_thread_list=False, in_cid_table=False)
+    threads = (Thread(0x400, kernel_apcs=(Apc("fltMgr!FltSendMessage"),), **running), hidden)
+    found = audited(kernel, tmp_path, threads, changes=(raise_it,), scan=True)
+    assert found.codes(0x400) == {}
+    assert found.codes(0x404) == {"hidden-thread": "high"}
+
+
+@KERNELS
 def test_headers_that_cannot_be_read_are_noted(kernel: str, tmp_path: Path) -> None:
     """Where the page with a driver's headers is gone, nothing contradicts its entry any more, and a note says so."""
 

@@ -187,8 +187,16 @@ def read_drivers(memory: Memory, symbols: KernelSymbols) -> Drivers:
 
 
 def _kernel_start(memory: Memory, symbols: KernelSymbols) -> int:
-    """Return where kernel space begins: what the kernel says (a 3 GB boot moves it), else the usual address."""
-    usual = 0xFFFF800000000000 if memory.bits == 64 else 0x80000000  # Windows Internals, "Address space layouts"
-    symbol = symbols.address("MmSystemRangeStart")
+    """Return where kernel space begins: the usual address, or what a kernel of x86 says (a 3 GB boot moves it).
+
+    It is not believed where the System process lies below it: all of the kernel's memory would be taken for a user's.
+    """
+    if memory.bits == 64:
+        return 0xFFFF800000000000  # Windows Internals, "Address space layouts"
+    usual, highest = 0x80000000, 0xC0000000  # /3GB, and what IncreaseUserVa can choose between them (WDK, BCDEdit)
+    symbol, system = symbols.address("MmSystemRangeStart"), symbols.address("PsInitialSystemProcess")
     said = None if symbol is None else memory.pointer(symbol)
-    return said if said and usual <= said <= symbols.base else usual
+    process = None if system is None else memory.pointer(system)
+    if not said or not usual <= said <= min(highest, symbols.base) or (process and process < said):
+        return usual
+    return said
