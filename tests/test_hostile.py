@@ -199,6 +199,7 @@ LIES = [
     ("base_types", "unsigned char", "size", 0),
     ("base_types", "pointer", "size", 2),
     ("user_types", "_KAPC", "size", 8),
+    ("user_types", "_KAPC", "size", 0x1000),
     ("user_types", "_ETHREAD", "size", 1 << 40),
     ("user_types", "_LIST_ENTRY", "fields", {}),
     (

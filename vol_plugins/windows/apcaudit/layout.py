@@ -163,7 +163,9 @@ _THREAD_PATHS: tuple[tuple[str, ...], ...] = (
 _SIGNED = frozenset({"kernel_apc_disable", "special_apc_disable"})
 
 STRUCTURE_BOUND = 0x10000
-"""The largest _ETHREAD or _KAPC that is believed, in bytes; genuine ones have less than 0x1000."""
+"""The largest _ETHREAD that is believed, in bytes; genuine ones have less than 0x1000."""
+
+_LARGEST_KAPC = 0xFF  # KAPC.Size is a byte since Vista; genuine ones have 0x30 and 0x58
 
 _APC_MEMBERS = (
     "Type",
@@ -231,6 +233,8 @@ def read_layout(lookup: MemberLookup, size_of: Callable[[str], int | None]) -> L
     apc = [_needed(lookup, "_KAPC", name) for name in _APC_MEMBERS]
     _check("_ETHREAD", sizes["_ETHREAD"] or 0, [*thread, *lists])
     _check("_KAPC", sizes["_KAPC"] or 0, [*apc, entry])
+    if (sizes["_KAPC"] or 0) > _LARGEST_KAPC:
+        raise LayoutError(f"the symbol table's _KAPC has {sizes['_KAPC']:#x} bytes, more than its own Size can say")
     lacks = frozenset(name for name, member in zip(names, thread, strict=True) if member is None)
     return Layout(
         pointer_size=entry.size,
