@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import volatility3.plugins
 import volatility3.symbols
-from volatility3 import framework
+from volatility3 import framework, schemas
 from volatility3.framework import automagic, constants, contexts, exceptions, interfaces, plugins
 from volatility3.framework.configuration import requirements
+from volatility3.framework.layers import resources
+from volatility3.framework.symbols import intermed
 
 from apcaudit import where
 from apcaudit.bulk.records import Address, ApcRow, DriverRow, FindingRow, ThreadRow
 from apcaudit.bulk.rows import Rows, address_of, time_of
+from apcaudit.bulk.symbol_files import SymbolFiles
 from apcaudit.errors import ApcAuditError
 
 _PACKAGE = "volatility3.plugins.windows.apcaudit"
@@ -37,8 +42,12 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the audit of an image gave; times in seconds since 1970, addresses virtual."""
+    """What the audit of an image gave; times in seconds since 1970, addresses virtual.
 
+    `symbol_file` is the URL of the file that says how the kernel's structures lie.
+    """
+
+    symbol_file: str
     kernel: Kernel | None
     windows: str | None
     bits: int
@@ -110,6 +119,35 @@ def _find_own() -> Path:
     return own_symbols
 
 
+_symbol_files = SymbolFiles(
+    lambda url: resources.ResourceAccessor().open(url), schemas.validate, volatility3.symbols.__path__
+)
+
+
+def share() -> None:
+    """Make ready to be forked for each image: load what vol loads with the first one, and keep what all will need."""
+    of_vol: Any = intermed
+    of_vol.json = of_vol.schemas = _symbol_files
+    nothing = Path(constants.CACHE_PATH, "nothing")
+    if not nothing.exists():
+        nothing.write_bytes(bytes(0x1000))
+    with suppress(NoKernelError):
+        identify(nothing)
+    _keep()
+
+
+def learn(url: str) -> None:
+    """Take note of a symbol file that an image needed: from the second image on it is parsed already."""
+    if _symbol_files.used(url):
+        _keep()
+
+
+def _keep() -> None:
+    """Leave what is there alone, so that a forked process need not copy it to look whether it is garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 @functools.cache
 def _plugin() -> Any:
     framework.import_files(volatility3.plugins, True)
@@ -148,6 +186,7 @@ def read(image: str, path: Path, *, scan: bool, rules: Path | None, stage: Calla
         rows.add(audited)
     bugcheck = facts.bugcheck
     return Contents(
+        symbol_file=_symbol_file(made.context, made.config["kernel"]),
         kernel=_kernel(made.context, made.config["kernel"]),
         windows=None if facts.version is None else ".".join(str(each) for each in facts.version),
         bits=facts.bits,
@@ -221,10 +260,15 @@ def _kernel(context: interfaces.context.ContextInterface, name: str) -> Kernel |
     said = getattr(table, "metadata", None)
     guid, age = getattr(said, "pdb_guid", None), getattr(said, "pdb_age", None)
     # The table's own metadata does not name the PDB: its file lies in a folder of that name.
-    pdb = str(table.config.get("isf_url", "")).replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
+    pdb = _symbol_file(context, name).replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
     if not guid or age is None:
         return None
     return Kernel(pdb, str(guid), int(age))
+
+
+def _symbol_file(context: interfaces.context.ContextInterface, name: str) -> str:
+    table: Any = context.symbol_space[context.modules[name].symbol_table_name]
+    return str(table.config.get("isf_url", ""))
 
 
 class _Warnings(logging.Handler):

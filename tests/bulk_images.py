@@ -88,11 +88,13 @@ def write_broken(folder: Path) -> None:
     (folder / "stranger.dmp").write_bytes(dump[:at] + bytes(range(16)) + dump[at + 16 :])
 
 
-def apcaudit(*arguments: object, cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def apcaudit(
+    *arguments: object, cache: Path, timeout: float | None = 240, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     command = [sys.executable, "-m", "apcaudit", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment(cache), timeout=240, **options
+        command, capture_output=True, text=True, check=False, env=environment(cache), timeout=timeout, **options
     )
 
 

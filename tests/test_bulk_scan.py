@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
-    worker._isolation_of.cache_clear()
+    worker.readers.stop()
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
     else:
@@ -289,6 +289,7 @@ def test_exit_codes(outcomes: list[Outcome], fail_on: str | None, code: int) -> 
         (["nonesuch", "-o", "x"], "no such file"),
         ([".", "-o", "x", "--memory", "much"], "no size"),
         ([".", "-o", "x", "-s", "nonesuch"], "no such folder"),
+        ([".", "-o", "x", "--workers", "2", "--scheduler", "tcp://a:1"], "give one of them"),
         (["."], "-o/--output"),
     ],
 )

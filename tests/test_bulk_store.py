@@ -70,6 +70,17 @@ def test_what_is_unfinished_is_not_seen(tmp_path: Path) -> None:
     assert store.connect(tmp_path).execute("SELECT image FROM images").fetchall() == [("bb",)]
 
 
+def test_damaged_results(tmp_path: Path) -> None:
+    """Results that a disk has spoilt are told by name; a scan of that image finds none and puts whole ones there."""
+    store.write(tmp_path, Records(image_row("aa")))
+    (tmp_path / "aa" / "images.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ApcAuditError, match=r"aa: its results are damaged"):
+        store.images(tmp_path)
+    assert store.find(tmp_path, "aa") is None
+    store.write(tmp_path, Records(image_row("aa")))
+    assert [row.image for row in store.images(tmp_path)] == ["aa"]
+
+
 def test_several_writers_of_one_image(tmp_path: Path) -> None:
     """Writers of the same image at the same time leave it whole and once."""
     failures: list[BaseException] = []

@@ -39,5 +39,5 @@ def test_a_bomb_among_the_symbol_files(tmp_path: Path) -> None:
         check=True,
         cwd=ROOT,
     )
-    assert json.loads(done.stdout) == {"ready": True}
+    assert done.stdout == ""
     assert int(done.stderr.rpartition("peak ")[2]) << 10 < LIMIT

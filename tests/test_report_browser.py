@@ -195,6 +195,15 @@ def test_from_the_matrix_to_the_findings(opened: Any) -> None:
     assert column(opened, FINDINGS, 1) == ["routine-unbacked"]
 
 
+def test_landmarks_are_told_apart(opened: Any) -> None:
+    """Each part that a screen reader lists has a name, and no two have the same."""
+    landmarks = opened.find_elements(By.CSS_SELECTOR, "nav, section, [role=region]")
+    names = [landmark.accessible_name for landmark in landmarks if landmark.is_displayed()]
+    assert len(names) > 10
+    assert all(names)
+    assert sorted(names) == sorted(set(names))
+
+
 def test_light_and_dark(opened: Any) -> None:
     """The page follows the scheme that the reader prefers."""
     grounds = []

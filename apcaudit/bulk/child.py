@@ -1,7 +1,8 @@
 """The process that touches images: it has everything imported, and forks for each request.
 
-Requests and answers are JSON lines on stdin and stdout. Nothing but text comes back of a process that read hostile
-bytes. Where there is no fork it answers one request and ends.
+Requests and answers are JSON lines on stdin and stdout; an answer counts when the process that gave it has ended.
+Nothing but text comes back of a process that read hostile bytes. Where there is no fork it answers one request and
+ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from apcaudit.errors import ApcAuditError
 _CAN_FORK = sys.platform == "linux"
 
 _OWN_EXIT = 0
+
+_LAST_WORDS = 4096
+"""Bytes that are taken of what a child says to its parent."""
 
 _NEAR = 0.8
 """Part of the memory limit from which a process is said to have come near it."""
@@ -55,7 +59,9 @@ def main() -> None:
     symbols = tuple(Path(each) for each in start["symbols"])
     with _limited(start["index_memory"]):
         framework.prepare(symbols, Path(start["cache"]), offline=start["offline"])
-    answers.send(ready=True)
+        if _CAN_FORK:
+            # What could not be indexed is read again here.
+            framework.share()
     # Not through sys.stdin, which would read ahead what belongs to nobody after a fork.
     with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
         while line := requests.readline():
@@ -88,10 +94,11 @@ def _fork(request: dict[str, Any], answers: Answers) -> None:
     if pid == 0:
         os.close(ours)
         _limit(request["memory"])
-        handle(request, answers)
+        os.write(theirs, handle(request, answers).encode()[:_LAST_WORDS])
         os._exit(_OWN_EXIT)
     os.close(theirs)
-    if _asker_went(ours):
+    last_words = _last_words(ours)
+    if last_words is None:
         os.kill(pid, signal.SIGKILL)
         shutil.rmtree(request["scratch"], ignore_errors=True)
         os._exit(1)
@@ -101,19 +108,29 @@ def _fork(request: dict[str, Any], answers: Answers) -> None:
         answers.send(failed=f"its process was killed by signal {signal.Signals(-status).name}")
     elif status != _OWN_EXIT:
         answers.send(failed=f"its process ended with exit code {status}")
+    # What came before is this image's, what comes after is the next one's.
+    answers.send(ended=True)
+    if status == _OWN_EXIT and last_words:
+        # All that it does is save time, and a file that cannot be read is the next image's failure.
+        with contextlib.suppress(Exception):
+            framework.learn(last_words.decode())
 
 
-def _asker_went(child: int) -> bool:
-    """Wait for the child, whose pipe closes when it ends; True when our asker's end of stdin closes first."""
+def _last_words(child: int) -> bytes | None:
+    """Return what the child writes to its pipe before it ends; None when our asker's end of stdin closes first."""
     poll = select.poll()
     poll.register(child, select.POLLIN)
     poll.register(0, 0)
+    said = b""
     while True:
         ready = dict(poll.poll())
         if child in ready:
-            return False
-        if ready:
-            return True
+            block = os.read(child, _LAST_WORDS)
+            if not block:
+                return said
+            said = (said + block)[:_LAST_WORDS]
+        elif ready:
+            return None
 
 
 def _limit(memory: int) -> None:
@@ -126,8 +143,12 @@ def _limit(memory: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
-def handle(request: dict[str, Any], answers: Answers) -> None:
-    """Do what is asked: unpack and hash a file, audit one, or identify its kernel; whatever goes wrong is an answer."""
+def handle(request: dict[str, Any], answers: Answers) -> str:
+    """Do what is asked: unpack and hash a file, audit one, or identify its kernel; whatever goes wrong is an answer.
+
+    Gives the URL of the symbol file that the image needed, nothing where none was read.
+    """
+    symbol_file = ""
     try:
         if request["do"] == "hash":
             path, member = Path(request["path"]), request["member"]
@@ -139,7 +160,7 @@ def handle(request: dict[str, Any], answers: Answers) -> None:
             file, image = Path(request["file"]), request["image"]
             rules = None if request["rules"] is None else Path(request["rules"])
             contents = framework.read(image, file, scan=request["scan"], rules=rules, stage=answers.stage)
-            done = dataclasses.asdict(contents)
+            done, symbol_file = dataclasses.asdict(contents), contents.symbol_file
             short = _short_of_memory(request["memory"])
             done["notes"] = (*done["notes"], f"{short}: parts may be missing") if short else done["notes"]
             answers.send(done=done)
@@ -150,6 +171,7 @@ def handle(request: dict[str, Any], answers: Answers) -> None:
     except Exception as error:
         # An image of whatever bytes must not end the scan of the others: anything unforeseen is its own failure.
         _send_failure(f"{type(error).__name__}: {error}", request, answers)
+    return symbol_file
 
 
 def _send_failure(text: str, request: dict[str, Any], answers: Answers) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from apcaudit.bulk import worker
@@ -27,7 +25,7 @@ _HERE = "this process"
 
 def run(
     evidence: Sequence[Evidence], settings: Settings, stage: Stage, *, scheduler: str | None, workers: int | None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Scan images, yielding what became of each as it is known.
 
     Args:
@@ -35,7 +33,7 @@ def run(
         settings: what holds for all.
         stage: told what each worker is at.
         scheduler: address of a Dask scheduler; its workers need the same paths. A cluster of this machine when None.
-        workers: how many processes on this machine, one a core when None; 0 is none but this one.
+        workers: how many images are read at once on this machine, one a core when None; 0 is one, without Dask.
 
     Raises:
         ApcAuditError: the scheduler cannot be reached, or went away.
@@ -45,39 +43,42 @@ def run(
             source = each.source
             yield worker.scan(each, settings, lambda at, source=source: stage(_HERE, source, at))  # type: ignore[misc]
         return
-    distributed = load("distributed")
+    if scheduler is None:
+        count = min(workers or os.cpu_count() or 1, max(1, len(evidence)))
+        # They load what they need while this process loads Dask.
+        worker.readers.prepare(settings, count)
     with contextlib.ExitStack() as stack:
+        distributed = load("distributed")
         if scheduler is None:
-            count = min(workers or os.cpu_count() or 1, max(1, len(evidence)))
-            with _deaf_children():
-                local = distributed.LocalCluster(
-                    n_workers=count,
-                    threads_per_worker=1,
-                    host="127.0.0.1",
-                    dashboard_address=None,
-                    silence_logs=logging.CRITICAL,
-                )
-            address = stack.enter_context(local)
+            address: Any = stack.enter_context(_local(distributed, count))
         else:
             address = scheduler
         try:
             client = stack.enter_context(distributed.Client(address, set_as_default=False, timeout="5s"))
         except (OSError, ValueError) as error:
             raise ApcAuditError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+        if scheduler is None:
+            # Before the cluster ends, which waits for its threads: those wait for the processes.
+            stack.callback(worker.readers.stop)
         yield from _spread(distributed, client, evidence, settings, stage)
 
 
 @contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C: this one ends them, without a traceback each."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _local(distributed: Any, count: int) -> Iterator[Any]:
+    """Run a cluster in this process: a thread for each worker waits for the process in which images are read."""
+    quick = {"distributed.worker.profile.enabled": False, "distributed.diagnostics.nvml": False}
+    with (
+        load("dask").config.set(quick),
+        distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=False,
+            memory_limit=None,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as local,
+    ):
+        yield local
 
 
 def _spread(

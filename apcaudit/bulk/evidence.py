@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from apcaudit.bulk.vmware import is_state
 from apcaudit.errors import ApcAuditError
 
 #: Files that lie beside images in a folder of evidence and are none; a file that is named itself is always taken.
@@ -44,9 +45,6 @@ _BESIDE = frozenset(
         ".pcapng",
     }
 )
-
-#: State of a VMware machine, which vol reads together with the memory file of the same name.
-_VMWARE_STATE = (".vmss", ".vmsn")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,12 +90,8 @@ def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
         folders[:] = sorted(each for each in folders if each[0] != "." and os.path.join(parent, each) != hidden)
         for name in sorted(files):
             path = Path(parent, name)
-            if name[0] != "." and path.suffix.lower() not in _BESIDE and not _is_state(path) and path.is_file():
+            if name[0] != "." and path.suffix.lower() not in _BESIDE and not is_state(name, files) and path.is_file():
                 yield path
-
-
-def _is_state(path: Path) -> bool:
-    return path.suffix.lower() in _VMWARE_STATE and path.with_suffix(".vmem").is_file()
 
 
 def _members(path: Path) -> Iterator[Evidence]:
@@ -109,7 +103,9 @@ def _members(path: Path) -> Iterator[Evidence]:
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 names = [each.filename for each in archive.infolist() if not each.is_dir()]
-            yield from (Evidence(path, name) for name in names if Path(name).suffix.lower() not in _BESIDE)
+            for name in names:
+                if Path(name).suffix.lower() not in _BESIDE and not is_state(name, names):
+                    yield Evidence(path, name)
             return
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         # Whoever scans it fails too, and says why in a row.

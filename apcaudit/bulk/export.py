@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import typing
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -17,8 +18,10 @@ from apcaudit.reports.visible import visible
 
 _ROWS_AT_ONCE = 1000
 
-#: What makes a spreadsheet run a cell (OWASP, "CSV Injection"), and the wide forms that East Asian locales take too.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+#: Where a spreadsheet would begin to run text (OWASP, "CSV Injection"): at a cell's first character, and behind what
+#: another locale takes for the end of a cell. The wide forms are those that East Asian locales take too.
+_SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"
+_FORMULA = re.compile(rf'^(?=[{_SIGNS}\t\r\n])|(?<=[;,\t\r\n"])(?=[{_SIGNS}])')
 
 #: Columns of a Timesketch line that say what it is about: of threads and of images, as SQL.
 _ABOUT = """image, i.source, t.thread, t.pid, t.tid, t.process, t.severity, t.findings"""
@@ -90,10 +93,7 @@ def _line(values: list[Any]) -> str:
 
 def _harmless(value: Any) -> Any:
     """Put an apostrophe before text that a spreadsheet would run, and escape what a terminal would; numbers stay."""
-    if not isinstance(value, str):
-        return value
-    shown = visible(value)
-    return f"'{shown}" if value.startswith(_FORMULA) else shown
+    return _FORMULA.sub("'", visible(value)) if isinstance(value, str) else value
 
 
 def _time(seconds: float) -> str | None:

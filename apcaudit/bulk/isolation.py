@@ -29,6 +29,10 @@ class ImageError(ApcAuditError):
         self.stage = stage
 
 
+class StoppedError(Exception):
+    """The process was ended because the whole scan is: nothing is known of the image that it read."""
+
+
 class Isolation:
     """Keeps a process that has volatility3 and its index of symbol files loaded, and asks it about images.
 
@@ -44,6 +48,11 @@ class Isolation:
         self._command = [sys.executable, "-m", "apcaudit.bulk.child", json.dumps(start)]
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Start the process, so that it has loaded what it needs when it is asked."""
+        self._started()
 
     def ask(self, request: dict[str, Any], deadline: float, stage: Callable[[str], None]) -> Any:
         """Send a request and wait for its answer.
@@ -55,8 +64,12 @@ class Isolation:
 
         Raises:
             ImageError: the child failed, died, or was killed because its time was over.
+            StoppedError: stop() was called.
         """
         at = "start"
+        answer: dict[str, Any] = {}
+        # Where there is no fork, nobody is left to say it.
+        ended = sys.platform != "linux"
         expired = threading.Event()
 
         def expire() -> None:
@@ -66,6 +79,10 @@ class Isolation:
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), expire)
         timer.daemon = True
         process = self._started()
+        # Whoever stops us sees the process that was just started, or we see that we are stopped.
+        if self._stopped:
+            self.close()
+            raise StoppedError
         timer.start()
         try:
             assert process.stdin is not None
@@ -73,14 +90,22 @@ class Isolation:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             while line := process.stdout.readline():
-                answer = json.loads(line)
-                if "stage" in answer:
-                    at = answer["stage"]
+                said = _read(line)
+                if "stage" in said:
+                    at = said["stage"]
                     stage(at)
-                elif "done" in answer:
-                    return answer["done"]
-                elif "failed" in answer:
-                    raise ImageError(answer["failed"], at)
+                elif "ended" in said:
+                    ended = True
+                    break
+                elif not answer:
+                    answer = said
+            if ended and "done" in answer:
+                return answer["done"]
+            if ended and "failed" in answer:
+                raise ImageError(answer["failed"], at)
+        except ValueError as error:
+            self.close()
+            raise ImageError("the process that reads images gave no answer that can be read", at) from error
         except BrokenPipeError:
             pass
         finally:
@@ -88,9 +113,16 @@ class Isolation:
             if os.name == "nt" or sys.platform != "linux":
                 self.close()
         self.close()
+        if self._stopped:
+            raise StoppedError
         if expired.is_set():
             raise ImageError("its time was over (--timeout)", at)
         raise ImageError(f"the process that reads images ended{self._last_error()}", at)
+
+    def stop(self) -> None:
+        """Kill the process and its child for good; who waits for an answer gets a StoppedError."""
+        self._stopped = True
+        self.close()
 
     def close(self) -> None:
         """Kill the process and its child, if there is one."""
@@ -128,3 +160,11 @@ class Isolation:
                 start_new_session=True,
             )
         return self._process
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    """Read a line that a process said; one that an image has taken over may say anything."""
+    said = json.loads(line)
+    if not isinstance(said, dict) or not isinstance(said.get("stage", ""), str):
+        raise ValueError("no answer")
+    return said

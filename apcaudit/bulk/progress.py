@@ -11,6 +11,9 @@ from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Failed, Outcome
 from apcaudit.text import one_line
 
+_SHOWN = 60
+"""So many characters of a path stand beside a worker: its end, which tells images apart."""
+
 
 class Progress(Protocol):
     """What a scan tells of itself while it runs."""
@@ -104,7 +107,8 @@ class Bars:
         """Show what a worker is at."""
         if worker not in self._workers:
             self._workers[worker] = self._bars.add_task(f"worker {len(self._workers) + 1}", total=None, note="")
-        self._bars.update(self._workers[worker], note=one_line(f"{stage} {source}"))
+        shown = source if len(source) <= _SHOWN else f"…{source[1 - _SHOWN :]}"
+        self._bars.update(self._workers[worker], note=one_line(f"{stage} {shown}"))
 
     def done(self, outcome: Outcome) -> None:
         """Advance the bar; what failed stays on the screen."""

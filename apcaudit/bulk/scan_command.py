@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--scan", action="store_true", help="also search memory for threads and APCs no list holds")
     parser.add_argument("--yara-file", type=Path, metavar="FILE", help="YARA rules for drivers, beside those that ship")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler (tcp://...) instead of this machine")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes on this machine; default: one a core")
+    parser.add_argument("--workers", type=int, metavar="N", help="images at once on this machine; default: one a core")
     parser.add_argument("--memory", type=size, default="4G", metavar="SIZE", help="limit of one image; default 4G")
     parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="limit of one image; default 3600")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to unpack; default: the system's")
@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     need("pyarrow", "distributed", "rich")
     if options.workers is not None and options.workers < 0:
         raise ApcAuditError("--workers is 0 (this process alone) or more")
+    if options.workers is not None and options.scheduler is not None:
+        raise ApcAuditError("--workers are this machine's, and --scheduler has its own: give one of them")
     for folder in (*options.symbol_dirs, *([options.scratch] if options.scratch else [])):
         if not Path(folder).is_dir():
             raise ApcAuditError(f"{folder}: no such folder")
@@ -83,11 +85,11 @@ def run(options: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     try:
         with contextlib.closing(progress.make(len(images))) as shown:
-            for outcome in cluster.run(
-                images, settings, shown.stage, scheduler=options.scheduler, workers=options.workers
-            ):
-                outcomes.append(outcome)
-                shown.done(outcome)
+            scan = cluster.run(images, settings, shown.stage, scheduler=options.scheduler, workers=options.workers)
+            with contextlib.closing(scan):
+                for outcome in scan:
+                    outcomes.append(outcome)
+                    shown.done(outcome)
     except KeyboardInterrupt:
         raise ApcAuditError("interrupted: the same command goes on where this one was") from None
     failed = sum(isinstance(outcome, Failed) for outcome in outcomes)

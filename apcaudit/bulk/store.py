@@ -64,7 +64,11 @@ def write(results: Path, records: Records) -> None:
         for table in TABLES:
             rows = [_plain(row) for row in records.rows(table)]
             made = arrow.Table.from_pylist(rows, schema=schema(table))
-            parquet.write_table(made, unfinished / f"{table}.parquet", compression="zstd")
+            with (unfinished / f"{table}.parquet").open("wb") as file:
+                parquet.write_table(made, file, compression="zstd")
+                # A machine that loses its power must not leave the name and not the bytes.
+                file.flush()
+                os.fsync(file.fileno())
         _publish(unfinished, results / records.image.image)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -99,7 +103,11 @@ def find(results: Path, image: str) -> ImageRow | None:
     path = results / image / "images.parquet"
     if not path.is_file():
         return None
-    return next(_image_rows([path]), None)
+    try:
+        return next(_image_rows([path]), None)
+    except ApcAuditError:
+        # Whoever asks scans it again, which puts whole files in the place of these.
+        return None
 
 
 def images(results: Path) -> list[ImageRow]:
@@ -114,12 +122,19 @@ def remove(results: Path, image: str) -> None:
 
 
 def _image_rows(paths: list[Path]) -> Iterator[ImageRow]:
-    parquet = load("pyarrow.parquet")
+    arrow, parquet = load("pyarrow"), load("pyarrow.parquet")
+    names = {each.name for each in dataclasses.fields(ImageRow)}
     for path in paths:
-        # ParquetFile rather than read_table, which would take the folder's name for a partition.
-        with parquet.ParquetFile(path) as file:
-            for row in file.read().to_pylist():
-                yield ImageRow(**row)
+        try:
+            # ParquetFile rather than read_table, which would take the folder's name for a partition.
+            with parquet.ParquetFile(path) as file:
+                rows = file.read().to_pylist()
+            # A later release of the same version may have added columns.
+            yield from [ImageRow(**{name: row[name] for name in names}) for row in rows]
+        except (arrow.ArrowInvalid, OSError, KeyError) as error:
+            raise ApcAuditError(
+                f"{path.parent}: its results are damaged: remove it and scan again ({error})"
+            ) from error
 
 
 def connect(results: Path, *, prefix: str = "", database: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""An image's bytes: out of a gzip or xz file or a zip archive, and their SHA-256."""
+"""An image's bytes: out of a gzip or xz file or a zip archive, with what vol needs beside it, and their SHA-256."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
+from apcaudit.bulk.vmware import states_of
 from apcaudit.errors import ApcAuditError
 
 _BLOCK = 4 << 20
@@ -26,6 +27,7 @@ _ENDINGS = (".gz", ".xz", ".zip")
 _UNSAFE = re.compile(r"[^A-Za-z0-9 ._()+-]")
 _LONGEST = 100
 
+Stream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
 
 _GZIP, _XZ, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\0", b"PK\x03\x04"
 
@@ -53,38 +55,67 @@ def image_of(path: Path, member: str | None, scratch: Path, stage: Callable[[str
         ApcAuditError: the archive is damaged, encrypted, or holds more than the disk does.
     """
     digest = hashlib.sha256()
-    size = 0
     if not is_packed(path, member):
         stage("hash")
         with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                size += len(block)
+            size = _read(file, digest.update)
         return path, digest.hexdigest(), size
     stage("unpack")
     name = Path(member or path).name
     for ending in _ENDINGS:
         name = name[: -len(ending)] if name.lower().endswith(ending) else name
-    # A member may be called anything, also what no file system takes.
-    unpacked = scratch / (_UNSAFE.sub("_", name).lstrip(".")[-_LONGEST:] or "image")
+    unpacked = scratch / _safe(name)
+    size = _unpack(path, member, unpacked, digest.update)
+    for beside, known_as in states_of(Path(member or path).name).items():
+        state = scratch / _safe(known_as)
+        if not state.exists() and (found := _beside(path, member, beside)):
+            _unpack(*found, state, lambda _: None)
+    return unpacked, digest.hexdigest(), size
+
+
+def _safe(name: str) -> str:
+    """Make a file's name out of what a member is called, which may be anything, also what no file system takes."""
+    return _UNSAFE.sub("_", name).lstrip(".")[-_LONGEST:] or "image"
+
+
+def _beside(path: Path, member: str | None, name: str) -> tuple[Path, str | None] | None:
+    """Find a file of a name beside a file or beside the member of an archive."""
+    if member is None:
+        return (path.with_name(name), None) if path.with_name(name).is_file() else None
+    sibling = member[: -len(PurePosixPath(member).name)] + name
+    with zipfile.ZipFile(path) as archive:
+        return (path, sibling) if sibling in archive.namelist() else None
+
+
+def _unpack(path: Path, member: str | None, target: Path, told: Callable[[bytes], object]) -> int:
+    """Write a file's or member's bytes to a file, and tell of each block; give how many they are."""
+
+    def write(block: bytes) -> None:
+        if shutil.disk_usage(target.parent).free < _SPARE + len(block):
+            raise ApcAuditError(f"no room to unpack it in {target.parent}: give another folder with --scratch")
+        file.write(block)
+        told(block)
+
     try:
-        with _opened(path, member) as packed, unpacked.open("wb") as target:
-            while block := packed.read(_BLOCK):
-                if shutil.disk_usage(scratch).free < _SPARE + len(block):
-                    raise ApcAuditError(f"no room to unpack it in {scratch}: give another folder with --scratch")
-                digest.update(block)
-                target.write(block)
-                size += len(block)
+        with _opened(path, member) as packed, target.open("wb") as file:
+            return _read(packed, write)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise ApcAuditError(f"the archive is damaged: {error}") from error
     except (RuntimeError, NotImplementedError) as error:
         # What zipfile raises for encrypted members and unknown methods.
         raise ApcAuditError(f"the archive cannot be unpacked: {error}") from error
-    return unpacked, digest.hexdigest(), size
+
+
+def _read(file: Stream, told: Callable[[bytes], object]) -> int:
+    size = 0
+    while block := file.read(_BLOCK):
+        told(block)
+        size += len(block)
+    return size
 
 
 @contextlib.contextmanager
-def _opened(path: Path, member: str | None) -> Iterator[IO[bytes] | gzip.GzipFile | lzma.LZMAFile]:
+def _opened(path: Path, member: str | None) -> Iterator[Stream]:
     head = _head(path)
     if member is not None:
         with zipfile.ZipFile(path) as archive, archive.open(member) as inner:
@@ -95,5 +126,8 @@ def _opened(path: Path, member: str | None) -> Iterator[IO[bytes] | gzip.GzipFil
     elif head.startswith(_XZ):
         with lzma.open(path) as stream:
             yield stream
+    elif not head.startswith(_ZIP):
+        with path.open("rb") as file:
+            yield file
     else:
         raise zipfile.BadZipFile("its directory cannot be read")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -11,13 +10,13 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from apcaudit.bulk import scratch, store
 from apcaudit.bulk.evidence import Evidence
-from apcaudit.bulk.isolation import ImageError, Isolation
+from apcaudit.bulk.isolation import ImageError
 from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
+from apcaudit.bulk.readers import Readers
 from apcaudit.bulk.records import (
     FAILED,
     SCANNED,
@@ -32,6 +31,9 @@ from apcaudit.bulk.records import (
 
 _KNOWN = ".known"
 """Folder in the results of what each file's SHA-256 was, by its path, size and time: a second run hashes no file."""
+
+readers = Readers()
+"""The processes that read images for this one."""
 
 
 def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -52,8 +54,7 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
     size: int | None = None
     deadline = started + settings.timeout
     try:
-        with scratch.folder(settings.scratch) as unpacked:
-            isolation = _isolation(settings)
+        with scratch.folder(settings.scratch) as unpacked, readers.lend(settings) as isolation:
             request: dict[str, Any] = {"memory": settings.memory, "scratch": str(unpacked)}
             asked: dict[str, Any] = {"do": "hash", "path": str(evidence.path), "member": evidence.member}
             hashed = isolation.ask(request | asked, deadline, stage)
@@ -65,9 +66,9 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
             asked = {"do": "audit", "file": hashed["file"], "image": image}
             asked |= {"scan": settings.scan, "rules": None if settings.rules is None else str(settings.rules)}
             contents = isolation.ask(request | asked, deadline, stage)
-            stage("store")
-            records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
-            store.write(settings.results, records)
+        stage("store")
+        records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
+        store.write(settings.results, records)
     except ImageError as error:
         seconds = time.monotonic() - started
         return fail(evidence, settings, str(error), error.stage, seconds, image=image, size=size)
@@ -197,21 +198,3 @@ def _remember(evidence: Evidence, image: str, settings: Settings) -> None:
     if image != _unread(evidence):
         # It was unreadable before, and is not any more.
         store.remove(settings.results, _unread(evidence))
-
-
-def _isolation(settings: Settings) -> Isolation:
-    return _isolation_of(settings.symbols, settings.cache, settings.offline)
-
-
-@functools.cache
-def _isolation_of(symbols: tuple[Path, ...], cache: Path | None, offline: bool) -> Isolation:
-    return Isolation(symbols, cache or cache_folder(symbols), offline=offline)
-
-
-def cache_folder(symbols: tuple[Path, ...]) -> Path:
-    """Return where vol's index for these folders of symbol files is kept.
-
-    Vol drops from its index what the folders of the moment do not hold, so each set of folders has an index of its own.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apcaudit"
-    return base / hashlib.sha256("\0".join(str(each) for each in symbols).encode()).hexdigest()[:16]

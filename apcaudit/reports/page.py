@@ -9,7 +9,7 @@ from importlib.resources import files
 from apcaudit.bulk.extra import load
 from apcaudit.reports import chain, diagram, matrix, prevalence, summary
 from apcaudit.reports.dataset import WORST_FIRST, Dataset, rank
-from apcaudit.reports.visible import name_of, visible
+from apcaudit.reports.visible import name_of, seams, visible
 
 _FINDINGS = 5000
 """So many findings are in the page's table, the worst; more would make it slow, and `apcaudit export` has all."""
@@ -38,7 +38,13 @@ def render(dataset: Dataset, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"moment": summary.moment, "name": name_of, "address": address, "number": "{:,}".format}
+    environment.filters |= {
+        "moment": summary.moment,
+        "name": name_of,
+        "address": address,
+        "number": "{:,}".format,
+        "seams": seams,
+    }
     environment.globals |= {"marks": MARKS, "severities": WORST_FIRST, "rank": rank}
     chains = chain.follow(dataset)
     sources = {each.image: each.source for each in dataset.images}

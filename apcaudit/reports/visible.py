@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Any
 
 #: Categories of Unicode that a reader does not see: controls, formats (bidirectional ones too), surrogates, private
 #: use, and the separators of lines and paragraphs.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+_SEAM = re.compile(r"(?<=[/\\])|(?<=::)")
 
 ELLIPSIS = "…"
 
@@ -46,6 +49,11 @@ def folded(text: str, width: int, lines: int) -> tuple[str, ...]:
         made.append(rest[:at].rstrip())
         rest = rest[at:].lstrip()
     return tuple(made)
+
+
+def seams(source: str) -> list[str]:
+    """Cut a source where a reader would break the line: behind the marks of paths."""
+    return _SEAM.split(source)
 
 
 def name_of(source: str) -> str:

@@ -1,0 +1,91 @@
+"""Missing symbol files: which they are, and the script that fetches them on a connected machine."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+_PDB = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_GUID = re.compile(r"[0-9A-Fa-f]{32}")
+
+#: Where Microsoft's symbol server has the image of a kernel, as the plugin says it of a minidump.
+_IMAGE = re.compile(r"https://msdl\.microsoft\.com/download/symbols/([\w.-]{1,64})/[0-9A-Fa-f]{9,16}/\1", re.ASCII)
+
+_PDBCONV = "volatility3.framework.symbols.windows.pdbconv"
+
+#: Reads the PDB's name, GUID and age out of a kernel's image: its CodeView record, "RSDS" (PE format specification,
+#: "Debug Type"; the record's layout is public in Microsoft's microsoft-pdb, cvinfo.h).
+_BY_IMAGE = rf"""fetch_by_image() {{ python3 - "$1" <<'END'
+import os, re, subprocess, sys, urllib.request, uuid
+image = urllib.request.urlopen(sys.argv[1]).read()
+found = re.search(rb"RSDS(.{{16}})(.{{4}})([\w.-]+\.pdb)\0", image, re.DOTALL)
+if found is None:
+    sys.exit(sys.argv[1] + ": no PDB is named in it")
+guid, age, pdb = uuid.UUID(bytes_le=found[1]).hex.upper(), int.from_bytes(found[2], "little"), found[3].decode()
+folder = "symbols/windows/" + pdb
+os.makedirs(folder, exist_ok=True)
+command = [sys.executable, "-m", "{_PDBCONV}"]
+sys.exit(subprocess.call(command + ["-p", pdb, "-g", f"{{guid}}{{age}}", "-o", f"{{folder}}/{{guid}}-{{age}}.json.xz"]))
+END
+}}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """An image's kernel by its PDB, and whether its symbol file is there.
+
+    Without a PDB `reason` says why none is known. A minidump tells no more than where its `kernel` can be fetched; that
+    names its PDB.
+    """
+
+    source: str
+    pdb: str | None = None
+    guid: str | None = None
+    age: int | None = None
+    present: bool = False
+    reason: str | None = None
+    kernel: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The symbol file's path below a folder of symbol files."""
+        return f"windows/{self.pdb}/{self.guid}-{self.age}.json.xz"
+
+
+def symbols_of(source: str, kernel: dict[str, Any] | None, reason: str | None) -> Symbols:
+    """Take what a process that read an image says of its kernel; the words go into commands, so each is looked at.
+
+    Args:
+        source: the image.
+        kernel: its PDB's name (`pdb`), `guid` and `age`.
+        reason: why there is no symbol file; none where there is one.
+    """
+    present = reason is None
+    named = kernel is not None and isinstance(kernel["age"], int)
+    if kernel is None or not named or not _PDB.fullmatch(kernel["pdb"]) or not _GUID.fullmatch(kernel["guid"]):
+        found = _IMAGE.search(reason or "")
+        return Symbols(source, present=present, reason=reason, kernel=found[0] if found else None)
+    return Symbols(source, kernel["pdb"], kernel["guid"], kernel["age"], present)
+
+
+def commands(every: Iterable[Symbols]) -> str:
+    """Make the script that fetches the missing symbol files; empty when none is missing."""
+    every = [each for each in every if not each.present]
+    missing = {each.file: each for each in every if each.pdb is not None}
+    kernels = {each.kernel for each in every if each.kernel is not None}
+    if not missing and not kernels:
+        return ""
+    lines = [
+        "# On a connected machine with volatility3 installed; then copy the folder `symbols` here and give it with -s.",
+    ]
+    for file, each in sorted(missing.items()):
+        path = shlex.quote(f"symbols/{file}")
+        lines.append(f"mkdir -p {shlex.quote(f'symbols/windows/{each.pdb}')}")
+        lines.append(f"python3 -m {_PDBCONV} -p {shlex.quote(str(each.pdb))} -g {each.guid}{each.age} -o {path}")
+    if kernels:
+        lines += ["# Minidumps do not name their kernel's PDB: its image does.", _BY_IMAGE]
+        lines += [f"fetch_by_image {shlex.quote(kernel)}" for kernel in sorted(kernels)]
+    return "\n".join(lines) + "\n"
