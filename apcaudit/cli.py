@@ -15,6 +15,7 @@ from apcaudit.bulk import symbols_command as symbols
 from apcaudit.errors import ApcAuditError
 from apcaudit.reports import command as report
 from apcaudit.synthetic import command as synth
+from apcaudit.text import one_line
 
 #: Each module adds its subcommand's parser and sets `run`, a function from the parsed options to an exit code.
 COMMANDS = (
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("apcaudit: interrupted", file=sys.stderr)
         return 1
     except (ApcAuditError, OSError) as error:
-        print(f"apcaudit: {error}", file=sys.stderr)
+        print(f"apcaudit: {one_line(str(error))}", file=sys.stderr)
         return 1
 
 

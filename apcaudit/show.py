@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apcaudit.errors import ApcAuditError
+from apcaudit.text import one_line
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
 
@@ -54,7 +55,10 @@ def run(options: argparse.Namespace) -> int:
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         if not text:
             raise ApcAuditError(f"{options.rows} is empty: vol printed no rows, its messages say why")
-    except ValueError as error:
+        if any(not isinstance(row, dict) or not isinstance(row.get("Findings"), str) for row in rows):
+            raise ValueError("a line is no row with Severity and Findings")
+        rows = [_harmless(row) for row in rows]
+    except (ValueError, RecursionError) as error:
         raise ApcAuditError(f"{options.rows} holds no JSON lines of the audit: {error}") from error
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     print("\n\n".join(cards(rows, width)) if rows else "nothing to report")
@@ -80,6 +84,17 @@ def cards(rows: Iterable[dict[str, Any]], width: int) -> Iterator[str]:
                 sentence, width, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False
             )
         yield "\n".join(_folded(lines, width))
+
+
+def _harmless(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose texts cannot act on a terminal, as the audit's cannot: the file may be anybody's."""
+    made = {name: one_line(value) if isinstance(value, str) else value for name, value in row.items()}
+    if made.get("Severity") not in SEVERITIES:
+        raise ValueError(f"{made.get('Severity')!r} is no severity")
+    numbers = {name: made[name] for name in _HEXADECIMAL if name in made}
+    if any(value is not None and not isinstance(value, int) for value in numbers.values()):
+        raise ValueError("an address is no number")
+    return made
 
 
 def _shown(name: str, value: Any) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fuzz.minidump import MinidumpSubject
 from fuzz.subject import Subject
+from fuzz.symbol_file import SymbolFileSubject
 from fuzz.trial import BAD, GOOD, Trial, Tried, attempt
 
 KERNELS = ("10-19041-x64", "xp-sp3-x86")
@@ -25,6 +26,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kernel", nargs="*", metavar="NAME", help=f"kernels (default: {' '.join(KERNELS)})")
     parser.add_argument("--minidump", type=Path, metavar="PATH", help="also damage this genuine minidump")
     parser.add_argument("--symbols", type=Path, metavar="FOLDER", help="where the minidump's symbol file is")
+    parser.add_argument(
+        "--symbol-file", nargs="*", default=[], metavar="NAME", help="kernels whose symbol file to damage"
+    )
     parser.add_argument("--minutes", type=float, metavar="N", help="stop each image's trials after so long")
     parser.add_argument("--replay", nargs="+", metavar="SEED:INDEX", help="try these mutations alone")
     return parser.parse_args(arguments)
@@ -79,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [(int(seed), int(index)) for seed, _, index in (each.partition(":") for each in options.replay)]
     kernels = KERNELS if options.kernel is None else options.kernel
     subjects: list[Tried] = [Subject(kernel) for kernel in kernels]
+    subjects += [SymbolFileSubject(kernel) for kernel in options.symbol_file]
     if options.minidump is not None:
         subjects.append(MinidumpSubject(options.minidump, options.symbols))
     trials = []

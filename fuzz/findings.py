@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 _TERMINATED = 4  # _KTHREAD.State
@@ -87,14 +88,34 @@ def unprintable(result: Result) -> str | None:
     return next((text for text in (*texts, *result.notes) if not text.isprintable()), None)
 
 
-# What the damaged thread's structures may add to another thread: its KAPC hangs on two lists, or names that thread.
+# What a damaged thread's structures may add to another thread: its KAPC hangs on two lists, or names that thread.
 _ADDED = {"duplicate-apc", "off-list-apc"}
 
-# What cannot be told of a terminated thread once it is off its list, as every terminated thread is some day.
-_LEFT_OVER = {"exit-bugcheck"}
+# The columns in which what is added is told; every other one stays as it was.
+_TELLING = ("Severity", "Findings", "Explanation")
 
-# What is told of a finding besides another one that stays: the unloaded driver's name.
-_NAMED = {"unloaded-start", "routine-unloaded"}
+_OF_APC = ("Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", "Origin")
+
+# Which note excuses that a finding elsewhere is gone: one about the very structure that would prove it.
+_OF_MODULES = ("PsLoadedModuleList", "the entry of ", "headers of ")
+_OF_THREADS = ("does not close", "the thread list of ", "PspCidTable")
+_EXCUSES: Mapping[str, tuple[str, ...]] = {
+    "module-conflict": _OF_MODULES,
+    "orphan-start": _OF_MODULES,
+    "routine-unbacked": _OF_MODULES,
+    "unloaded-start": _OF_MODULES,
+    "routine-unloaded": _OF_MODULES,
+    "hidden-thread": _OF_THREADS,
+    "hidden-process": _OF_THREADS,
+}
+
+# Which finding that stays has all that matters of one that is gone: besides it, only a name was told, or an entry
+# that claims too much, which nothing claims any more.
+_STRONGER = {
+    "unloaded-start": "orphan-start",
+    "routine-unloaded": "routine-unbacked",
+    "module-conflict": "orphan-start",
+}
 
 
 def elsewhere(before: Result, after: Result, touched: set[int], *, local: bool) -> tuple[str, str] | None:
@@ -106,29 +127,67 @@ def elsewhere(before: Result, after: Result, touched: set[int], *, local: bool) 
         touched: the threads whose structures were damaged.
         local: whether nothing was damaged that other threads depend on, so that their rows must be the same.
     """
-    told = bool(set(after.notes) - set(before.notes))
+    notes = tuple(set(after.notes) - set(before.notes))
     for address, seen in before.threads.items():
         if address in touched:
             continue
         now = after.threads.get(address)
         if now is None:
-            if local or (seen.codes - _LEFT_OVER and not told):
+            if local or (seen.codes and not _told(notes, _OF_THREADS)):
                 return ("locality" if local else "monotony", f"thread {address:#x} has no row any more")
             continue
-        lost = seen.codes - now.codes - (set() if local else _LEFT_OVER | _NAMED)
-        if "orphan-start" in now.codes and not local:
-            # Where the entry that claims too much is unlinked, nothing claims the address any more.
-            lost -= {"module-conflict"}
-        if lost and (local or not told):
-            return "monotony", f"thread {address:#x} lost {sorted(lost)}"
-        if local and seen.rows != now.rows and _times(now.rows) <= _times(seen.rows):
+        lost = sorted(each for each in seen.codes - now.codes if local or not _excused(each, now, notes))
+        if lost:
+            return "monotony", f"thread {address:#x} lost {lost}"
+        if local and not _same_but_for_more(seen, now):
             return "locality", f"thread {address:#x}: {_difference(seen.rows, now.rows)}"
     return None
 
 
-def _times(rows: Rows) -> int:
-    """Count how often what another thread's damage may add is told."""
-    return sum(text.count(code) for row in rows for text in row for code in _ADDED)
+def _told(notes: tuple[str, ...], phrases: tuple[str, ...]) -> bool:
+    return any(phrase in note for note in notes for phrase in phrases)
+
+
+def _excused(code: str, now: Seen, notes: tuple[str, ...]) -> bool:
+    """Tell whether a finding may be gone that a thread had which nobody touched."""
+    if _STRONGER.get(code) in now.codes:
+        return True
+    if code in _LIST_CODES and now.codes & _LIST_CODES:
+        # A queue that is damaged is still told to be; where its walk ends may depend on what else can be read.
+        return True
+    if code == "exit-bugcheck" and "list" not in _cell(now.rows[0], "Views").split("+"):
+        # Terminated and off its list is what every thread is some day: nothing can be told of it.
+        return True
+    return _told(notes, _EXCUSES.get(code, ()))
+
+
+def _same_but_for_more(seen: Seen, now: Seen) -> bool:
+    """Tell whether a thread's rows are the same, or say besides only what another thread's KAPC adds."""
+    if seen.rows == now.rows:
+        return True
+    if not now.codes & _ADDED:
+        return False
+    kept = [row for row in now.rows if _cell(row, "Queue") != "off-list" or row in seen.rows]
+    if not kept and len(seen.rows) == 1:
+        # The row of a thread with nothing queued has become that of the one KAPC.
+        return _silent(seen.rows[0], _OF_APC) == _silent(now.rows[0], _OF_APC)
+    return [_silent(row) for row in seen.rows] == [_silent(row) for row in kept]
+
+
+def _cell(row: tuple[str, ...], name: str) -> str:
+    return row[_columns().index(name)]
+
+
+def _silent(row: tuple[str, ...], without: tuple[str, ...] = ()) -> tuple[str, ...]:
+    cells = zip(row, _columns(), strict=True)
+    return tuple(cell for cell, name in cells if name not in _TELLING and name not in without)
+
+
+@cache
+def _columns() -> tuple[str, ...]:
+    from volatility3.plugins.windows.apcaudit.columns import COLUMNS
+
+    return tuple(column.name for column in COLUMNS)
 
 
 def _difference(before: Rows, after: Rows) -> str:

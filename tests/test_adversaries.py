@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.model import Finding
+from volatility3.plugins.windows.apcaudit.apc_lists import ApcLists
+from volatility3.plugins.windows.apcaudit.model import Ending, Finding
 
 from apcaudit.synthetic import adversaries, damage
 from apcaudit.synthetic.image import Image
@@ -64,6 +65,16 @@ def test_endless_list(kernel: str, tmp_path: Path) -> None:
     assert found.codes(ONE)["list-truncated"] == "medium"
     assert len(found.of[ONE].thread.queues[0].apcs) == 4096
     assert "list-truncated" not in found.codes(TWO)
+
+
+@KERNELS
+def test_endless_lists_of_many_threads(kernel: str, tmp_path: Path) -> None:
+    """What all lists of an image have together is bounded too: beyond it each list is followed for a few entries."""
+    found = audit(kernel, tmp_path, lambda image: adversaries.endless_list(image, ONE, free(kernel)))
+    lists = ApcLists(found.audit.memory, found.audit.layout, found.audit.drivers, total=100)
+    read = [lists.read(found.of[ONE].thread)[0] for _ in range(3)]
+    assert [len(queue.apcs) for queue in read] == [100, 16, 16]
+    assert {queue.ending for queue in read} == {Ending.BOUND}
 
 
 @KERNELS
@@ -135,9 +146,11 @@ def test_a_list_tied_into_another_process(kernel: str, tmp_path: Path) -> None:
 
 
 @KERNELS
-@pytest.mark.parametrize(("wide", "code"), [("over nt", "orphan-start"), ("over everything", "module-conflict")])
-def test_a_module_entry_that_covers_others(kernel: str, wide: str, code: str, tmp_path: Path) -> None:
-    """An entry that spans what is not its image makes no hidden driver's thread look backed, and is told."""
+@pytest.mark.parametrize(
+    ("wide", "codes"), [("over nt", ("orphan-start", "routine-unbacked")), ("over everything", ("module-conflict",))]
+)
+def test_a_module_entry_that_covers_others(kernel: str, wide: str, codes: tuple[str, ...], tmp_path: Path) -> None:
+    """An entry that spans what is not its image makes no hidden driver's thread or APC look backed, and is told."""
 
     def claim(image: Image) -> None:
         base = image.address_of["driver:Ghost.sys"] - 0x100000
@@ -146,8 +159,10 @@ def test_a_module_entry_that_covers_others(kernel: str, wide: str, code: str, tm
             base, size = image.kernel.base - 0x1000, image.kernel.image_size + 0x2000
         adversaries.claim_range(image, "disk.sys", base, size)
 
-    found = audit(kernel, tmp_path, claim)
-    assert set(found.codes(GHOST)) == {code}
+    found = audit(kernel, tmp_path, claim, first=(Apc("Ghost+0x1200"),))
+    assert found.codes(GHOST) == {codes[0]: "high"}
+    assert found.codes(ONE) == {codes[-1]: "high"}
+    assert found.codes(TWO) == {}
     assert any("disk" in note for note in found.audit.notes)
 
 
@@ -159,6 +174,7 @@ def test_exports_that_point_everywhere(kernel: str, tmp_path: Path) -> None:
     assert apc.kernel_routine is not None
     assert apc.kernel_routine.module == "fltMgr"
     assert found.codes(ONE) == {}
+    assert any("claimed by fltMgr" in note for note in found.audit.notes)
 
 
 @KERNELS

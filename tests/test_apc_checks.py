@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from volatility3.plugins.windows.apcaudit.checks import apcs as apc_checks
 from volatility3.plugins.windows.apcaudit.model import Apc, Backing, Code, Ending, Facts, Queue, QueueName, Thread
+from volatility3.plugins.windows.apcaudit.module_doubt import ModuleDoubt
 
 from tests.situations_pure import (
     APC_LIST_ENTRY,
@@ -33,6 +34,8 @@ from tests.situations_pure import (
 GET_SET_CONTEXT = Code(
     0xFFFFF80000654320, Backing.MODULE, "nt!PspGetSetContextSpecialApc", "nt", "PspGetSetContextSpecialApc"
 )
+IN_A_WIDE_ENTRY = replace(IN_DRIVER, doubt=ModuleDoubt("the entry of wide claims what nt has", overlapping=True))
+IN_NO_IMAGE = replace(IN_DRIVER, doubt=ModuleDoubt("the entry of wiped claims memory where no image begins"))
 IN_UNLOADED = Code(0xFFFFF80005550000, Backing.UNLOADED, "0xfffff80005550000", former="Bfilter.sys")
 
 KERNEL, USER = QueueName.KERNEL, QueueName.USER
@@ -72,6 +75,15 @@ ROUTINES = [
         "one in no module and one in user space",
         normal(kernel_routine=IN_POOL, normal_routine=IN_USER_SPACE),
         {"routine-unbacked": "high", "routine-user-address": "critical"},
+    ),
+    case("KernelRoutine in a module that nothing contradicts", special(kernel_routine=IN_DRIVER), {}),
+    case(
+        "where only an entry over others claims", special(kernel_routine=IN_A_WIDE_ENTRY), {"module-conflict": "high"}
+    ),
+    case(
+        "NormalRoutine in a module whose headers are gone",
+        normal(normal_routine=IN_NO_IMAGE),
+        {"module-conflict": "medium"},
     ),
     case(
         "KernelRoutine where an unloaded driver was: in no module now, and known to have been one",

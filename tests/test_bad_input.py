@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,27 @@ def test_truncated_dump(machine: bytes, tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "Traceback" not in run.stdout + run.stderr
     assert "truncated" in run.stdout
+
+
+@pytest.mark.parametrize("lie", ["no runs", "as many pages as there can be", "a run beyond the file", "a run twice"])
+def test_a_dump_whose_header_lies(lie: str, machine: bytes, tmp_path: Path) -> None:
+    """A crash dump that lies about its physical memory is one clear error, or audited with what it holds."""
+    # PHYSICAL_MEMORY_DESCRIPTOR64 in DUMP_HEADER64: NumberOfRuns, NumberOfPages, then (BasePage, PageCount) a run.
+    descriptor, run = 0x88, 0x98
+    first = struct.unpack_from("<QQ", machine, run)
+    lying = bytearray(machine)
+    if lie == "no runs":
+        struct.pack_into("<I", lying, descriptor, 0)
+    elif lie == "a run twice":
+        struct.pack_into("<IxxxxQ4Q", lying, descriptor, 2, 2 * first[1], *first, *first)
+    else:
+        struct.pack_into("<QQ", lying, run, *((first[0], (1 << 64) - 1) if "pages" in lie else ((1 << 50), first[1])))
+    image = tmp_path / "lying.dmp"
+    image.write_bytes(lying)
+    run_of_vol = vol(image, ROOT / "symbols")
+    assert "Traceback" not in run_of_vol.stdout + run_of_vol.stderr
+    said = [line for line in run_of_vol.stdout.splitlines() if "lying.dmp" in line]
+    assert (run_of_vol.returncode == 0) != (len(said) == 1)
 
 
 def test_no_symbol_file(machine: bytes, tmp_path: Path) -> None:

@@ -151,8 +151,8 @@ def test_jsonl_has_every_column(results: Path) -> None:
         ("+1", "'+1"),
         ("-1", "'-1"),
         ("@SUM(A1)", "'@SUM(A1)"),
-        ("\t=1", "'\t'=1"),
-        ("\r=1", "'\r'=1"),
+        ("\t=1", "\\x09=1"),
+        ("\r=1", "\\x0d=1"),
         ("\n=1", "'\n'=1"),
         ("\uff1d1+1", "'\uff1d1+1"),
         # Where the locale's separator is another one, the spreadsheet takes what follows it for a cell.
@@ -164,7 +164,7 @@ def test_jsonl_has_every_column(results: Path) -> None:
     ],
 )
 def test_csv_is_no_formula(text: str, cell: str, tmp_path: Path) -> None:
-    """An apostrophe stands before what a spreadsheet would run; numbers and addresses are as they are."""
+    """An apostrophe stands before what a spreadsheet would run, an escape for what a terminal would; numbers stay."""
     plant(tmp_path, "aa", text=text)
     written = io.StringIO("".join(export.comma_separated(tmp_path, "findings")), newline="")
     header, line = csv.reader(written)

@@ -156,6 +156,10 @@ def test_own_rules(tmp_path: Path, cache: Path) -> None:
     done = apcaudit(*arguments, cache=cache)
     assert done.returncode == 1
     assert "YARA rules" in done.stderr
+    rules.write_text('include "/etc/hostname"\nrule a { condition: true }')
+    done = apcaudit(*arguments, cache=cache)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cannot include '/etc/hostname': it is not below" in done.stderr
 
 
 def test_failures_are_kept_or_tried_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from volatility3.plugins.windows.apcaudit.symbols import KernelSymbols
 from fuzz.__main__ import table
 from fuzz.minidump import MinidumpSubject
 from fuzz.subject import Subject
+from fuzz.symbol_file import SymbolFileSubject
 from fuzz.trial import attempt
 
 SEED = 7
@@ -32,6 +33,15 @@ def test_a_mutation_can_be_made_again() -> None:
     """A seed and a number give the same damage each time."""
     one, two = Subject("10-19041-x64"), Subject("10-19041-x64")
     assert [one.mutation(SEED, index) for index in range(32)] == [two.mutation(SEED, index) for index in range(32)]
+
+
+@pytest.mark.parametrize("kernel", ["10-19041-x64", "xp-sp3-x86"])
+def test_damaged_symbol_file(kernel: str) -> None:
+    """Whatever a kernel's symbol file says: rows or one clear error, and no thread without its queue's end."""
+    subject = SymbolFileSubject(kernel)
+    trials = [attempt(subject, SEED, index) for index in range(24)]
+    assert [trial for trial in trials if not trial.good] == []
+    assert {"refused", "reported"} <= {trial.outcome for trial in trials}
 
 
 @pytest.fixture

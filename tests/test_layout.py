@@ -226,3 +226,53 @@ def test_a_table_without_the_indispensable(thread: Any, apc: Any, sizes: dict[st
     """A symbol table without the structures of the audit is refused by the name of what is missing."""
     with pytest.raises(LayoutError, match=named.replace("[", r"\[")):
         layout_of(thread, apc, sizes)
+
+
+def _lying(structure: str, path: str | None, member: Member | None, size: int | None = None) -> Any:
+    """Read the layout of a symbol table that lies about one structure's size or one member."""
+
+    def lookup(asked: str, name: str) -> Member | None:
+        genuine = {"_KAPC": Member(0x50, 1) if name in ("ApcStateIndex", "ApcMode", "Inserted") else Member(0x10, 8)}
+        return member if (asked, name) == (structure, path) else genuine.get(asked, Member(0x98, 8))
+
+    def size_of(asked: str) -> int:
+        return size if size is not None and asked == structure else {"_ETHREAD": 0x800, "_KAPC": 0x58}.get(asked, 0x100)
+
+    return lambda: read_layout(lookup, size_of)
+
+
+@pytest.mark.parametrize(
+    ("lying", "says"),
+    [
+        pytest.param(
+            _lying("_ETHREAD", None, None, size=0x10),
+            "_ETHREAD has 0x10 bytes and a member at 0x98",
+            id="a thread smaller than its members",
+        ),
+        pytest.param(
+            _lying("_KAPC", None, None, size=0x18),
+            "_KAPC has 0x18 bytes and a member at 0x50",
+            id="a KAPC smaller than its members",
+        ),
+        pytest.param(_lying("_KAPC", "NormalRoutine", Member(-8, 8)), "no number", id="a member before its structure"),
+        pytest.param(
+            _lying("_ETHREAD", "Tcb.State", Member(1 << 40, 1)), "outside of it", id="a member far behind its structure"
+        ),
+        pytest.param(_lying("_KAPC", "Type", Member(0, 3)), "3 bytes", id="a member of a size that no number has"),
+        pytest.param(
+            _lying("_ETHREAD", "Terminated", Member(8, 4, shift=30, bits=8)), "no number", id="bits beyond their unit"
+        ),
+        pytest.param(
+            _lying("_ETHREAD", None, None, size=1 << 40), "more than any kernel's", id="a thread of a terabyte"
+        ),
+    ],
+)
+def test_a_symbol_table_that_lies(lying: Any, says: str) -> None:
+    """A structure that cannot be as the table says is refused with the values, before anything is read by it."""
+    with pytest.raises(LayoutError, match=says):
+        lying()
+
+
+def test_a_symbol_table_that_says_the_truth() -> None:
+    """The same table without a lie is taken."""
+    assert _lying("_KAPC", None, None)().apc.size == 0x58

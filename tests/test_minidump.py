@@ -96,6 +96,14 @@ def test_overlapping_blocks_are_told() -> None:
     assert dump.defects == (f"data blocks at {base:#x} and {base + 8:#x} overlap",)
 
 
+def test_blocks_in_many_places_are_left_out() -> None:
+    """A byte in each of thousands of regions would cost a thousand times its size in page tables: a defect."""
+    base = KERN_BASE[True]
+    dump = parse(write_minidump(scene(True, memory={base + (index << 21): b"x" for index in range(4200)})))
+    assert len(dump.data_blocks) <= 4096
+    assert dump.defects[0].endswith("0x1 bytes claimed, 0x0 taken")
+
+
 def test_many_defects_are_counted() -> None:
     """Defects are told one by one up to a limit, then as a number."""
     base = KERN_BASE[True]

@@ -15,6 +15,7 @@ import select
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ def main() -> None:
     start = json.loads(sys.argv[1])
     answers = Answers()
     symbols = tuple(Path(each) for each in start["symbols"])
-    framework.prepare(symbols, Path(start["cache"]), offline=start["offline"])
-    if _CAN_FORK:
-        framework.share()
+    with _limited(start["index_memory"]):
+        framework.prepare(symbols, Path(start["cache"]), offline=start["offline"])
+        if _CAN_FORK:
+            # What could not be indexed is read again here.
+            framework.share()
     # Not through sys.stdin, which would read ahead what belongs to nobody after a fork.
     with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
         while line := requests.readline():
@@ -67,6 +70,22 @@ def main() -> None:
                 handle(request, answers)
                 return
             _fork(request, answers)
+
+
+@contextlib.contextmanager
+def _limited(memory: int) -> Iterator[None]:
+    """Limit this process meanwhile: vol unpacks each symbol file whole to index it, and passes by what does not fit."""
+    if not _CAN_FORK:
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _fork(request: dict[str, Any], answers: Answers) -> None:

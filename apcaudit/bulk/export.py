@@ -14,6 +14,7 @@ from typing import Any
 
 from apcaudit.bulk import store
 from apcaudit.bulk.records import TABLES, Address
+from apcaudit.reports.visible import visible
 
 _ROWS_AT_ONCE = 1000
 
@@ -91,8 +92,8 @@ def _line(values: list[Any]) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would run; numbers stay numbers."""
-    return _FORMULA.sub("'", value) if isinstance(value, str) else value
+    """Put an apostrophe before text that a spreadsheet would run, and escape what a terminal would; numbers stay."""
+    return _FORMULA.sub("'", visible(value)) if isinstance(value, str) else value
 
 
 def _time(seconds: float) -> str | None:

@@ -17,6 +17,9 @@ from typing import IO, Any
 
 from apcaudit.errors import ApcAuditError
 
+_INDEX_MEMORY = 4 << 30
+"""Bytes that the index of symbol files may take while it is made: a file of a megabyte may unpack to as much."""
+
 
 class ImageError(ApcAuditError):
     """An image could not be dealt with: the text says why, `stage` where."""
@@ -41,6 +44,7 @@ class Isolation:
 
     def __init__(self, symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
         start = {"symbols": [str(each) for each in symbols], "cache": str(cache), "offline": offline}
+        start["index_memory"] = _INDEX_MEMORY
         self._command = [sys.executable, "-m", "apcaudit.bulk.child", json.dumps(start)]
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Failed, Outcome
+from apcaudit.text import one_line
 
 _SHOWN = 60
 """So many characters of a path stand beside a worker: its end, which tells images apart."""
@@ -107,7 +108,7 @@ class Bars:
         if worker not in self._workers:
             self._workers[worker] = self._bars.add_task(f"worker {len(self._workers) + 1}", total=None, note="")
         shown = source if len(source) <= _SHOWN else f"…{source[1 - _SHOWN :]}"
-        self._bars.update(self._workers[worker], note=f"{stage} {shown}")
+        self._bars.update(self._workers[worker], note=one_line(f"{stage} {shown}"))
 
     def done(self, outcome: Outcome) -> None:
         """Advance the bar; what failed stays on the screen."""
@@ -122,9 +123,9 @@ class Bars:
 
 
 def text_of(outcome: Outcome) -> str:
-    """Say in one line what became of an image; file names cannot act on the terminal."""
-    source = "".join(each if each.isprintable() else "?" for each in outcome.source)
+    """Say in one line what became of an image; neither file names nor reasons can act on the terminal."""
+    source = one_line(outcome.source)
     earlier = ", scanned earlier" if outcome.reused else f" in {outcome.seconds:.1f} s"
     if isinstance(outcome, Failed):
-        return f"{source}: failed at {outcome.stage}{earlier}: {outcome.reason}"
+        return f"{source}: failed at {outcome.stage}{earlier}: {one_line(outcome.reason)}"
     return f"{source}: {outcome.severity}, {outcome.findings} findings{earlier}"

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from apcaudit.bulk import cluster, evidence, progress
+from apcaudit.bulk import cluster, evidence, progress, scratch
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
 from apcaudit.bulk.records import SEVERITIES
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if not images:
         raise ApcAuditError("no images there")
     results.mkdir(parents=True, exist_ok=True)
+    scratch.clean_results(results)
     settings = Settings(
         results=results,
         symbols=tuple(Path(each).resolve() for each in options.symbol_dirs),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from apcaudit.bulk.stack import KINDS, Stacked, stack
+from apcaudit.text import one_line
 
 _NAMED = 4
 """How many images a line of the table names."""
@@ -57,4 +58,4 @@ def line_of(stacked: Stacked) -> str:
     count = f"{len(stacked.images)} of {stacked.of}"
     text = f"{count:>11}  {stacked.kind:14}  {what:48}  {named}{f' and {more} more' if more > 0 else ''}"
     # Names of files are whatever somebody gave them.
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return one_line(text)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from apcaudit.bulk import evidence
+from apcaudit.bulk import evidence, scratch
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError
 from apcaudit.bulk.outcome import Settings
@@ -19,6 +17,7 @@ from apcaudit.bulk.readers import Readers
 from apcaudit.bulk.scan_command import size
 from apcaudit.bulk.symbol_script import Symbols, commands, symbols_of
 from apcaudit.errors import ApcAuditError
+from apcaudit.text import one_line
 
 EXIT_MISSING = 2
 
@@ -70,16 +69,13 @@ def run(options: argparse.Namespace) -> int:
 
 def identified(image: Evidence, readers: Readers, settings: Settings) -> Symbols:
     """Find an image's kernel, in a process with the settings' limits."""
-    folder = Path(tempfile.mkdtemp(prefix="apcaudit-", dir=settings.scratch))
     request = {"do": "identify", "path": str(image.path), "member": image.member}
-    limits = {"memory": settings.memory, "scratch": str(folder)}
     try:
-        with readers.lend(settings) as isolation:
+        with scratch.folder(settings.scratch) as folder, readers.lend(settings) as isolation:
+            limits = {"memory": settings.memory, "scratch": str(folder)}
             found = isolation.ask(request | limits, time.monotonic() + settings.timeout, lambda _: None)
     except ImageError as error:
         return Symbols(image.source, reason=str(error))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return symbols_of(image.source, found["kernel"], found["reason"])
 
 
@@ -90,4 +86,4 @@ def line_of(symbols: Symbols) -> str:
     else:
         state = "symbol file there" if symbols.present else "NO SYMBOL FILE"
         text = f"{symbols.source}: {symbols.pdb} {symbols.guid}-{symbols.age}: {state}"
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return one_line(text)

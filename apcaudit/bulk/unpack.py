@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import lzma
+import re
 import shutil
 import zipfile
 import zlib
@@ -22,6 +23,9 @@ _SPARE = 1 << 30
 """Bytes that unpacking leaves free on the scratch disk: an archive may hold far more than there is room for."""
 
 _ENDINGS = (".gz", ".xz", ".zip")
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9 ._()+-]")
+_LONGEST = 100
 
 Stream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
 
@@ -60,13 +64,18 @@ def image_of(path: Path, member: str | None, scratch: Path, stage: Callable[[str
     name = Path(member or path).name
     for ending in _ENDINGS:
         name = name[: -len(ending)] if name.lower().endswith(ending) else name
-    unpacked = scratch / (name or "image")
+    unpacked = scratch / _safe(name)
     size = _unpack(path, member, unpacked, digest.update)
     for beside, known_as in states_of(Path(member or path).name).items():
-        state = scratch / known_as
+        state = scratch / _safe(known_as)
         if not state.exists() and (found := _beside(path, member, beside)):
             _unpack(*found, state, lambda _: None)
     return unpacked, digest.hexdigest(), size
+
+
+def _safe(name: str) -> str:
+    """Make a file's name out of what a member is called, which may be anything, also what no file system takes."""
+    return _UNSAFE.sub("_", name).lstrip(".")[-_LONGEST:] or "image"
 
 
 def _beside(path: Path, member: str | None, name: str) -> tuple[Path, str | None] | None:

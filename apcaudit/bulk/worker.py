@@ -6,16 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from apcaudit.bulk import store
+from apcaudit.bulk import scratch, store
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError
 from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
@@ -56,10 +53,9 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
     image: str | None = None
     size: int | None = None
     deadline = started + settings.timeout
-    scratch = Path(tempfile.mkdtemp(prefix="apcaudit-", dir=settings.scratch))
     try:
-        with readers.lend(settings) as isolation:
-            request: dict[str, Any] = {"memory": settings.memory, "scratch": str(scratch)}
+        with scratch.folder(settings.scratch) as unpacked, readers.lend(settings) as isolation:
+            request: dict[str, Any] = {"memory": settings.memory, "scratch": str(unpacked)}
             asked: dict[str, Any] = {"do": "hash", "path": str(evidence.path), "member": evidence.member}
             hashed = isolation.ask(request | asked, deadline, stage)
             image, size = str(hashed["image"]), int(hashed["size"])
@@ -76,8 +72,6 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
     except ImageError as error:
         seconds = time.monotonic() - started
         return fail(evidence, settings, str(error), error.stage, seconds, image=image, size=size)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     row = records.image
     return Scanned(evidence.source, row.image, row.severity, row.findings, row.seconds)
 

@@ -10,7 +10,13 @@ from .facts import PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory
 from .model import Apc, Ending, Queue, QueueName, Thread, ThreadMembers
-from .queues import Walk, walk
+from .queues import ENTRY_BOUND, Walk, walk
+
+TOTAL_BOUND = 250_000
+"""How many entries of all lists of an image are followed to ENTRY_BOUND; a busy server has some hundreds queued."""
+
+ENTRIES_BEYOND = 16
+"""How many entries of each list are followed once TOTAL_BOUND is used up, more than nearly any list has."""
 
 
 class ApcLists:
@@ -19,10 +25,11 @@ class ApcLists:
     The lists of SavedApcState at ApcStateIndex 0 are stale leftovers and are never read.
     """
 
-    def __init__(self, memory: Memory, layout: Layout, drivers: Drivers) -> None:
+    def __init__(self, memory: Memory, layout: Layout, drivers: Drivers, *, total: int = TOTAL_BOUND) -> None:
         self._memory = memory
         self._layout = layout
         self._drivers = drivers
+        self._left = total
         self._heads: set[int] = set()
         self._holders: dict[int, tuple[int, str]] = {}
 
@@ -60,18 +67,24 @@ class ApcLists:
 
     def at(self, thread: Thread, heads: Sequence[tuple[QueueName, int]], *, nested: bool = False) -> tuple[Queue, ...]:
         """Walk lists of a thread by the addresses of their heads; `nested` are those of a state on its stack."""
-        self._heads.update(head for _, head in heads)
-        queues = (self._queue(thread, name, head, nested=nested) for name, head in heads)
+        own = {head for _, head in heads} | {thread.address + offset for _, offset in self._heads_of_thread()}
+        # A list of threads that was tied into something else leads to what is no thread, whose heads are not another
+        # thread's concern. That its process cannot be read says nothing.
+        if self._is_believable(thread.members) is not False:
+            self._heads |= own
+        queues = (self._queue(thread, name, head, own, nested=nested) for name, head in heads)
         # Of a list that a minidump does not hold, nothing is known, not even that it is damaged.
         return tuple(queue for queue in queues if not queue.empty and not (self._memory.partial and _absent(queue)))
 
-    def _queue(self, thread: Thread, name: QueueName, head: int, *, nested: bool = False) -> Queue:
+    def _queue(self, thread: Thread, name: QueueName, head: int, own: set[int], *, nested: bool) -> Queue:
         walked = walk(
             self._memory.links,
             head,
             pointer_size=self._layout.pointer_size,
-            is_other_head=self.is_head,
+            is_other_head=lambda address: address in own or self.is_head(address),
+            bound=max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left)),
         )
+        self._left -= len(walked.entries)
         beyond, other_list = self._beyond(walked)
         apcs = []
         for position, entry in enumerate(walked.entries):
@@ -89,7 +102,9 @@ class ApcLists:
         if links is None:
             return frozenset(), ""
         head = links[0]
-        entries = walk(self._memory.links, head, pointer_size=self._layout.pointer_size).entries
+        bound = max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left))
+        entries = walk(self._memory.links, head, pointer_size=self._layout.pointer_size, bound=bound).entries
+        self._left -= len(entries)
         for name, offset in self._heads_of_thread():
             members = self._thread_at(head - offset)
             if members is not None:
@@ -118,10 +133,15 @@ class ApcLists:
         if data is None:
             return None
         members = ThreadMembers._make(decoder(data))
+        return members if self._is_believable(members) else None
+
+    def _is_believable(self, members: ThreadMembers) -> bool | None:
+        """Tell whether members can be a thread's, None where only its process, which cannot be read, would tell."""
         if members.dispatcher_type != THREAD_OBJECT or members.apc_state_index not in (0, 1) or not members.process:
-            return None
+            return False
         # _EPROCESS begins with its dispatcher header, and the header with its type, as _ETHREAD does.
-        return members if self._memory.read(members.process, 1) == bytes([PROCESS_OBJECT]) else None
+        first = self._memory.read(members.process, 1)
+        return None if first is None else first == bytes([PROCESS_OBJECT])
 
     def apc(self, address: int, queue: QueueName, position: int, *, also_on: str | None = None) -> Apc:
         """Read the KAPC at a virtual address; members in unreadable memory are None."""

@@ -194,13 +194,9 @@ class Audit:
     def _start_backing(self, members: Glance | ThreadMembers) -> Backing | None:
         """Tell what holds a system thread's start address, None for other threads."""
         start = members.start_address
-        if start is None or not (members.system_thread or (start and self._in_system(members.process))):
+        if start is None or not (members.system_thread or (start and self.processes.is_system(members.process))):
             return None
         return self.drivers.backing(start)
-
-    def _in_system(self, process: int | None) -> bool:
-        """Tell the System process, whose threads are system threads whatever their own flag says."""
-        return bool(process) and self.processes.at(process or 0).pid == windows.SYSTEM_PID
 
     def _signed(self, thread: Thread) -> bool:
         """Tell whether a system thread starts in a driver that is hit, where every driver is scanned."""

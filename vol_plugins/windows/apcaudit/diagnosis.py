@@ -11,6 +11,7 @@ from volatility3.framework.layers import intel
 from volatility3.framework.symbols.windows import pdbutil
 
 from .minidump.crash_header import DUMP_HEADER64_SIZE, parse_crash_header
+from .text import printable
 
 # The first bytes of files that are sent to the audit by mistake or in a form that vol does not read.
 _FORMATS = (
@@ -85,23 +86,25 @@ def find_pdb(context: interfaces.context.ContextInterface, layer_name: str) -> t
 def _without_layer(location: str) -> str:
     path = _local_path(location)
     if path is None:
-        return f"no Windows memory was found in {location or 'the image: give one with -f'}"
+        return f"no Windows memory was found in {printable(location) or 'the image: give one with -f'}"
+    # Whoever gave the evidence named it.
+    name = printable(path.name)
     try:
         size = path.stat().st_size
         with path.open("rb") as image:
             header = image.read(DUMP_HEADER64_SIZE)
     except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
+        return f"{name} cannot be read: {error.strerror}"
     if not size:
-        return f"{path.name} is empty: acquire it again"
+        return f"{name} is empty: acquire it again"
     for magic, meaning in _FORMATS:
         if header.startswith(magic):
-            return f"{path.name} {meaning}"
+            return f"{name} {meaning}"
     crash = parse_crash_header(header)
     if crash is not None:
-        return _of_dump(path.name, crash.dump_type)
+        return _of_dump(name, crash.dump_type)
     return (
-        f"{path.name} ({size:,} bytes) holds no page tables of Windows: it is no memory image of Windows,"
+        f"{name} ({size:,} bytes) holds no page tables of Windows: it is no memory image of Windows,"
         " or it is truncated, encrypted or of a format that vol does not read; compare its size with the machine's"
         " memory and acquire it again"
     )

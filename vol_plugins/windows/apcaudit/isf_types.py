@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .layout import Member
+from .layout import STRUCTURE_BOUND, Member, is_number
 
 _STEP = re.compile(r"(\w+)(?:\[(\d+)\])?$")
 
@@ -16,8 +16,15 @@ _COMPOUND = ("struct", "union", "class")
 _UNNAMED = ("unnamed", "u", "__unnamed")
 
 
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
+"""What a document raises, somewhere on the way, that has not the form of the schema: anybody may have written it."""
+
+
 class IsfTypes:
-    """Sizes and members of the structures in a symbol file's document (volatility3/schemas, schema-6.2.0.json)."""
+    """Sizes and members of the structures in a symbol file's document (volatility3/schemas, schema-6.2.0.json).
+
+    What the document has not in the schema's form, or what no kernel can have, it does not have.
+    """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._types: Mapping[str, Any] = document["user_types"]
@@ -25,17 +32,32 @@ class IsfTypes:
         self._enums: Mapping[str, Any] = document["enums"]
 
     def size_of(self, structure: str) -> int | None:
-        """Return the size of a structure in bytes, None when the file does not have it."""
-        found = self._types.get(structure)
-        return None if found is None else int(found["size"])
+        """Return the size of a structure in bytes, None when the file does not have it or gives it none."""
+        try:
+            found = self._types.get(structure)
+            size = 0 if found is None else int(found["size"])
+        except MALFORMED:
+            return None
+        return size if size > 0 else None
 
     def member(self, structure: str, path: str) -> Member | None:
         """Find a member by dotted path, anonymous structures and unions looked through."""
+        try:
+            member = self._member(structure, path)
+        except MALFORMED:
+            return None
+        if member is None or is_number(member):
+            return member
+        # Of a structure or an array, the bytes.
+        whole = member.bits is None and member.offset >= 0 and 0 < member.size <= STRUCTURE_BOUND
+        return member if whole else None
+
+    def _member(self, structure: str, path: str) -> Member | None:
         kind: dict[str, Any] | None = {"kind": "struct", "name": structure}
         offset = 0
         for step in path.split("."):
             match = _STEP.match(step)
-            found = None if kind is None or match is None else self._find(kind, match[1])
+            found = None if kind is None or match is None else self._find(kind, match[1], set())
             if found is None or match is None:
                 return None
             offset += found[0]
@@ -49,22 +71,27 @@ class IsfTypes:
 
     def members_of_type(self, structure: str, wanted: str) -> dict[str, int]:
         """Return name and offset in bytes of the direct members whose type is the wanted structure."""
-        fields = self._types.get(structure, {}).get("fields", {})
-        return {
-            name: int(each["offset"])
-            for name, each in fields.items()
-            if each["type"]["kind"] in _COMPOUND and each["type"]["name"] == wanted
-        }
+        try:
+            fields = self._types.get(structure, {}).get("fields", {})
+            return {
+                name: int(each["offset"])
+                for name, each in fields.items()
+                if each["type"]["kind"] in _COMPOUND and each["type"]["name"] == wanted
+            }
+        except MALFORMED:
+            return {}
 
-    def _find(self, kind: Mapping[str, Any], name: str) -> tuple[int, dict[str, Any]] | None:
-        if kind["kind"] not in _COMPOUND:
+    def _find(self, kind: Mapping[str, Any], name: str, seen: set[str]) -> tuple[int, dict[str, Any]] | None:
+        # A structure that holds itself, or another one twice, is looked into once.
+        if kind["kind"] not in _COMPOUND or kind["name"] in seen:
             return None
+        seen.add(kind["name"])
         members = self._types.get(kind["name"], {}).get("fields", {})
         if name in members:
             return int(members[name]["offset"]), members[name]["type"]
         for member, each in members.items():
             if member.startswith(_UNNAMED) and is_anonymous(each["type"].get("name", "")):
-                inner = self._find(each["type"], name)
+                inner = self._find(each["type"], name, seen)
                 if inner is not None:
                     return int(each["offset"]) + inner[0], inner[1]
         return None

@@ -27,6 +27,13 @@ MemberLookup = Callable[[str, str], "Member | None"]
 _FORMATS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
+def is_number(member: Member) -> bool:
+    """Tell whether a member is an integer that a processor can hold: a symbol file may say anything."""
+    if member.size not in _FORMATS or member.offset < 0:
+        return False
+    return member.bits is None or (member.shift >= 0 and 0 < member.bits <= 8 * member.size - member.shift)
+
+
 class Decoder:
     """Decodes the chosen members of one structure from its bytes, in the order given.
 
@@ -155,6 +162,11 @@ _THREAD_PATHS: tuple[tuple[str, ...], ...] = (
 # Counted down by KeEnterCriticalRegion and its like: negative is disabled, whatever type the PDB gives (ULONG on XP).
 _SIGNED = frozenset({"kernel_apc_disable", "special_apc_disable"})
 
+STRUCTURE_BOUND = 0x10000
+"""The largest _ETHREAD that is believed, in bytes; genuine ones have less than 0x1000."""
+
+_LARGEST_KAPC = 0xFF  # KAPC.Size is a byte since Vista; genuine ones have 0x30 and 0x58
+
 _APC_MEMBERS = (
     "Type",
     "Size",
@@ -204,7 +216,7 @@ def read_layout(lookup: MemberLookup, size_of: Callable[[str], int | None]) -> L
         size_of: size of a structure in bytes, None when the table lacks it.
 
     Raises:
-        LayoutError: a structure or an indispensable member is missing; the message names it.
+        LayoutError: a structure or an indispensable member is missing or lies; the message names it.
     """
     sizes = {name: size_of(name) for name in ("_ETHREAD", "_KTHREAD", "_KAPC", "_KAPC_STATE", "_EPROCESS")}
     missing = [name for name, size in sizes.items() if not size]
@@ -219,6 +231,10 @@ def read_layout(lookup: MemberLookup, size_of: Callable[[str], int | None]) -> L
     lists = [_needed(lookup, "_ETHREAD", path) for path in _LIST_HEADS]
     entry = _needed(lookup, "_KAPC", "ApcListEntry.Flink")
     apc = [_needed(lookup, "_KAPC", name) for name in _APC_MEMBERS]
+    _check("_ETHREAD", sizes["_ETHREAD"] or 0, [*thread, *lists])
+    _check("_KAPC", sizes["_KAPC"] or 0, [*apc, entry])
+    if (sizes["_KAPC"] or 0) > _LARGEST_KAPC:
+        raise LayoutError(f"the symbol table's _KAPC has {sizes['_KAPC']:#x} bytes, more than its own Size can say")
     lacks = frozenset(name for name, member in zip(names, thread, strict=True) if member is None)
     return Layout(
         pointer_size=entry.size,
@@ -242,6 +258,25 @@ _LIST_HEADS = (
     "Tcb.SavedApcState.ApcListHead[1].Flink",
     "ThreadListEntry.Flink",
 )
+
+
+def _check(structure: str, size: int, members: Sequence[Member | None]) -> None:
+    """Refuse a structure whose members do not fit into it, or are nothing that can be decoded.
+
+    Raises:
+        LayoutError: the message has the values.
+    """
+    if size > STRUCTURE_BOUND:
+        raise LayoutError(f"the symbol table's {structure} has {size:#x} bytes, more than any kernel's")
+    for member in members:
+        if member is None:
+            continue
+        if not is_number(member):
+            raise LayoutError(f"the symbol table's {structure} has a member of {member.size} bytes that is no number")
+        if member.offset > size - member.size:
+            raise LayoutError(
+                f"the symbol table's {structure} has {size:#x} bytes and a member at {member.offset:#x}, outside of it"
+            )
 
 
 def _first(lookup: MemberLookup, paths: Sequence[str]) -> Member | None:

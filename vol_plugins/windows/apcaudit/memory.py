@@ -17,6 +17,11 @@ CHUNKS_KEPT = 256
 """Physical memory is read in chunks of so many bytes, of which so many are kept: vol's layers take longer to find a
 byte than to read four pages, and what belongs together (threads in the pool, entries of a list) lies close."""
 
+TABLES_KEPT = 1 << 14
+PAGES_KEPT = 1 << 18
+"""How many page tables, and translations that vol was asked for, are kept: page tables that share their lower levels
+map more of them than there is memory."""
+
 _PAGE_MASK = PAGE - 1
 _LARGE_PAGE = 1 << 7  # the PS bit of a directory entry (Intel SDM volume 3, 4.3 to 4.5)
 _PAT_OF_LARGE_PAGE = 1 << 12
@@ -235,6 +240,8 @@ class Memory:
             if not entry & 1 or entry & _LARGE_PAGE:
                 break
             table = entry & self._frame_mask
+        if len(self._leaves) >= TABLES_KEPT:
+            self._leaves.clear()
         self._leaves[address >> self._leaf_shift] = leaf
         return leaf
 
@@ -250,6 +257,8 @@ class Memory:
                     known = mapped
             except exceptions.InvalidAddressException:
                 pass
+            if len(self._other_pages) >= PAGES_KEPT:
+                self._other_pages.clear()
             self._other_pages[page] = known
         return known
 

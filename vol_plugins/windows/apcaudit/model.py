@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from .absence import Absence
+from .module_doubt import ModuleDoubt
 from .severity import Severity as Severity
 from .thread_members import ThreadMembers as ThreadMembers
 
@@ -90,7 +91,8 @@ class Backing(Enum):
 class Code:
     """A code address and what is known of it; text is `module!symbol+offset` as a debugger prints it.
 
-    `former` names the unloaded driver whose range the address lay in, where no module lies there now.
+    `former` names the unloaded driver whose range the address lay in, where no module lies there now. `doubt` says why
+    the entry of the module list that claims the address is not believed.
     """
 
     address: int
@@ -99,6 +101,7 @@ class Code:
     module: str | None = None
     symbol: str | None = None
     former: str | None = None
+    doubt: ModuleDoubt | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -211,7 +214,7 @@ class Thread:
     owner_listed: bool | None = None
     nested_attach: str | None = None
     crash: str | None = None
-    start_conflict: str | None = None
+    start_conflict: ModuleDoubt | None = None
     stack: Stack | None = None
 
     def queue(self, name: QueueName) -> Queue | None:

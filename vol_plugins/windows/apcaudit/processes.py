@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from . import facts as windows
 from .layout import LayoutError
 from .memory import Memory
 from .model import Process
@@ -29,6 +30,8 @@ class Processes:
         self.thread_list_head = self._offset("ThreadListHead.Flink")
         self._name = self._offset("ImageFileName")
         self.complete = True
+        system = symbols.address("PsInitialSystemProcess")
+        self._system = None if system is None else memory.pointer(system)
 
     def _offset(self, path: str) -> int:
         member = self._symbols.member("_EPROCESS", path)
@@ -56,6 +59,15 @@ class Processes:
         self.known = frozenset(entry - self.links for entry in entries)
         for entry in entries:
             yield self.at(entry - self.links)
+
+    def is_system(self, address: int | None) -> bool:
+        """Tell the System process, whose threads are system threads whatever their own flag says.
+
+        The kernel's own variable names it, also where the process itself is damaged; else its PID does.
+        """
+        if not address:
+            return False
+        return address == self._system or self.at(address).pid == windows.SYSTEM_PID
 
     def idle(self) -> Process | None:
         """Return the idle process, which no list holds; None where the image does not tell it."""

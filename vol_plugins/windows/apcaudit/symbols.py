@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,10 @@ from volatility3.framework import interfaces
 from volatility3.framework.layers import resources
 
 from . import facts as windows
+from . import symbol_file
 from .borrowing.merge import PRODUCER as BORROWED
 from .drivers.names import nearest
-from .isf_types import IsfTypes
+from .isf_types import MALFORMED, IsfTypes
 from .layout import Member
 
 
@@ -65,7 +65,8 @@ class KernelSymbols:
     def address(self, symbol: str) -> int | None:
         """Return the virtual address of a symbol, None when the table does not have it."""
         found = self._document["symbols"].get(symbol)
-        return None if found is None else self.base + self._offset(found)
+        offset = None if found is None else self._offset(found)
+        return None if offset is None else self.base + offset
 
     def nearest(self, address: int) -> tuple[str, int] | None:
         """Return the name of the symbol at or below a virtual address, and the distance in bytes.
@@ -88,12 +89,17 @@ class KernelSymbols:
     def _sort(self) -> tuple[list[int], list[list[str]]]:
         by_address: dict[int, list[str]] = {}
         for name, symbol in self._document["symbols"].items():
-            by_address.setdefault(self._offset(symbol), []).append(name)
+            offset = self._offset(symbol)
+            if offset is not None:
+                by_address.setdefault(offset, []).append(name)
         addresses = sorted(by_address)
         return addresses, [by_address[address] for address in addresses]
 
-    def _offset(self, symbol: Mapping[str, Any]) -> int:
-        return int(symbol["address"]) & self._symbol_mask
+    def _offset(self, symbol: Mapping[str, Any]) -> int | None:
+        try:
+            return int(symbol["address"]) & self._symbol_mask
+        except MALFORMED:
+            return None
 
 
 def _document(table: Any) -> Mapping[str, Any]:
@@ -102,7 +108,7 @@ def _document(table: Any) -> Mapping[str, Any]:
     if isinstance(held, Mapping):
         return held
     with resources.ResourceAccessor().open(table.config["isf_url"]) as file:
-        document: Mapping[str, Any] = json.load(file)
+        document: Mapping[str, Any] = symbol_file.load(file)
     return document
 
 

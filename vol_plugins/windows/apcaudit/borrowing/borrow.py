@@ -51,11 +51,26 @@ def borrow(
     """
     try:
         own = read_document(url)
-    except (OSError, ValueError, EOFError):
+        lacks = lacking(own)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    lacks = lacking(own)
     if not lacks:
         return None
+    try:
+        return _borrow(context, layer_name, kernel_base, url, own, lacks)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        # The document is whatever somebody wrote: what has not the form of a symbol file shows somewhere in here.
+        return Borrowed(None, f"the kernel's symbol file {_file(url)} has not the form of one: {error!r}")
+
+
+def _borrow(
+    context: interfaces.context.ContextInterface,
+    layer_name: str,
+    kernel_base: int,
+    url: str,
+    own: Mapping[str, Any],
+    lacks: tuple[str, ...],
+) -> Borrowed:
     memory = Memory(context, layer_name)
     base = canonical(kernel_base, memory.bits)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from volatility3.framework import constants
 from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
+
+from .. import symbol_file
 
 # How the invented GUIDs of the kernels that ship begin. Files of real kernels are many and large, and say nothing of
 # their build.
@@ -40,10 +41,10 @@ def read_document(url: str) -> dict[str, Any]:
     """Read a symbol file's JSON.
 
     Raises:
-        OSError, ValueError, EOFError: it cannot be read or is no JSON.
+        OSError, SymbolFileError: it cannot be read or is no JSON.
     """
     with resources.ResourceAccessor().open(url) as file:
-        document: dict[str, Any] = json.load(file)
+        document: dict[str, Any] = symbol_file.load(file)
     return document
 
 
@@ -73,6 +74,6 @@ def _donor(url: str) -> Donor | None:
         # The third part of the version is the build; pdbconv and the schema call it revision.
         build = int(document["metadata"]["windows"]["pe"]["revision"])
         pae = size == 4 and document["user_types"]["_MMPTE"]["size"] == _PAE_ENTRY
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return Donor(url, document, build, size, pae)

@@ -25,6 +25,20 @@ def routine_user_address(apc: Apc, thread: Thread, facts: Facts) -> Finding | No
     return _routines_in(apc, (Backing.USER,), "routine-user-address", Severity.CRITICAL)
 
 
+def module_conflict(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A routine that the kernel will call lies where only an entry of the module list that is contradicted claims."""
+    doubted = [(name, routine, routine.doubt) for name, routine in _kernel_routines(apc) if routine.doubt is not None]
+    if not doubted:
+        return None
+    where = " and ".join(f"{name} {routine.address:#x}" for name, routine, _ in doubted)
+    reasons = "; ".join(dict.fromkeys(doubt.text for _, _, doubt in doubted))
+    return Finding(
+        "module-conflict",
+        Severity.HIGH if any(doubt.overlapping for _, _, doubt in doubted) else Severity.MEDIUM,
+        f"{where} {'lies' if len(doubted) == 1 else 'lie'} where the list of modules contradicts itself: {reasons}",
+    )
+
+
 def kernel_normal_in_user_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user-mode APC would run a kernel address in user mode."""
     if apc.apc_mode != windows.USER_MODE or apc.normal_routine is None:
@@ -176,6 +190,7 @@ CHECKS: tuple[ApcCheck, ...] = (
     routine_unbacked,
     routine_unloaded,
     routine_user_address,
+    module_conflict,
     kernel_normal_in_user_apc,
     mode_mismatch,
     thread_mismatch,

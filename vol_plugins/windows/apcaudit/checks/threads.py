@@ -218,7 +218,7 @@ def module_conflict(thread: Thread, facts: Facts) -> Finding | None:
         return None
     return Finding(
         "module-conflict",
-        Severity.MEDIUM,
+        Severity.HIGH if thread.start_conflict.overlapping else Severity.MEDIUM,
         f"the system thread's start address {thread.members.start_address:#x} lies where the list of modules"
         f" contradicts itself: {thread.start_conflict}",
     )

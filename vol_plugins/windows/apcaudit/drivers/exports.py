@@ -25,13 +25,15 @@ class Exports:
     """The named exports of an image, sorted by relative virtual address.
 
     One address has one of its names in `names`; `aliases` are all of them where there are more. `forwarders` are
-    exports whose code is another module's: own name to `module.name`, as the table has it.
+    exports whose code is another module's: own name to `module.name`, as the table has it. `cut` is whether the table
+    claims more than was read.
     """
 
     addresses: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     aliases: Mapping[int, tuple[str, ...]] = field(default_factory=dict, compare=False)
     forwarders: Mapping[str, str] = field(default_factory=dict, compare=False)
+    cut: bool = False
 
     def names_at(self, rva: int) -> tuple[str, ...]:
         """Return every name of what is exported at exactly this relative virtual address."""
@@ -63,12 +65,13 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
     if data is None:
         return Exports()
     *_, functions, names, function_table, name_table, ordinal_table = _EXPORT_DIRECTORY.unpack(data)
+    cut = max(functions, names) > NAMES_BOUND
     functions, names = min(functions, NAMES_BOUND), min(names, NAMES_BOUND)
     function_data = _table(read, function_table, functions * 4, image_size)
     name_data = _table(read, name_table, names * 4, image_size)
     ordinal_data = _table(read, ordinal_table, names * 2, image_size)
     if function_data is None or name_data is None or ordinal_data is None:
-        return Exports()
+        return Exports(cut=cut)
     found: dict[int, list[str]] = {}
     forwarders: dict[str, str] = {}
     name_rvas, ordinals = unpack_from(f"<{names}I", name_data), unpack_from(f"<{names}H", ordinal_data)
@@ -90,7 +93,7 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
         found.setdefault(address, []).append(name)
     addresses = tuple(sorted(found))
     aliases = {address: tuple(sorted(each)) for address, each in found.items() if len(each) > 1}
-    return Exports(addresses, tuple(min(found[address]) for address in addresses), aliases, forwarders)
+    return Exports(addresses, tuple(min(found[address]) for address in addresses), aliases, forwarders, cut)
 
 
 def _export_directory(read: ReadRva) -> tuple[int, int] | None:

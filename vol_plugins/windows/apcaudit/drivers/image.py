@@ -8,7 +8,7 @@ from ..memory import PAGE, Memory
 from .driver import Driver
 from .exports import Exports, read_exports
 from .function_bounds import function_size
-from .imports import read_import_addresses
+from .imports import SLOTS_BOUND, read_import_addresses
 from .pdb_symbols import PdbSymbols, find_symbols
 from .pe_header import Header, read_header
 from .pe_names import read_pdb_record
@@ -60,6 +60,12 @@ class Image:
     def headless(self) -> bool:
         """Whether what lies at the base can be read and is no image."""
         return self.header is None and self.read(0, PAGE) is not None
+
+    @property
+    def cut(self) -> bool:
+        """Whether more exports or imports are claimed than were read, of those that have been asked for."""
+        exports, imports = vars(self).get("exports"), vars(self).get("import_addresses")
+        return (exports is not None and exports.cut) or (imports is not None and len(imports) >= SLOTS_BOUND)
 
     def nearest(self, rva: int) -> tuple[str, int] | None:
         """Name a relative virtual address by the PDB, else by the exports: the name and the distance in bytes."""

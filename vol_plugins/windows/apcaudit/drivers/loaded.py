@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..memory import Memory
 from ..model import Backing, Code
+from ..module_doubt import ModuleDoubt
 from ..symbols import KernelSymbols
 from .driver import Driver as Driver
 from .hidden import HiddenImages
@@ -17,6 +19,11 @@ from .unloaded import UnloadedDriver, read_unloaded
 HIDDEN_MARK = " (hidden)"
 UNLISTED_MARK = " (unlisted)"
 """Behind the name of code in an image that the module list lacks; the second where the list was not read whole."""
+
+_CUT = "PsLoadedModuleList was not read whole: what backs an address may be unknown"
+
+CODES_KEPT = 1 << 16
+"""How many named addresses are remembered: what an adversary makes more of is named anew."""
 
 
 class Drivers:
@@ -32,6 +39,7 @@ class Drivers:
         self._sizes: dict[int, int] = {}
         self._codes: dict[int, Code] = {}
         self._overstated: list[str] = []
+        self._unread: list[str] = []
         self.kernel_start = _kernel_start(memory, symbols)
         self.unloaded = read_unloaded(memory, symbols, self.kernel_start)
         self.hidden = HiddenImages(memory, symbols, self.at)
@@ -39,8 +47,14 @@ class Drivers:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was wrong with the module list: not read whole, entries that contradict one another or their images."""
-        cut = () if self.complete else ("PsLoadedModuleList was not read whole: what backs an address may be unknown",)
-        return (*cut, *(f"{conflict}" for conflict in self._intervals.conflicts), *self._overstated)
+        notes = [] if self.complete else [_CUT]
+        notes += [*map(str, self._intervals.conflicts), *self._overstated]
+        if self._unread:
+            notes.append(f"the headers of {', '.join(self._unread)} cannot be read: nothing else shows an image there")
+        cut = [image.driver.label for image in self._images.values() if image.cut]
+        if cut:
+            notes.append(f"more exports or imports than are read are claimed by {', '.join(cut)}: names may be missing")
+        return tuple(notes)
 
     def at(self, address: int) -> Driver | None:
         """Return the loaded module whose image holds a virtual address.
@@ -51,16 +65,17 @@ class Drivers:
         driver = self._intervals.at(address)
         return driver if driver is not None and address - driver.base < self._size(driver) else None
 
-    def conflict_at(self, address: int) -> str | None:
+    def conflict_at(self, address: int) -> ModuleDoubt | None:
         """Say what contradicts the module list about an address that only a doubtful entry claims, else None."""
         driver = self._intervals.at(address)
         if driver is None:
             return None
         if address - driver.base >= self._size(driver):
-            return self._overstatement(driver)
+            return ModuleDoubt(self._overstatement(driver))
         if self.image(driver).headless:
-            return self._no_image(driver)
-        return next((str(conflict) for conflict in self._intervals.conflicts if conflict.wide is driver), None)
+            return ModuleDoubt(self._no_image(driver))
+        wide = next((each for each in self._intervals.conflicts if each.wide is driver), None)
+        return None if wide is None else ModuleDoubt(str(wide), overlapping=True)
 
     def holding(self, address: int) -> Driver | None:
         """Return the image that holds a virtual address, hidden ones too."""
@@ -103,7 +118,10 @@ class Drivers:
         """Name a code address: `module!symbol+offset`, hexadecimal where it resolves to nothing."""
         code = self._codes.get(address)
         if code is None:
-            code = self._codes[address] = self._resolve(address)
+            if len(self._codes) >= CODES_KEPT:
+                self._codes.clear()
+            doubt = None if address < self.kernel_start else self.conflict_at(address)
+            code = self._codes[address] = replace(self._resolve(address), doubt=doubt)
         return code
 
     def function_names(self, address: int) -> tuple[str, ...]:
@@ -141,6 +159,8 @@ class Drivers:
                 self._overstated.append(self._overstatement(driver))
             elif self.image(driver).headless:
                 self._overstated.append(self._no_image(driver))
+            elif self.image(driver).header is None and not self._memory.partial:
+                self._unread.append(driver.label)
             size = self._sizes[driver.base] = driver.size if own is None else own
         return size
 
@@ -167,8 +187,16 @@ def read_drivers(memory: Memory, symbols: KernelSymbols) -> Drivers:
 
 
 def _kernel_start(memory: Memory, symbols: KernelSymbols) -> int:
-    """Return where kernel space begins: what the kernel says (a 3 GB boot moves it), else the usual address."""
-    usual = 0xFFFF800000000000 if memory.bits == 64 else 0x80000000  # Windows Internals, "Address space layouts"
-    symbol = symbols.address("MmSystemRangeStart")
+    """Return where kernel space begins: the usual address, or what a kernel of x86 says (a 3 GB boot moves it).
+
+    It is not believed where the System process lies below it: all of the kernel's memory would be taken for a user's.
+    """
+    if memory.bits == 64:
+        return 0xFFFF800000000000  # Windows Internals, "Address space layouts"
+    usual, highest = 0x80000000, 0xC0000000  # /3GB, and what IncreaseUserVa can choose between them (WDK, BCDEdit)
+    symbol, system = symbols.address("MmSystemRangeStart"), symbols.address("PsInitialSystemProcess")
     said = None if symbol is None else memory.pointer(symbol)
-    return said if said and usual <= said <= symbols.base else usual
+    process = None if system is None else memory.pointer(system)
+    if not said or not usual <= said <= min(highest, symbols.base) or (process and process < said):
+        return usual
+    return said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from volatility3.framework import constants
 from volatility3.framework.automagic import symbol_cache
 from volatility3.framework.layers import resources
 
+from .. import symbol_file
 from ..symbols import preferred_name
 from .names import nearest
 from .pe_names import PdbRecord
@@ -41,11 +41,11 @@ def find_symbols(record: PdbRecord) -> PdbSymbols | None:
         return None
     try:
         with resources.ResourceAccessor().open(location) as file:
-            symbols: dict[str, Any] = json.load(file)["symbols"]
+            symbols: dict[str, Any] = symbol_file.load(file)["symbols"]
         by_address: dict[int, list[str]] = {}
         for name, symbol in symbols.items():
             by_address.setdefault(int(symbol["address"]), []).append(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         vollog.info(f"symbol file {location} cannot be used: {error}")
         return None
     addresses = tuple(sorted(by_address))

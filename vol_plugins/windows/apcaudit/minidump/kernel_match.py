@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
+from .. import symbol_file
+
 MEMORY_VERSION = 1
 """Raise when the tables below change: files written before then are read anew."""
 
@@ -140,7 +142,7 @@ def kernel_symbols_from_isf(url: str, isf: Any) -> KernelSymbols | None:
             if name in isf["user_types"]
         }
         return KernelSymbols(url, str(pdb["database"]), str(pdb["GUID"]).upper(), int(pdb["age"]), symbols, types)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
 
 
@@ -170,8 +172,8 @@ class SymbolMemory:
         kernel = None
         try:
             with opener(url) as stream:
-                kernel = kernel_symbols_from_isf(url, json.load(stream))
-        except (ValueError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error):
+                kernel = kernel_symbols_from_isf(url, symbol_file.load(stream))
+        except (symbol_file.SymbolFileError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error):
             pass  # damaged: remembered as a file without a kernel
         except OSError:
             return None

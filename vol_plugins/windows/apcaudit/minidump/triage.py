@@ -40,6 +40,8 @@ _LONGEST_DRIVER_NAME = 1024
 _LARGEST_DEBUGGER_DATA = 0x1000
 _MOST_MEMORY = 1 << 27
 _MOST_DEFECTS = 32
+_REGION = 21  # bits of an address within what one page table maps on x64 and under PAE
+_MOST_REGIONS = 4096  # each costs up to three page tables
 
 
 class MinidumpError(ValueError):
@@ -151,6 +153,7 @@ class _Parser:
         self._layout = _LAYOUT64 if header.is_64bit else _LAYOUT32
         self._address_mask = (1 << (64 if header.is_64bit else 32)) - 1
         self._memory_left = min(file_size, _MOST_MEMORY)
+        self._regions: set[int] = set()
         self._defects: list[str] = []
         if triage.valid_offset and read(triage.valid_offset, 4) != TRIAGE_DUMP_VALID:
             self._defects.append(f"no TRGD mark at ValidOffset {triage.valid_offset:#x}: the file is cut or damaged")
@@ -202,10 +205,15 @@ class _Parser:
     def _add_block(self, blocks: list[DataBlock], address: int, offset: int, size: int) -> None:
         # Blocks never share bytes of the file: more memory than the file has bytes is a lie, and costly to map.
         kept = max(0, min(size, self._file_size - offset, self._address_mask + 1 - address, self._memory_left))
+        regions = range(address >> _REGION, (address + max(kept, 1) - 1 >> _REGION) + 1)
+        if len(self._regions) + len(regions) > _MOST_REGIONS and not self._regions.issuperset(regions):
+            # A byte in each of many places would cost a thousand times its size in page tables.
+            kept = 0
         self._memory_left -= kept
         if kept < size:
             self._defects.append(f"data block at {address:#x}: {size:#x} bytes claimed, {kept:#x} taken")
         if kept:
+            self._regions.update(regions)
             blocks.append(DataBlock(address, offset, kept))
 
     def drivers(self) -> tuple[Driver, ...]:

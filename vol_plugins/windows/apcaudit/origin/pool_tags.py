@@ -70,7 +70,7 @@ def read_pool_tag(memory: Memory, symbols: KernelSymbols, block: int, size: int)
     units = read_member(memory, symbols, "_POOL_HEADER", "BlockSize", at)
     kind = read_member(memory, symbols, "_POOL_HEADER", "PoolType", at)
     # A block's size is counted in headers, and a block never leaves its page; type 0 is a free block.
-    if not tag or not units or not kind:
+    if not tag or tag >> 32 or not units or not kind:
         return None
     length = units * header
     if length < header + size or at % PAGE + length > PAGE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import Any
 
 from . import engines
 from .externals import AT_COMPILATION, External
+from .includes import Includes
 from .options import RuleError
 from .sources import Source
 
@@ -55,18 +55,14 @@ class YaraPython:
         return CompiledByYaraPython(self._yara, rules, engines.wants_start(data))
 
     def _compile(self, named: Mapping[str, Source]) -> Any:
-        def include(requested: str, including: str | None, namespace: str) -> str | None:
-            folder = named[namespace].folder
-            if including and os.path.isabs(including):
-                folder = os.path.dirname(including)
-            try:
-                with open(os.path.join(folder or "", requested), encoding="utf-8-sig") as file:
-                    return file.read()
-            except (OSError, UnicodeDecodeError):
-                return None
-
+        includes = Includes(named)
         texts = {namespace: source.text for namespace, source in named.items()}
-        return self._yara.compile(sources=texts, externals=AT_COMPILATION, include_callback=include)
+        try:
+            return self._yara.compile(sources=texts, externals=AT_COMPILATION, include_callback=includes.read)
+        except self._yara.Error as error:
+            if includes.refused is not None:
+                raise includes.refused from error
+            raise
 
     def _blame(self, named: Mapping[str, Source]) -> None:
         """Find the source that does not compile: the error of many does not name it.
@@ -99,17 +95,23 @@ class CompiledByYaraPython:
 
     def scan(self, data: bytes | bytearray, externals: Mapping[str, External]) -> list[engines.RuleHit]:
         """Scan a unit; what the rules do not declare of the externals is passed over."""
+        flooded = 0
+
+        def warned(*_: Any) -> Any:
+            # A string has a million matches: without this, YARA writes to stderr and keeps all of them, of each string.
+            nonlocal flooded
+            flooded += 1
+            return self._yara.CALLBACK_ABORT if flooded > engines.FLOODS_BOUND else self._yara.CALLBACK_CONTINUE
+
         try:
             matches = self._rules.match(
-                data=data,
-                externals=dict(externals),
-                timeout=engines.TIME_LIMIT,
-                # Without it, a string with a million matches writes to stderr.
-                warnings_callback=lambda *_: self._yara.CALLBACK_CONTINUE,
+                data=data, externals=dict(externals), timeout=engines.TIME_LIMIT, warnings_callback=warned
             )
         except self._yara.TimeoutError as error:
             raise engines.TimeLimitError from error
         except self._yara.Error as error:
+            if flooded > engines.FLOODS_BOUND:
+                raise engines.ScanError(f"more than {engines.FLOODS_BOUND} strings match a million times") from error
             raise engines.ScanError(str(error)) from error
         hits = []
         for match in matches:

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import engines
 from .externals import AT_COMPILATION, External
+from .includes import Includes
 from .options import RuleError
 from .sources import Source
 
@@ -34,7 +35,9 @@ class YaraX:
             compiler.define_global(name, value)
         for folder in dict.fromkeys(source.folder for source in sources if source.folder is not None):
             compiler.add_include_dir(folder)
+        includes = Includes({f"s{number}": source for number, source in enumerate(sources)})
         for number, source in enumerate(sources):
+            includes.check(f"s{number}")
             compiler.new_namespace(f"s{number}")
             try:
                 compiler.add_source(source.text, origin=source.name)

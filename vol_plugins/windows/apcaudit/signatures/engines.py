@@ -21,6 +21,10 @@ MATCHES_KEPT = 10_000
 """How many matches of one string are kept; the engines themselves stop at a million."""
 
 
+FLOODS_BOUND = 4
+"""How many strings may match a million times in one unit before its scan is given up: each keeps a hundred MiB."""
+
+
 class TimeLimitError(Exception):
     """The engine did not finish a unit in TIME_LIMIT seconds."""
 

@@ -27,6 +27,9 @@ EVERY_BOUND = 4 << 30
 APCS_BOUND = 16
 """Of how many APCs of a thread the drivers are scanned."""
 
+OVERDUE_BOUND = 3
+"""How many units may take the whole TIME_LIMIT before no more are scanned: such rules would take hours."""
+
 _NOWHERE = Start()
 
 
@@ -44,6 +47,7 @@ class Signatures:
         self._marked: dict[int, tuple[Unit, list[str]]] | None = None
         self._marking: dict[int, bool] = {}
         self._shown: set[int] = set()
+        self._overdue = 0
         self._notes: list[str] = []
 
     @property
@@ -168,6 +172,10 @@ class Signatures:
         try:
             hits = tuple(scan())
         except TimeLimitError:
+            self._overdue += 1
+            if self._overdue == OVERDUE_BOUND:
+                self._rules = None
+                self._notes.append(f"YARA: no more is scanned after {OVERDUE_BOUND} scans that were not finished")
             self._notes.append(f"YARA: {unit.name} was not scanned to its end, {TIME_LIMIT} seconds are the limit")
         except ScanError as error:
             self._notes.append(f"YARA: {unit.name} could not be scanned: {error}")
@@ -194,6 +202,8 @@ class Signatures:
         scanned = 0
         with ThreadPoolExecutor(WORKERS) as pool:
             for driver in self._drivers.everywhere():
+                if self._rules is None:
+                    break
                 unit = Unit(driver.base, driver.size, driver)
                 scanned += unit.size
                 if scanned > EVERY_BOUND:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from urllib import parse, request
@@ -19,15 +21,22 @@ SUFFIXES = (".yar", ".yara")
 FILES_BOUND = 20_000
 """How many rule files a folder may hold, in all of its folders."""
 
+SIZE_BOUND = 512 << 20
+"""How many bytes one rule file may have, unpacked; compiled collections have some ten million."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One rule file or string: its text, where messages say it is, its folder for includes, the option it came by."""
+    """One rule file or string: its text, where messages say it is, its folder for includes, the option it came by.
+
+    `root` is the folder below which everything lies that it may include.
+    """
 
     text: str
     name: str
     folder: str | None = None
     option: str | None = None
+    root: str | None = None
 
 
 def gather(options: RuleOptions) -> list[Source]:
@@ -42,7 +51,7 @@ def gather(options: RuleOptions) -> list[Source]:
     if options.string is not None:
         sources.append(Source(_of_string(options), "the rule of --yara-string", option="yara-string"))
     if options.defaults:
-        sources += [_of_path(path, None) for path in sorted(SHIPPED.glob("*.yar"))]
+        sources += [_of_path(path, None, SHIPPED) for path in sorted(SHIPPED.glob("*.yar"))]
     return sources
 
 
@@ -63,9 +72,16 @@ def read_bytes(location: str, option: str) -> bytes:
     path = local_path(location)
     try:
         with resources.ResourceAccessor().open(location if path is None else path.resolve().as_uri(), "rb") as file:
-            data: bytes = file.read()
-    except OSError as error:
-        raise RuleError(f"{location}: {error.strerror or error}", option) from error
+            # A packed file may hold far more than its own size.
+            data: bytes = file.read(SIZE_BOUND + 1)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise RuleError(f"{location}: {getattr(error, 'strerror', None) or error}", option) from error
+    return _bounded(data, location, option)
+
+
+def _bounded(data: bytes, name: str, option: str | None) -> bytes:
+    if len(data) > SIZE_BOUND:
+        raise RuleError(f"{name}: more than {SIZE_BOUND >> 20} MiB of rules", option)
     return data
 
 
@@ -74,11 +90,12 @@ def _of_location(location: str) -> list[Source]:
     if path is None or not path.is_dir():
         name = location if path is None else str(path)
         folder = None if path is None else str(path.parent)
-        return [Source(_decoded(read_bytes(location, "yara-file"), name, "yara-file"), name, folder, "yara-file")]
+        text = _decoded(read_bytes(location, "yara-file"), name, "yara-file")
+        return [Source(text, name, folder, "yara-file", folder)]
     files = _rule_files(path)
     if not files:
         raise RuleError(f"{path}: no {' or '.join(SUFFIXES)} file in this folder", "yara-file")
-    return [_of_path(file, "yara-file") for file in files]
+    return [_of_path(file, "yara-file", path) for file in files]
 
 
 def _rule_files(folder: Path) -> list[Path]:
@@ -91,12 +108,13 @@ def _rule_files(folder: Path) -> list[Path]:
     return found
 
 
-def _of_path(path: Path, option: str | None) -> Source:
+def _of_path(path: Path, option: str | None, root: Path) -> Source:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = _bounded(file.read(SIZE_BOUND + 1), str(path), option)
     except OSError as error:
         raise RuleError(f"{path}: {error.strerror or error}", option) from error
-    return Source(_decoded(data, str(path), option), str(path), str(path.parent), option)
+    return Source(_decoded(data, str(path), option), str(path), str(path.parent), option, str(root))
 
 
 def _decoded(data: bytes, name: str, option: str | None) -> str:

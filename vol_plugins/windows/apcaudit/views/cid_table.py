@@ -117,6 +117,8 @@ def read_cid_table(memory: Memory, symbols: KernelSymbols) -> CidTable:
     size = symbols.size_of("_HANDLE_TABLE_ENTRY")
     if not code or member is None or not size or code & LEVEL_MASK > 2:
         return CidTable()
+    if size % memory.pointer_size or not member.offset < size <= PAGE:
+        return CidTable()
     decode = EntryDecoder(member, size, memory.pointer_size)
     pages = [code & ~LEVEL_MASK]
     complete = True

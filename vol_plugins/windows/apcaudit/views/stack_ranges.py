@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 
 from ..drivers.loaded import Drivers
-from ..layout import Decoder
+from ..layout import Decoder, is_number
 from ..memory import PAGE, Memory
 from ..model import Thread
 from ..symbols import KernelSymbols
@@ -28,7 +28,8 @@ class StackRanges:
         self._ranges: tuple[array[int], array[int], array[int]] | None = None
         members = [symbols.member("_POOL_HEADER", name) for name in ("BlockSize", "PoolType", "PoolTag")]
         self._header = symbols.size_of("_POOL_HEADER") or 2 * memory.pointer_size
-        self._decode = Decoder(members, self._header) if None not in members else None
+        fits = all(each is not None and is_number(each) and each.offset + each.size <= self._header for each in members)
+        self._decode = Decoder(members, self._header) if fits and self._header <= PAGE else None
 
     def holder(self, address: int, thread: Thread) -> int | None:
         """Return the _ETHREAD on whose kernel stack a virtual address lies, None when it is on none.

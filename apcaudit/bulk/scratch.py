@@ -1,0 +1,100 @@
+"""Folders for what is unpacked: private, removed when done, and those of killed runs removed at the next start.
+
+A folder is held by a lock on a file in it, which ends with the process however that ends. Where there are no such
+locks (Windows), what a killed run left stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK = ".held"
+_UNNAMED = ".apcaudit-"
+
+_STALE = 24 * 3600
+"""Seconds after which what is unnamed or unfinished is nobody's: naming or writing it takes a few."""
+
+
+def _prefix() -> str:
+    # Locks are believed of this machine's processes only: the folder may be one that a cluster shares.
+    return f"apcaudit-{re.sub(r'[^A-Za-z0-9.]', '_', socket.gethostname())}-"
+
+
+@contextlib.contextmanager
+def folder(parent: Path | None) -> Iterator[Path]:
+    """Make a folder that nobody else can read, and remove it at the end, and before those that killed runs left.
+
+    Args:
+        parent: where; the system's folder for temporary files when None.
+    """
+    place = Path(tempfile.gettempdir() if parent is None else parent)
+    if fcntl is None:
+        with tempfile.TemporaryDirectory(prefix=_prefix(), dir=place, ignore_cleanup_errors=True) as unlocked:
+            yield Path(unlocked)
+        return
+    clean(place)
+    # It gets its name once it is locked: before that, nobody may take it for left behind.
+    made = Path(tempfile.mkdtemp(prefix=_UNNAMED, dir=place))
+    lock = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        with contextlib.suppress(OSError):
+            # A file system without locks: nobody gets this one either, and what a killed run leaves stays.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        named = place / f"{_prefix()}{uuid.uuid4().hex}"
+        os.rename(made, named)
+        made = named
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
+
+
+def clean(place: Path) -> None:
+    """Remove the folders of this user and machine whose process is gone."""
+    if fcntl is None:
+        return
+    for left in place.glob(f"{_prefix()}*"):
+        with contextlib.suppress(OSError):
+            if left.is_symlink() or left.stat().st_uid != os.getuid():
+                continue
+            try:
+                lock = os.open(left / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                # Whoever had it was removing it.
+                shutil.rmtree(left, ignore_errors=True)
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+    for left in place.glob(f"{_UNNAMED}*"):
+        with contextlib.suppress(OSError):
+            status = left.lstat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def clean_results(results: Path) -> None:
+    """Remove the unfinished pieces that killed runs left in a folder of results."""
+    for left in (*results.glob(".unfinished-*"), *results.glob(".known/.*")):
+        with contextlib.suppress(OSError):
+            if time.time() - left.lstat().st_mtime > _STALE:
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()

@@ -1,0 +1,43 @@
+"""A symbol file that unpacks to gigabytes costs `apcaudit scan` no more than its limit, and ends nothing."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bulk_images import need_extra
+from tests.conftest import ROOT
+
+need_extra()
+
+LIMIT = 768 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the process that reads images")
+def test_a_bomb_among_the_symbol_files(tmp_path: Path) -> None:
+    """The process that indexes symbol files passes one by that does not fit into its limit, and is ready."""
+    folder = tmp_path / "symbols" / "windows" / "ntkrnlmp.pdb"
+    folder.mkdir(parents=True)
+    packer = lzma.LZMACompressor(preset=0)
+    with (folder / f"{'0' * 32}-1.json.xz").open("wb") as file:
+        for _ in range(LIMIT >> 20):
+            file.write(packer.compress(bytes(1 << 20)))
+        file.write(packer.flush())
+    start = {"symbols": [str(tmp_path / "symbols")], "cache": str(tmp_path / "cache"), "offline": True}
+    script = "import resource, sys; from apcaudit.bulk import child; child.main(); "
+    script += "sys.stderr.write(f'peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps({**start, "index_memory": LIMIT})],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stdout == ""
+    assert int(done.stderr.rpartition("peak ")[2]) << 10 < LIMIT
