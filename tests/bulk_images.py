@@ -8,6 +8,7 @@ import lzma
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,25 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
+
+
+def wait_for_reader(pid: int, after: float) -> int:
+    """Return a process that has been reading an image for so many seconds."""
+    since: dict[int, float] = {}
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        for each in reading(pid):
+            if time.monotonic() - since.setdefault(each, time.monotonic()) >= after:
+                return each
+        time.sleep(0.01)
+    raise AssertionError("nobody reads an image")
+
+
+def gone(processes: dict[int, int]) -> bool:
+    """Tell whether processes end within seconds."""
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        if not any("apcaudit" in command_line(each) for each in processes):
+            return True
+        time.sleep(0.05)
+    return False

@@ -16,6 +16,7 @@ from tests.situations_pure import (
     IN_DRIVER,
     IN_KERNEL,
     IN_POOL,
+    IN_UNLOADED,
     IN_USER_SPACE,
     NO_ROUTINE,
     NOBODY_KNOWS,
@@ -36,7 +37,6 @@ GET_SET_CONTEXT = Code(
 )
 IN_A_WIDE_ENTRY = replace(IN_DRIVER, doubt=ModuleDoubt("the entry of wide claims what nt has", overlapping=True))
 IN_NO_IMAGE = replace(IN_DRIVER, doubt=ModuleDoubt("the entry of wiped claims memory where no image begins"))
-IN_UNLOADED = Code(0xFFFFF80005550000, Backing.UNLOADED, "0xfffff80005550000", former="Bfilter.sys")
 
 KERNEL, USER = QueueName.KERNEL, QueueName.USER
 SAVED_KERNEL, SAVED_USER = QueueName.SAVED_KERNEL, QueueName.SAVED_USER
@@ -265,41 +265,3 @@ def test_order_within_its_own_list() -> None:
     nested = Queue(SAVED_KERNEL, 0xFFFFF90000006E00, apcs, Ending.CLOSED, apcs[-1].address + APC_LIST_ENTRY)
     subject = replace(own, queues=(*own.queues, nested))
     assert [severities(apc_checks.check(apc, subject, WINDOWS_10)) for apc in apcs] == [{}, {}]
-
-
-@pytest.mark.parametrize(
-    ("apc", "code_name", "values"),
-    [
-        pytest.param(
-            special(kernel_routine=IN_POOL), "routine-unbacked", ["KernelRoutine", "0xffff8a0000345000"], id="one"
-        ),
-        pytest.param(
-            normal(rundown_routine=IN_POOL, normal_routine=IN_POOL),
-            "routine-unbacked",
-            ["RundownRoutine", "NormalRoutine"],
-            id="two routines",
-        ),
-        pytest.param(
-            special(thread=0xFFFF8A0000999080), "thread-mismatch", ["0xffff8a0000999080", f"{THREAD:#x}"], id="thread"
-        ),
-        pytest.param(special(type=19, size=0x30), "bad-object", ["19", "18", "0x30", "0x58"], id="object"),
-        pytest.param(
-            special(kernel_routine=IN_UNLOADED),
-            "routine-unloaded",
-            ["Bfilter.sys", "0xfffff80005550000"],
-            id="unloaded",
-        ),
-        pytest.param(special(misplaced="user space"), "apc-outside-pool", ["user space"], id="place"),
-        pytest.param(special(apc_state_index=2), "environment-mismatch", ["2", "0"], id="environment"),
-        pytest.param(
-            special(also_on="the user list of thread 0x1"), "duplicate-apc", ["the user list of thread 0x1"], id="lists"
-        ),
-    ],
-)
-def test_an_explanation_gives_the_values(apc: Apc, code_name: str, values: list[str]) -> None:
-    """An explanation holds the values that led to the finding."""
-    subject = thread(kernel=[apc])
-    findings = apc_checks.check(subject.queues[0].apcs[0], subject, WINDOWS_10)
-    (explanation,) = [finding.explanation for finding in findings if finding.code == code_name]
-    assert [value for value in values if value not in explanation] == []
-    assert not explanation.endswith(".")

@@ -18,8 +18,7 @@ from apcaudit.bulk import stack, store
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
-from tests.bulk_images import BROKEN, apcaudit, need_extra
-from tests.test_bulk_scan import gone, wait_for_reader
+from tests.bulk_images import BROKEN, apcaudit, gone, need_extra, wait_for_reader
 
 need_extra()
 

@@ -13,13 +13,12 @@ import pytest
 
 from apcaudit.bulk import store, worker
 from apcaudit.bulk.evidence import Evidence
-from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
-from apcaudit.bulk.scan_command import exit_code
+from apcaudit.bulk.outcome import Failed, Scanned, Settings
 from apcaudit.synthetic import situations
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
-from tests.bulk_images import BROKEN, apcaudit, need_extra
+from tests.bulk_images import BROKEN, apcaudit, gone, need_extra, wait_for_reader
 
 need_extra()
 
@@ -239,64 +238,3 @@ def test_killed_and_started_again(tmp_path: Path, cache: Path) -> None:
     assert {row.image: row.scanned_at for row in rows if row.image in finished} == finished
     counted = "SELECT count(*), count(DISTINCT image) FROM apcs"
     assert store.connect(results).execute(counted).fetchall() == [(8, 8)]
-
-
-def wait_for_reader(pid: int, after: float) -> int:
-    """Return a process that has been reading an image for so many seconds."""
-    since: dict[int, float] = {}
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit:
-        for each in bulk_images.reading(pid):
-            if time.monotonic() - since.setdefault(each, time.monotonic()) >= after:
-                return each
-        time.sleep(0.01)
-    raise AssertionError("nobody reads an image")
-
-
-def gone(processes: dict[int, int]) -> bool:
-    """Tell whether processes end within seconds."""
-    limit = time.monotonic() + 10
-    while time.monotonic() < limit:
-        if not any("apcaudit" in bulk_images.command_line(each) for each in processes):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-CLEAN = Scanned("a", "aa", "info", 0, 1.0)
-BAD = Scanned("b", "bb", "high", 1, 1.0)
-BROKE = Failed("c", "cc", "why", "open", 1.0)
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "fail_on", "code"),
-    [
-        ([CLEAN, BAD], None, 0),
-        ([CLEAN, BAD], "critical", 0),
-        ([CLEAN, BAD], "high", 3),
-        ([CLEAN], "info", 0),
-        ([CLEAN, BROKE], None, 2),
-        ([BAD, BROKE], "low", 3),
-    ],
-)
-def test_exit_codes(outcomes: list[Outcome], fail_on: str | None, code: int) -> None:
-    """0: all scanned; 2: some failed; 3: findings at or above what was asked about, whatever failed beside."""
-    assert exit_code(outcomes, fail_on) == code
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nonesuch", "-o", "x"], "no such file"),
-        ([".", "-o", "x", "--memory", "much"], "no size"),
-        ([".", "-o", "x", "-s", "nonesuch"], "no such folder"),
-        ([".", "-o", "x", "--workers", "2", "--scheduler", "tcp://a:1"], "give one of them"),
-        (["."], "-o/--output"),
-    ],
-)
-def test_errors_in_use(arguments: list[str], message: str, tmp_path: Path, cache: Path) -> None:
-    """An error in use is exit code 1 and says what is wrong."""
-    done = apcaudit("scan", *arguments, cache=cache, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr

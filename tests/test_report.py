@@ -18,7 +18,6 @@ pytest.importorskip("jinja2", reason="pip install 'apcaudit[bulk]': the report's
 from apcaudit.bulk.records import Records
 from apcaudit.cli import main
 from apcaudit.reports import chain, dataset, diagram, matrix, page, prevalence, summary
-from apcaudit.reports.visible import folded, name_of, visible
 from tests.report_results import EVIL, failed, image, suspect, write
 
 CRITICAL = (("detach-bugcheck", "critical"), ("undelivered", "medium"))
@@ -259,45 +258,6 @@ def test_boxes_do_not_overlap(tmp_path: Path) -> None:
         assert one.x + one.width <= drawing.width
         for other in drawing.boxes:
             assert one is other or one.x != other.x or one.y + one.height <= other.y or other.y + other.height <= one.y
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("svchost.exe", "svchost.exe"),
-        ("gnp\u202eexe.scr", "gnp\\u202eexe.scr"),
-        ("a\x00b\x1b[2J", "a\\x00b\\x1b[2J"),
-        ("zero\u200bwidth", "zero\\u200bwidth"),
-        ("half\udc80", "half\\udc80"),
-        ("Größe 日本", "Größe 日本"),
-    ],
-)
-def test_what_is_unseen_is_shown(text: str, shown: str) -> None:
-    """Controls, marks that turn the direction of writing, and halves of characters are written as escapes."""
-    assert visible(text) == shown
-
-
-@pytest.mark.parametrize(
-    ("text", "lines"),
-    [
-        ("short", ("short",)),
-        ("nt!KiSuspendNop+0x12", ("nt!", "KiSuspendN", "op+0x12")),
-        ("one two three four five six seven", ("one two", "three four", "five six …")),
-        ("", ()),
-    ],
-)
-def test_folding(text: str, lines: tuple[str, ...]) -> None:
-    """Text is folded at blanks and marks into lines of ten, at most three, and what is cut off shows as an ellipsis."""
-    assert folded(text, 10, 3) == lines
-
-
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [("/a/b.dmp", "b.dmp"), ("C:\\a\\b.dmp", "b.dmp"), ("/a/b.zip::c/d.raw", "b.zip::c/d.raw"), ("b", "b")],
-)
-def test_an_images_name(source: str, name: str) -> None:
-    """An image is named by the last part of its path, with the member of its archive."""
-    assert name_of(source) == name
 
 
 def test_colours_can_be_read() -> None:

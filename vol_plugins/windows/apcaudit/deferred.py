@@ -1,15 +1,29 @@
-"""Modules that are loaded when they are first used.
+"""Modules that are loaded when something of theirs is first asked for.
 
 Vol imports every file below its plugin folders on every run, also for another plugin. It passes over what is in
 sys.modules already, so the package puts its modules there unloaded, and costs no other plugin their loading.
+importlib's own LazyLoader makes a specification and a loader for each of them at once, which takes ten times as long.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import LazyLoader, module_from_spec, spec_from_file_location
+from importlib.util import spec_from_file_location
+from types import ModuleType
+from typing import Any
+
+_PACKAGE_FILE = "__init__.py"
+
+
+class _Deferred(ModuleType):
+    """A module that has not been loaded: it has a name and the path of its file, and loads for any other attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_deferred_path" and "_deferred_path" in self.__dict__:
+            _load(self)
+            return getattr(self, name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
 def defer(package: str, folder: str) -> None:
@@ -21,23 +35,36 @@ def defer(package: str, folder: str) -> None:
     """
     for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__"]
-        inner = ".".join((package, *os.path.relpath(path, folder).split(os.sep))) if path != folder else package
-        for file in sorted(files):
-            if file == "__init__.py":
-                _register(inner, os.path.join(path, file), [path])
-            elif file.endswith(".py"):
-                _register(f"{inner}.{file[:-3]}", os.path.join(path, file), None)
+        inner = package if path == folder else ".".join((package, *os.path.relpath(path, folder).split(os.sep)))
+        if path != folder and _PACKAGE_FILE in files:
+            _register(inner, os.path.join(path, _PACKAGE_FILE))
+        for file in files:
+            if file.endswith(".py") and file != _PACKAGE_FILE:
+                _register(f"{inner}.{file[:-3]}", os.path.join(path, file))
 
 
-def _register(name: str, path: str, search: list[str] | None) -> None:
+def _register(name: str, path: str) -> None:
     if name in sys.modules:
         return
-    loader = LazyLoader(SourceFileLoader(name, path))
-    spec = spec_from_file_location(name, path, loader=loader, submodule_search_locations=search)
-    if spec is None:
-        return
-    module = module_from_spec(spec)
+    module = _Deferred(name)
+    module.__dict__["_deferred_path"] = path
     sys.modules[name] = module
-    loader.exec_module(module)
     parent, _, child = name.rpartition(".")
-    setattr(sys.modules[parent], child, module)
+    # Not by setattr and getattr: they would load a parent that is deferred itself.
+    sys.modules[parent].__dict__[child] = module
+
+
+def _load(module: _Deferred) -> None:
+    """Make a deferred module what the import system would have made of its file."""
+    name, path = module.__name__, module.__dict__.pop("_deferred_path")
+    folders = [os.path.dirname(path)] if os.path.basename(path) == _PACKAGE_FILE else None
+    spec = spec_from_file_location(name, path, submodule_search_locations=folders)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded", name=name, path=path)
+    module.__class__ = ModuleType  # type: ignore[assignment]
+    attributes = module.__dict__
+    attributes["__spec__"], attributes["__loader__"], attributes["__file__"] = spec, spec.loader, path
+    attributes["__package__"], attributes["__cached__"] = spec.parent, spec.cached
+    if folders is not None:
+        attributes["__path__"] = folders
+    spec.loader.exec_module(module)
