@@ -18,6 +18,9 @@ TOTAL_BOUND = 250_000
 ENTRIES_BEYOND = 16
 """How many entries of each list are followed once TOTAL_BOUND is used up, more than nearly any list has."""
 
+# _EPROCESS and _ETHREAD begin with their dispatcher header, and that with its type.
+_PROCESS, _THREAD = bytes([PROCESS_OBJECT]), bytes([THREAD_OBJECT])
+
 
 class ApcLists:
     """Reads the lists of _KTHREAD.ApcState and, in an attached thread, of SavedApcState.
@@ -128,6 +131,9 @@ class ApcLists:
 
     def _thread_at(self, address: int) -> ThreadMembers | None:
         """Return the members of an object that has what every thread has, its type and a process for an owner."""
+        # Asked four times for every entry of a list: one byte tells of nearly all that it is no thread.
+        if self._memory.read(address, 1) != _THREAD:
+            return None
         decoder = self._layout.thread
         data = self._memory.read(address, decoder.size)
         if data is None:
@@ -139,9 +145,8 @@ class ApcLists:
         """Tell whether members can be a thread's, None where only its process, which cannot be read, would tell."""
         if members.dispatcher_type != THREAD_OBJECT or members.apc_state_index not in (0, 1) or not members.process:
             return False
-        # _EPROCESS begins with its dispatcher header, and the header with its type, as _ETHREAD does.
         first = self._memory.read(members.process, 1)
-        return None if first is None else first == bytes([PROCESS_OBJECT])
+        return None if first is None else first == _PROCESS
 
     def apc(self, address: int, queue: QueueName, position: int, *, also_on: str | None = None) -> Apc:
         """Read the KAPC at a virtual address; members in unreadable memory are None."""

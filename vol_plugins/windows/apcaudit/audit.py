@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 NO_PROCESS = 0
 """UniqueProcess and UniqueThread of an idle thread."""
 
+STARTS_KEPT = 1 << 16
+"""For how many different starts of threads it is remembered whether anything is to be found about them."""
+
 _HARMLESS = (None, Backing.MODULE)
 
 
@@ -101,6 +104,8 @@ class Audit:
         self._scanned = scanned
         self.threads = self._threads(scanned)
         self.off_list = OffList(self.memory, self.layout, self.lists, scanned.apcs, self.drivers.kernel_start)
+        self._named_threads: frozenset[int] = frozenset()
+        self._harmless_starts: dict[tuple[int | None, int | None, int | None], bool] = {}
         self.placement = Placement(self.memory, self.symbols, self.drivers, self.lists, self.processes, self._listed)
 
     @property
@@ -169,6 +174,8 @@ class Audit:
 
     def run(self, selection: Selection) -> Iterator[Audited]:
         """Yield the selected threads that have findings or queued APCs, or all of them."""
+        self._named_threads = self.off_list.threads | self.crash.threads
+        self._harmless_starts.clear()
         self.threads.passes = None if selection.clean_too else self._passes
         for thread in self.threads.all():
             if selection.takes(thread):
@@ -183,8 +190,7 @@ class Audit:
         layout = self.layout
         return (
             is_calm(members, address + layout.kernel_head, address + layout.user_head)
-            and not self.off_list.names(address)
-            and not self.crash.names(address)
+            and address not in self._named_threads
             and self._start_harmless(members)
         )
 
@@ -204,6 +210,16 @@ class Audit:
         return thread.start_backing is Backing.MODULE and start is not None and self._marks(start)
 
     def _start_harmless(self, members: Glance | ThreadMembers) -> bool:
+        # Many threads start at one address: what holds it is asked once.
+        key = members.start_address, members.system_thread, members.process
+        harmless = self._harmless_starts.get(key)
+        if harmless is None:
+            if len(self._harmless_starts) >= STARTS_KEPT:
+                self._harmless_starts.clear()
+            harmless = self._harmless_starts[key] = self._is_start_harmless(members)
+        return harmless
+
+    def _is_start_harmless(self, members: Glance | ThreadMembers) -> bool:
         backing = self._start_backing(members)
         start = members.start_address
         if backing is None or start is None or backing not in _HARMLESS:

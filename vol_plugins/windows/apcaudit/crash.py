@@ -78,11 +78,17 @@ class Crash:
                     break
         self.thread = wanted
 
+    @property
+    def threads(self) -> frozenset[int]:
+        """The threads that the bugcheck says something of, by virtual address."""
+        if self._facts.bugcheck is None or self._facts.bugcheck.code not in windows.BUGCHECK_NAMES:
+            return frozenset()
+        named = (self.thread, self._apcs[0].thread if self._apcs else None)
+        return frozenset(each for each in named if each is not None)
+
     def names(self, address: int) -> bool:
         """Tell whether the bugcheck says something of the thread at a virtual address."""
-        if self._facts.bugcheck is None or self._facts.bugcheck.code not in windows.BUGCHECK_NAMES:
-            return False
-        return address == self.thread or bool(self._apcs and self._apcs[0].thread == address)
+        return address in self.threads
 
     def tied(self, thread: Thread) -> Thread:
         """Return a thread that the bugcheck names with what it says, and with the KAPCs that no list holds any more."""

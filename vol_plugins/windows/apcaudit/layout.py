@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 from .thread_members import Glance, ThreadMembers
 
@@ -41,7 +40,7 @@ class Decoder:
     given was None. Members may overlap, as in unions.
     """
 
-    __slots__ = ("_bitfields", "_first", "_members", "_others", "_pick", "_structs", "size")
+    __slots__ = ("_first", "_members", "_others", "_pick", "_structs", "size")
 
     def __init__(self, members: Sequence[Member | None], size: int) -> None:
         self.size = size
@@ -51,24 +50,12 @@ class Decoder:
         position: dict[tuple[int, int, bool], int] = {}
         while units:
             units = self._add_struct(units, position)
-        unpacked = len(position)
-        bitfields: list[tuple[int, int, int]] = []
-        picks: list[int] = []
-        for member in members:
-            if member is None:
-                picks.append(unpacked)
-            elif member.bits is None:
-                picks.append(position[member.offset, member.size, member.signed])
-            else:
-                picks.append(unpacked + 1 + len(bitfields))
-                unit = position[member.offset, member.size, False]
-                bitfields.append((unit, member.shift, (1 << member.bits) - 1))
-        self._bitfields = bitfields
         self._first, *self._others = self._structs or [struct.Struct("<")]
-        only = picks[0] if len(picks) == 1 else None
-        # itemgetter gives a bare value for one index.
-        self._pick: Callable[[tuple[int | None, ...]], tuple[int | None, ...]] = (
-            itemgetter(*picks) if only is None else lambda values: (values[only],)
+        picks = [_expression(member, position) for member in members]
+        # One expression, as namedtuple makes one of names: picking and shifting by loops takes twice as long, and a
+        # decoder is called for every thread of the image. It is made of numbers alone.
+        self._pick: Callable[[tuple[int, ...]], tuple[int | None, ...]] = eval(  # noqa: S307
+            f"lambda values: ({' '.join(f'{pick},' for pick in picks)})", {}
         )
 
     def _add_struct(
@@ -93,8 +80,7 @@ class Decoder:
         values: tuple[int, ...] = self._first.unpack_from(data, offset)
         for part in self._others:
             values += part.unpack_from(data, offset)
-        bits = [(values[unit] >> shift) & mask for unit, shift, mask in self._bitfields]
-        return self._pick((*values, None, *bits))
+        return self._pick(values)
 
     def partial(self, data: bytes, holes: Iterable[tuple[int, int]]) -> tuple[int | None, ...]:
         """Decode a structure some of whose bytes are unknown.
@@ -109,6 +95,16 @@ class Decoder:
             None if member is not None and _touches(member, holes) else value
             for member, value in zip(self._members, values, strict=True)
         )
+
+
+def _expression(member: Member | None, position: Mapping[tuple[int, int, bool], int]) -> str:
+    """Say in Python how a member is had from the unpacked `values`."""
+    if member is None:
+        return "None"
+    if member.bits is None:
+        return f"values[{position[member.offset, member.size, member.signed]}]"
+    unit = position[member.offset, member.size, False]
+    return f"values[{unit}] >> {member.shift:d} & {(1 << member.bits) - 1:d}"
 
 
 def _touches(member: Member, holes: Iterable[tuple[int, int]]) -> bool:

@@ -12,8 +12,8 @@ from volatility3.framework import exceptions, interfaces
 
 PAGE = 0x1000
 
-CHUNK = 0x4000
-CHUNKS_KEPT = 256
+CHUNK = 0x10000
+CHUNKS_KEPT = 64
 """Physical memory is read in chunks of so many bytes, of which so many are kept: vol's layers take longer to find a
 byte than to read four pages, and what belongs together (threads in the pool, entries of a list) lies close."""
 
@@ -23,6 +23,7 @@ PAGES_KEPT = 1 << 18
 map more of them than there is memory."""
 
 _PAGE_MASK = PAGE - 1
+_CHUNK_MASK = CHUNK - 1
 _LARGE_PAGE = 1 << 7  # the PS bit of a directory entry (Intel SDM volume 3, 4.3 to 4.5)
 _PAT_OF_LARGE_PAGE = 1 << 12
 _NOT_MAPPED = -1
@@ -89,11 +90,11 @@ class Memory:
 
     def physical(self, address: int) -> int | None:
         """Translate a virtual address to one of the physical layer, None where nothing is mapped."""
-        if not self.is_canonical(address):
-            return None
-        address &= self._mask
         leaf = self._leaves.get(address >> self._leaf_shift)
         if leaf is None:
+            # Only tables of canonical addresses are remembered.
+            if not self.is_canonical(address):
+                return None
             leaf = self._walk(address)
         if isinstance(leaf, int):
             page = self._ask(address)
@@ -104,12 +105,25 @@ class Memory:
 
     def read(self, address: int, length: int) -> bytes | None:
         """Read bytes at a virtual address, None unless all of them can be read."""
+        if (address & _PAGE_MASK) + length > PAGE:
+            return self._read_pages(address, length)
+        leaf = self._leaves.get(address >> self._leaf_shift)
+        if isinstance(leaf, array):
+            # What a walk over threads and lists does all the time, without a call: the page's table and bytes are kept.
+            entry = leaf[(address >> 12) & self._leaf_index]
+            if entry & 1:
+                start = entry & self._frame_mask | address & _PAGE_MASK
+                offset = start & _CHUNK_MASK
+                chunk = self._chunks.get(start - offset)
+                return chunk[offset : offset + length] if chunk else self.read_physical(start, length)
+        page = self.physical(address)
+        return None if page is None else self.read_physical(page, length)
+
+    def _read_pages(self, address: int, length: int) -> bytes | None:
         start = self.physical(address)
         if start is None:
             return None
         in_page = PAGE - (address & _PAGE_MASK)
-        if length <= in_page:
-            return self.read_physical(start, length)
         # Pages that lie side by side in the physical layer are read at once.
         pieces: list[bytes] = []
         run_start, run_length = start, in_page
@@ -182,7 +196,7 @@ class Memory:
 
     def read_physical(self, address: int, length: int) -> bytes | None:
         """Read bytes of the physical layer, None unless all of them can be read."""
-        offset = address & (CHUNK - 1)
+        offset = address & _CHUNK_MASK
         if offset + length <= CHUNK:
             chunk = self._chunks.get(address - offset)
             if chunk is None:
@@ -247,7 +261,7 @@ class Memory:
 
     def _ask(self, address: int) -> int:
         """Translate one page through vol, which knows large pages, transition and swap."""
-        page = address & ~_PAGE_MASK
+        page = address & self._mask & ~_PAGE_MASK
         known = self._other_pages.get(page)
         if known is None:
             known = _NOT_MAPPED

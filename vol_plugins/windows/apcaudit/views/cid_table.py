@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 
@@ -32,11 +32,10 @@ class Objects:
     def __init__(self, ids: int = 0) -> None:
         self._addresses = array("Q", bytes(8 * (ids // ID_STEP)))
 
-    def update(self, entries: Iterable[tuple[int, int]]) -> None:
-        """Take (ID, object address) pairs."""
-        addresses = self._addresses
-        for identifier, address in entries:
-            addresses[identifier // ID_STEP] = address
+    def put(self, first_id: int, addresses: Sequence[int]) -> None:
+        """Take the object addresses of consecutive IDs, 0 where there is none."""
+        start = first_id // ID_STEP
+        self._addresses[start : start + len(addresses)] = array("Q", addresses)
 
     def get(self, identifier: int) -> int:
         """Return the address under an ID, 0 where there is none."""
@@ -90,20 +89,15 @@ class EntryDecoder:
         self._sign = (1 << 64) - (1 << 48) if pointer_size == 8 else 0
         self.entries_of_page = PAGE // entry_size
 
-    def __call__(self, page: bytes, first_id: int) -> Iterator[tuple[int, int]]:
-        """Yield (ID, object address) for the entries of a page that hold something."""
-        words = self._words.unpack(page)[self._first :: self._step]
+    def __call__(self, page: bytes) -> list[int]:
+        """Give the object address of each entry of a page, 0 for one that holds nothing."""
+        words = self._words.unpack(page)[self._first :: self._step][: self.entries_of_page]
         if self._bits is None:
             # To Windows 7 the object's address itself, the lowest bit being the entry's lock.
-            for index, word in enumerate(words):
-                if word > LEVEL_MASK:
-                    yield first_id + index * ID_STEP, word & ~LEVEL_MASK
-            return
+            return [word & ~LEVEL_MASK for word in words]
         shift, mask, low, sign = self._shift, (1 << self._bits) - 1, self._low, self._sign
-        for index, word in enumerate(words):
-            address = (word >> shift & mask) << low
-            if address:
-                yield first_id + index * ID_STEP, address | sign if address >> 47 else address
+        addresses = [(word >> shift & mask) << low for word in words]
+        return [address | sign if address >> 47 else address for address in addresses]
 
 
 def read_cid_table(memory: Memory, symbols: KernelSymbols) -> CidTable:
@@ -129,7 +123,7 @@ def read_cid_table(memory: Memory, symbols: KernelSymbols) -> CidTable:
     for number, page in enumerate(pages):
         data = memory.read(page, PAGE) if page else None
         if data is not None:
-            objects.update(decode(data, number * decode.entries_of_page * ID_STEP))
+            objects.put(number * decode.entries_of_page * ID_STEP, decode(data))
         elif page:
             complete = False
     return CidTable(objects, complete, _system_is_in(objects, memory, symbols))

@@ -25,6 +25,11 @@ class OffList:
         self._pages: dict[int, int] | None = None
         self.unmapped = 0
 
+    @property
+    def threads(self) -> frozenset[int]:
+        """The threads that some KAPC that was found names, by virtual address."""
+        return frozenset(self._found)
+
     def names(self, address: int) -> bool:
         """Tell whether some KAPC that was found names the thread at a virtual address."""
         return address in self._found

@@ -71,11 +71,16 @@ class Views:
 
     def others(self) -> Iterator[tuple[int, int | None]]:
         """Yield (address, ID that the CID table gives it) of what other views call a thread and nobody has met."""
-        by_address = {address: cid for cid, address in self._objects.items() if not self.met(address, cid)}
-        named = (address for address in (*self._few, *self._scanned) if address not in self._others_met)
-        left = {address for address in named if address not in by_address}
-        # What was met under its ID is not among the addresses remembered: it is found in the table.
-        left -= {address for cid, address in self._objects.items() if address in left and self._met[cid // ID_STEP]}
+        met, others_met = self._met, self._others_met
+        by_address = {
+            address: cid
+            for cid, address in self._objects.items()
+            if not met[cid // ID_STEP] and address not in others_met
+        }
+        left = {each for each in (*self._few, *self._scanned) if each not in others_met and each not in by_address}
+        if left:
+            # What was met under its ID is not among the addresses remembered: it is found in the table.
+            left -= {address for cid, address in self._objects.items() if address in left and met[cid // ID_STEP]}
         by_address.update(dict.fromkeys(left, 0))
         for address in sorted(by_address):
             yield address, by_address[address] or None
