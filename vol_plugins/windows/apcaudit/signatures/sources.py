@@ -7,6 +7,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from urllib import parse, request
 
 from volatility3.framework.layers import resources
@@ -20,6 +21,9 @@ SUFFIXES = (".yar", ".yara")
 
 FILES_BOUND = 20_000
 """How many rule files a folder may hold, in all of its folders."""
+
+PACKED = (".gz", ".bz2", ".xz", ".lzma")
+"""Endings of files that vol unpacks (its ResourceAccessor, by Python's mimetypes)."""
 
 SIZE_BOUND = 512 << 20
 """How many bytes one rule file may have, unpacked; compiled collections have some ten million."""
@@ -71,12 +75,20 @@ def read_bytes(location: str, option: str) -> bytes:
     """
     path = local_path(location)
     try:
-        with resources.ResourceAccessor().open(location if path is None else path.resolve().as_uri(), "rb") as file:
+        with _opened(location, path) as file:
             # A packed file may hold far more than its own size.
             data: bytes = file.read(SIZE_BOUND + 1)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise RuleError(f"{location}: {getattr(error, 'strerror', None) or error}", option) from error
     return _bounded(data, location, option)
+
+
+def _opened(location: str, path: Path | None) -> IO[bytes]:
+    """Open a location as vol does; it takes longer to find out how than to read a plain file, which needs no vol."""
+    if path is not None and path.suffix not in PACKED:
+        return path.open("rb")
+    file: IO[bytes] = resources.ResourceAccessor().open(location if path is None else path.resolve().as_uri(), "rb")
+    return file
 
 
 def _bounded(data: bytes, name: str, option: str | None) -> bytes:
