@@ -199,15 +199,10 @@ class Signatures:
                     hit.rule for hit in self._keep(number, unit, _NOWHERE, future.result)
                 )
 
-        scanned = 0
         with ThreadPoolExecutor(WORKERS) as pool:
-            for driver in self._drivers.everywhere():
+            # The largest first: the workers end at about the same time, and what one gives back the next fits into.
+            for unit in sorted(self._everywhere(), key=lambda unit: -unit.size):
                 if self._rules is None:
-                    break
-                unit = Unit(driver.base, driver.size, driver)
-                scanned += unit.size
-                if scanned > EVERY_BOUND:
-                    self._notes.append(f"YARA: drivers from {unit.name} on are not scanned: they claim too many bytes")
                     break
                 self._starts.setdefault(unit.base, set()).add(_NOWHERE)
                 data, values = self._units.read(unit), externals(self._units.known(unit), _NOWHERE)
@@ -215,7 +210,20 @@ class Signatures:
                     pending.append((number, unit, pool.submit(part.scan, data, values)))
                 finish(WORKERS)
             finish(0)
-        return {unit.base: (unit, sorted(rules)) for unit, rules in found.items() if rules}
+        hit = sorted((unit for unit, names in found.items() if names), key=lambda unit: unit.base)
+        return {unit.base: (unit, sorted(found[unit])) for unit in hit}
+
+    def _everywhere(self) -> list[Unit]:
+        """List the drivers that are scanned where all are: as many as the bound lets."""
+        units: list[Unit] = []
+        claimed = 0
+        for driver in self._drivers.everywhere():
+            claimed += driver.size
+            if claimed > EVERY_BOUND:
+                self._notes.append(f"YARA: drivers from {driver.label} on are not scanned: they claim too many bytes")
+                break
+            units.append(Unit(driver.base, driver.size, driver))
+        return units
 
 
 def _hit(hit: RuleHit, unit: Unit, start: Start) -> YaraHit:
