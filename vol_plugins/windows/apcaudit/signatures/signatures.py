@@ -21,6 +21,9 @@ STARTS_BOUND = 32
 WORKERS = 2
 """How many units are scanned at once where all of them are."""
 
+LARGE = 16 << 20
+"""Size in bytes from which on a unit waits until a worker is free before it is read."""
+
 EVERY_BOUND = 4 << 30
 """How many bytes of drivers are scanned where all of them are: ten times what a large machine loads."""
 
@@ -208,7 +211,8 @@ class Signatures:
                 data, values = self._units.read(unit), externals(self._units.known(unit), _NOWHERE)
                 for number, part in enumerate(rules.parts):
                     pending.append((number, unit, pool.submit(part.scan, data, values)))
-                finish(WORKERS)
+                # Some wait, so that no worker does; of images that fill memory, none.
+                finish(2 * WORKERS if unit.size < LARGE else WORKERS)
             finish(0)
         hit = sorted((unit for unit, names in found.items() if names), key=lambda unit: unit.base)
         return {unit.base: (unit, sorted(found[unit])) for unit in hit}
