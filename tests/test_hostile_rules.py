@@ -14,23 +14,18 @@ from volatility3.plugins.windows.apcaudit import symbol_file
 from volatility3.plugins.windows.apcaudit.minidump.kernel_match import SymbolMemory
 from volatility3.plugins.windows.apcaudit.signatures import engines, includes
 from volatility3.plugins.windows.apcaudit.signatures.engine_yara_python import YaraPython
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_x import YaraX
-from volatility3.plugins.windows.apcaudit.signatures.externals import Known, Start, externals
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleError, RuleOptions
 from volatility3.plugins.windows.apcaudit.signatures.sources import Source, gather
 
-ENGINES = {"yara-python": ("yara", YaraPython), "yara-x": ("yara_x", YaraX)}
-NOTHING = externals(Known(), Start())
+from tests.yara_engines import ENGINES, NOTHING, imported
+
 SECRET = "root_of_all_secrets"
 
 
-@pytest.fixture(params=sorted(ENGINES))
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> engines.Engine:
     """Each engine that can be imported."""
-    module, kind = ENGINES[request.param]
-    pytest.importorskip(module)
-    made: engines.Engine = kind(import_module(module))
-    return made
+    return imported(request.param)
 
 
 def write(folder: Path, **files: str) -> Path:

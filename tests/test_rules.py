@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.signatures import sources
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_python import YaraPython
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_x import YaraX
 from volatility3.plugins.windows.apcaudit.signatures.engines import Compiled
 from volatility3.plugins.windows.apcaudit.signatures.externals import Known, Start, externals
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
 
-ENGINES = {"yara-python": ("yara", YaraPython), "yara-x": ("yara_x", YaraX)}
+from tests.yara_engines import ENGINES, imported
 
 #: call [address] on x86; call [rip + displacement] on x64.
 CALL = bytes.fromhex("ff1510207000")
@@ -133,12 +130,10 @@ MISSES: dict[str, list[Case]] = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(ENGINES))
+@pytest.fixture(scope="module", params=ENGINES)
 def rules(request: pytest.FixtureRequest) -> Compiled:
     """The shipped rules, compiled by each engine that can be imported."""
-    module, engine = ENGINES[request.param]
-    pytest.importorskip(module)
-    return engine(import_module(module)).compile(sources.gather(RuleOptions()))
+    return imported(request.param).compile(sources.gather(RuleOptions()))
 
 
 def _rules_of(case: Case, rules: Compiled) -> dict[str, tuple[tuple[int, int], ...]]:

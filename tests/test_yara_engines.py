@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,13 @@ from volatility3.plugins.windows.apcaudit.signatures.externals import Known, Sta
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleError
 
 from tests.signed_drivers import only, write
-
-ENGINES = {"yara-python": ("yara", YaraPython), "yara-x": ("yara_x", YaraX)}
-NOTHING = externals(Known(), Start())
+from tests.yara_engines import ENGINES, NOTHING, imported
 
 
-@pytest.fixture(params=sorted(ENGINES))
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> engines.Engine:
     """Each engine that can be imported."""
-    module, kind = ENGINES[request.param]
-    pytest.importorskip(module)
-    made: engines.Engine = kind(import_module(module))
-    return made
+    return imported(request.param)
 
 
 @pytest.mark.parametrize(
