@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from volatility3.plugins.windows.apcaudit import facts as windows
 from volatility3.plugins.windows.apcaudit.model import (
     Apc,
     Backing,
@@ -37,14 +38,45 @@ APC_SIZE = 0x58
 OWNER = Process(0xFFFF8A0000001080, 4, "System")
 OTHER = Process(0xFFFF8A0000002080, 1172, "BAVSvc.exe")
 
-WINDOWS_10 = Facts(apc_size=APC_SIZE)
-WINDOWS_7 = Facts(apc_size=APC_SIZE, lacks=frozenset({"special_apc_in_progress"}))
-WINDOWS_XP = Facts(apc_size=0x30, lacks=frozenset({"special_apc_disable", "special_apc_in_progress"}))
+# The kernel's routines that the rules ask for; what the linker has folded into one address on every Windows since 8.
+NO_OP = 0xFFFFF80000300000
+ROUTINES = {
+    **{name: 0xFFFFF80000200000 + 0x100 * number for number, name in enumerate(sorted(windows.ROUTINES))},
+    "KiSchedulerApcNop": NO_OP,
+    "KiSchedulerApcRundown": NO_OP,
+}
+# Where a thread holds the KAPCs that are parts of it: offsets of 11 (26100).
+EMBEDDED = {"SchedulerApc": THREAD + 0x288, "UpdateTebApc": THREAD + 0x720}
+TEB_MEMBERS = frozenset(name for name in ThreadMembers._fields if name.startswith("teb_apc_"))
+
+# KWAIT_REASON of XP ends before the reasons of preempted threads (public PDB).
+XP_WAIT_REASONS = windows.WAIT_REASONS[:27]
+
+WINDOWS_11_24H2 = Facts(apc_size=APC_SIZE, routines=ROUTINES, embedded=frozenset(EMBEDDED))
+WINDOWS_10 = Facts(apc_size=APC_SIZE, lacks=TEB_MEMBERS, routines=ROUTINES, embedded=frozenset({"SchedulerApc"}))
+WINDOWS_7 = Facts(
+    apc_size=APC_SIZE,
+    lacks=TEB_MEMBERS | {"special_apc_in_progress", "termination_request"},
+    routines=ROUTINES,
+    embedded=frozenset({"SuspendApc"}),
+)
+WINDOWS_XP = Facts(
+    apc_size=0x30,
+    lacks=WINDOWS_7.lacks | {"special_apc_disable", "wait_state"},
+    routines=ROUTINES,
+    wait_reasons=XP_WAIT_REASONS,
+    embedded=frozenset({"SuspendApc"}),
+)
 
 
 def code(address: int, backing: Backing = Backing.MODULE, text: str = "", module: str | None = None) -> Code:
     """Return a code address as the drivers' table would name it."""
     return Code(address, backing, text or f"{address:#x}", module)
+
+
+def routine(name: str) -> Code:
+    """Return the address of one of the kernel's routines."""
+    return code(ROUTINES[name], text=f"nt!{name}", module="nt")
 
 
 NO_ROUTINE = code(0, Backing.USER)
@@ -64,17 +96,23 @@ _MEMBERS = ThreadMembers(
     state=5,
     wait_reason=15,
     wait_irql=0,
+    wait_mode=0,
+    wait_state=1,
+    suspend_count=0,
+    freeze_count=0,
     alertable=0,
     apc_queueable=1,
     apc_state_index=0,
     kernel_apc_disable=0,
     special_apc_disable=0,
     terminated=0,
+    termination_request=0,
     system_thread=1,
     start_address=IN_DRIVER.address,
     win32_start_address=0,
     next_processor=0,
     kernel_stack=0xFFFFF90000006A00,
+    initial_stack=0xFFFFF90000007000,
     stack_base=0xFFFFF90000007000,
     stack_limit=0xFFFFF90000001000,
     thread_list_flink=OWNER.address + 0x5E0,
@@ -96,7 +134,32 @@ _MEMBERS = ThreadMembers(
     saved_user_flink=0,
     saved_user_blink=0,
     saved_process=0,
+    suspend_apc_type=18,
+    suspend_apc_size=APC_SIZE,
+    suspend_apc_thread=THREAD,
+    suspend_apc_kernel=NO_OP,
+    suspend_apc_rundown=NO_OP,
+    suspend_apc_normal=ROUTINES["KiSchedulerApc"],
+    suspend_apc_inserted=0,
+    **dict.fromkeys(TEB_MEMBERS),
 )
+
+TO_WINDOWS_7: dict[str, Any] = {
+    "special_apc_in_progress": None,
+    "termination_request": None,
+    "suspend_apc_kernel": ROUTINES["KiSuspendNop"],
+    "suspend_apc_rundown": ROUTINES["KiSuspendRundown"],
+    "suspend_apc_normal": ROUTINES["KiSuspendThread"],
+}
+"""Members of a thread as Windows 7 has them."""
+
+TO_WINDOWS_XP: dict[str, Any] = {
+    **TO_WINDOWS_7,
+    "special_apc_disable": None,
+    "wait_state": None,
+    "suspend_apc_size": 0x30,
+}
+"""Members of a thread as Windows XP has them."""
 
 ATTACHED: dict[str, Any] = {
     "apc_state_index": 1,
@@ -161,6 +224,29 @@ def normal(**overrides: Any) -> Apc:
 def user(**overrides: Any) -> Apc:
     """Return a user APC as NtQueueApcThread makes it."""
     return special(**{"normal_routine": IN_USER_SPACE, "apc_mode": 1, **overrides})
+
+
+def scheduler(**overrides: Any) -> Apc:
+    """Return the SchedulerApc of the thread: what suspends, freezes and ends it since 8."""
+    values = {
+        "address": EMBEDDED["SchedulerApc"],
+        "member": "SchedulerApc",
+        "kernel_routine": code(NO_OP, text="nt!KiSchedulerApcNop", module="nt"),
+        "rundown_routine": code(NO_OP, text="nt!KiSchedulerApcNop", module="nt"),
+        "normal_routine": routine("KiSchedulerApc"),
+    }
+    return special(**{**values, **overrides})
+
+
+def teb_update(**overrides: Any) -> Apc:
+    """Return the UpdateTebApc of the thread (24H2)."""
+    values = {
+        "address": EMBEDDED["UpdateTebApc"],
+        "member": "UpdateTebApc",
+        "kernel_routine": code(NO_OP, text="nt!KiSchedulerApcNop", module="nt"),
+        "normal_routine": routine("KiUpdateTebApc"),
+    }
+    return special(**{**values, **overrides})
 
 
 def thread(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit.checks import apcs as apc_checks
-from volatility3.plugins.windows.apcaudit.model import Apc, Backing, Code, Ending, Facts, Queue, QueueName, Thread
+from volatility3.plugins.windows.apcaudit.model import Apc, Backing, Ending, Facts, NotCode, Queue, QueueName, Thread
 from volatility3.plugins.windows.apcaudit.module_doubt import ModuleDoubt
 
 from tests.situations_pure import (
@@ -18,25 +18,37 @@ from tests.situations_pure import (
     IN_POOL,
     IN_UNLOADED,
     IN_USER_SPACE,
+    NO_OP,
     NO_ROUTINE,
     NOBODY_KNOWS,
     NOT_CANONICAL,
+    OTHER,
+    OWNER,
     THREAD,
+    WINDOWS_7,
     WINDOWS_10,
     WINDOWS_XP,
     code,
     normal,
+    routine,
+    scheduler,
     severities,
     special,
     thread,
     user,
 )
 
-GET_SET_CONTEXT = Code(
-    0xFFFFF80000654320, Backing.MODULE, "nt!PspGetSetContextSpecialApc", "nt", "PspGetSetContextSpecialApc"
-)
+NO_OP_ROUTINE = code(NO_OP, text="nt!guard_check_icall_nop", module="nt")
+IN_DATA = replace(IN_DRIVER, not_code=NotCode("in the section .data of Bfilter, which is not executable", certain=True))
+IN_FUNCTION = replace(IN_DRIVER, not_code=NotCode("0x30 bytes into the function at Bfilter+0x1000", certain=False))
+ON_STACK: dict[str, Any] = {"misplaced": "the kernel stack of thread 0x1", "on_stack": True}
+WOW64, NATIVE = (replace(OWNER, wow64=each) for each in (True, False))
+ENCODED = code(0xFFFFFFFE216BB730, Backing.NOTHING)  # -(0x77a51234 << 2)
 IN_A_WIDE_ENTRY = replace(IN_DRIVER, doubt=ModuleDoubt("the entry of wide claims what nt has", overlapping=True))
 IN_NO_IMAGE = replace(IN_DRIVER, doubt=ModuleDoubt("the entry of wiped claims memory where no image begins"))
+
+PAGE_FILE_TRIM = routine("MiTrimUnusedPageFileRegionsApc")
+SPECIAL_USER = routine("KeSpecialUserApcKernelRoutine")
 
 KERNEL, USER = QueueName.KERNEL, QueueName.USER
 SAVED_KERNEL, SAVED_USER = QueueName.SAVED_KERNEL, QueueName.SAVED_USER
@@ -76,6 +88,22 @@ ROUTINES = [
         normal(kernel_routine=IN_POOL, normal_routine=IN_USER_SPACE),
         {"routine-unbacked": "high", "routine-user-address": "critical"},
     ),
+    case(
+        "a special user APC in its first phase: its NormalRoutine is cleared before anything calls it",
+        normal(kernel_routine=SPECIAL_USER, normal_routine=IN_USER_SPACE),
+        {},
+    ),
+    case(
+        "a special user APC in its first phase with a RundownRoutine in user space",
+        normal(kernel_routine=SPECIAL_USER, rundown_routine=IN_USER_SPACE, normal_routine=IN_USER_SPACE),
+        {"routine-user-address": "critical"},
+    ),
+    case("a special user APC in its second phase", user(kernel_routine=SPECIAL_USER), {}, USER),
+    case("KernelRoutine in data", special(kernel_routine=IN_DATA), {"routine-not-code": "high"}),
+    case("RundownRoutine in data", special(rundown_routine=IN_DATA), {"routine-not-code": "high"}),
+    case("KernelRoutine within a function", special(kernel_routine=IN_FUNCTION), {"routine-not-code": "medium"}),
+    case("NormalRoutine within a function", normal(normal_routine=IN_FUNCTION), {"routine-not-code": "medium"}),
+    case("NormalRoutine of a user APC is not called in kernel mode", user(normal_routine=IN_USER_SPACE), {}, USER),
     case("KernelRoutine in a module that nothing contradicts", special(kernel_routine=IN_DRIVER), {}),
     case(
         "where only an entry over others claims", special(kernel_routine=IN_A_WIDE_ENTRY), {"module-conflict": "high"}
@@ -133,10 +161,45 @@ KERNEL_NORMAL = [
         {"kernel-normal-in-user-apc": "high"},
         USER,
     ),
-    case(
-        "a WoW64 thread's user APC: -(0x77a51234 << 2)",
-        user(normal_routine=code(0xFFFFFFFE216BB730, IN_POOL.backing)),
+    pytest.param(
+        thread(user=[user(normal_routine=ENCODED)], owner=WOW64), WINDOWS_10, {}, id="a WoW64 process's user APC"
+    ),
+    pytest.param(
+        thread(user=[user(normal_routine=ENCODED)], owner=NATIVE),
+        WINDOWS_10,
+        {"kernel-normal-in-user-apc": "high"},
+        id="an address encoded as WoW64's in a native process",
+    ),
+    pytest.param(
+        thread(user=[user(normal_routine=ENCODED)], **ATTACHED, owner=NATIVE, attached=replace(OTHER, wow64=True)),
+        WINDOWS_10,
         {},
+        id="queued for the WoW64 process that the thread is attached to",
+    ),
+    case("whether it is a WoW64 process is unknown", user(normal_routine=ENCODED), {}, USER),
+    case(
+        "the thread is to end, since 8: what SchedulerApc is made into",
+        scheduler(apc_mode=1, kernel_routine=routine("KiSchedulerApcTerminate")),
+        {},
+        USER,
+    ),
+    case(
+        "the thread is to end, XP to 7: PspExitNormalApc has queued itself again",
+        user(kernel_routine=routine("PsExitSpecialApc"), normal_routine=routine("PspExitNormalApc")),
+        {},
+        USER,
+        WINDOWS_7,
+    ),
+    case(
+        "the routines of a termination in a KAPC that is not SchedulerApc",
+        user(kernel_routine=routine("KiSchedulerApcTerminate"), normal_routine=routine("KiSchedulerApc")),
+        {"kernel-normal-in-user-apc": "high"},
+        USER,
+    ),
+    case(
+        "KiSchedulerApc with another KernelRoutine",
+        scheduler(apc_mode=1, kernel_routine=IN_DRIVER),
+        {"kernel-normal-in-user-apc": "high"},
         USER,
     ),
     case("NormalRoutine of a user APC null", user(normal_routine=NO_ROUTINE), {}, USER),
@@ -168,13 +231,32 @@ CONSISTENCY = [
     ),
     case(
         "on a kernel stack, with a driver's routine",
-        special(misplaced="the kernel stack of thread 0x1", kernel_routine=IN_DRIVER),
+        special(**ON_STACK, kernel_routine=IN_DRIVER),
         {"apc-outside-pool": "high"},
     ),
+    case("in the HAL heap", special(misplaced="the HAL heap"), {"apc-outside-pool": "high"}),
     case(
-        "on the stack of who gets or sets the thread's context and waits for it",
-        special(misplaced="the kernel stack of thread 0x1", kernel_routine=GET_SET_CONTEXT),
-        {"apc-outside-pool": "low"},
+        "in the HAL heap, with a routine whose KAPC may lie on a stack",
+        special(misplaced="the HAL heap", kernel_routine=routine("PspGetSetContextSpecialApc")),
+        {"apc-outside-pool": "high"},
+    ),
+    *(
+        case(f"on the stack of a caller of the kernel's that waits for it: {name}", apc, {})
+        for name, apc in (
+            ("KernelRoutine", special(**ON_STACK, kernel_routine=routine("PspGetSetContextSpecialApc"))),
+            ("a rundown", special(**ON_STACK, kernel_routine=routine("EtwpThreadRundownApc"))),
+            (
+                "NormalRoutine, the KernelRoutine being an empty function",
+                normal(
+                    **ON_STACK, kernel_routine=NO_OP_ROUTINE, normal_routine=routine("MiTrimUnusedPageFileRegionsApc")
+                ),
+            ),
+        )
+    ),
+    case(
+        "on a stack, an empty function and nothing else",
+        special(**ON_STACK, kernel_routine=NO_OP_ROUTINE),
+        {"apc-outside-pool": "high"},
     ),
     case("the same KAPC on another list", special(also_on="the kernel list of thread 0x1"), {"duplicate-apc": "high"}),
 ]

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from volatility3.plugins.windows.apcaudit.absence import Absence
-from volatility3.plugins.windows.apcaudit.checks.calm import is_calm
+from volatility3.plugins.windows.apcaudit.checks.calm import Calm
 from volatility3.plugins.windows.apcaudit.checks.threads import check
-from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Facts, Thread
+from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Thread
 
-from tests.situations_pure import APC_SIZE, KERNEL_HEAD, OTHER, OWNER, USER_HEAD, thread
+from tests.situations_pure import (
+    KERNEL_HEAD,
+    NO_OP,
+    OTHER,
+    OWNER,
+    ROUTINES,
+    THREAD,
+    USER_HEAD,
+    WINDOWS_11_24H2,
+    thread,
+)
 
 FLAG = st.sampled_from([0, 1, None])
 COUNTER = st.sampled_from([0, -1, 2, None])
@@ -31,7 +42,25 @@ MEMBERS: dict[str, Any] = {
     "kernel_apc_in_progress": FLAG,
     "kernel_apc_pending": st.sampled_from([0, 0, 1, None]),
     "user_apc_pending": FLAG,
+    "wait_mode": FLAG,
+    "wait_reason": st.sampled_from([6, 15, 5, None]),
+    "wait_state": st.sampled_from([0, 1, 4, None]),
+    "suspend_count": st.sampled_from([0, 0, 1, None]),
+    "suspend_apc_type": st.sampled_from([18, 18, 0, None]),
+    "suspend_apc_size": st.sampled_from([0x58, 0x58, 0x30, None]),
+    "suspend_apc_thread": st.sampled_from([THREAD, THREAD, 0, None]),
+    "suspend_apc_kernel": st.sampled_from([NO_OP, NO_OP, ROUTINES["KiSchedulerApcTerminate"], 0x1234, None]),
+    "suspend_apc_rundown": st.sampled_from([NO_OP, NO_OP, 0, None]),
+    "suspend_apc_normal": st.sampled_from([ROUTINES["KiSchedulerApc"], 0x1234, None]),
+    "suspend_apc_inserted": FLAG,
+    "teb_apc_type": st.sampled_from([0, 18, None]),
+    "teb_apc_size": st.sampled_from([0, 0x58, None]),
+    "teb_apc_thread": st.sampled_from([0, THREAD, 8, None]),
+    "teb_apc_kernel": st.sampled_from([0, NO_OP, 0x1234, None]),
+    "teb_apc_rundown": st.sampled_from([0, 0x1234, None]),
+    "teb_apc_normal": st.sampled_from([0, ROUTINES["KiUpdateTebApc"], 0x1234, None]),
 }
+CALM = Calm(KERNEL_HEAD - THREAD, USER_HEAD - THREAD, WINDOWS_11_24H2)
 CODES = (None, 0x1, 0x6, 0x20)
 
 
@@ -57,12 +86,12 @@ def test_calm_threads_have_no_findings(
         owner_listed=listed,
     )
     bugcheck = None if code is None else BugCheck(code, (0, 0, 0, 0), "nt!KiBugCheckData")
-    facts = Facts(apc_size=APC_SIZE, bugcheck=bugcheck)
+    facts = replace(WINDOWS_11_24H2, bugcheck=bugcheck)
     usual = processor is None and absence is None and listed is not False
-    calm = is_calm(subject.members, KERNEL_HEAD, USER_HEAD)
+    calm = CALM(subject.address, subject.members)
     assert not (usual and calm) or check(subject, facts) == ()
 
 
 def test_an_ordinary_thread_is_calm() -> None:
     """A waiting thread with nothing queued is calm: otherwise nothing is spared."""
-    assert is_calm(thread().members, KERNEL_HEAD, USER_HEAD)
+    assert CALM(THREAD, thread().members)

@@ -11,7 +11,6 @@ from volatility3.plugins.windows.apcaudit.checks import delivery
 from volatility3.plugins.windows.apcaudit.model import Ending, Queue, QueueName, Thread
 
 from tests.situations_pure import (
-    ATTACHED,
     KERNEL_HEAD,
     NO_ROUTINE,
     RUNNING,
@@ -20,7 +19,6 @@ from tests.situations_pure import (
     normal,
     special,
     thread,
-    user,
 )
 
 
@@ -72,7 +70,7 @@ def test_a_list_is_empty_when_its_head_points_to_itself(subject: Thread, expecte
 )
 def test_where_a_thread_stands(members: dict[str, Any], expected: int | None) -> None:
     """WaitIrql is a thread's IRQL in a wait and at no other time."""
-    assert delivery.irql(thread(**members)) == expected
+    assert delivery.irql(thread(**members), WINDOWS_10) == expected
 
 
 @pytest.mark.parametrize(
@@ -107,32 +105,6 @@ def test_what_a_windows_lacks_is_no_reason() -> None:
     assert delivery.member(subject, "special_apc_disable", WINDOWS_XP) == 0
     assert delivery.member(subject, "special_apc_disable", WINDOWS_10) is None
     assert delivery.member(subject, "kernel_apc_disable", WINDOWS_XP) is None
-
-
-DRAIN = [
-    pytest.param(thread(kernel=[special()], **ATTACHED), True, id="a special APC"),
-    pytest.param(thread(kernel=[special(), normal(), normal()], **ATTACHED), True, id="special and normal ones"),
-    pytest.param(thread(kernel=[special()], wait_irql=1, **ATTACHED), False, id="at APC_LEVEL"),
-    pytest.param(thread(kernel=[special()], special_apc_disable=-1, **ATTACHED), False, id="in a guarded region"),
-    pytest.param(thread(kernel=[normal()], kernel_apc_disable=-1, **ATTACHED), False, id="in a critical region"),
-    pytest.param(thread(kernel=[normal()], kernel_apc_in_progress=1, **ATTACHED), False, id="one in progress"),
-    pytest.param(thread(kernel=[special()], user=[user()], **ATTACHED), False, id="a user APC too"),
-    pytest.param(thread(kernel=[user()], **ATTACHED), False, id="no kernel APC on the kernel list"),
-    pytest.param(thread(kernel=[special()], **ATTACHED, **RUNNING), False, id="running"),
-    pytest.param(unreadable(**ATTACHED), False, id="a damaged list"),
-    pytest.param(thread(kernel=[special()], **ATTACHED, wait_irql=None), None, id="WaitIrql unreadable"),
-    pytest.param(
-        thread(kernel=[special()], **ATTACHED, wait_irql=None, special_apc_disable=-1),
-        False,
-        id="one unknown, another false: false",
-    ),
-]
-
-
-@pytest.mark.parametrize(("subject", "expected"), DRAIN)
-def test_the_drain_before_a_detach(subject: Thread, expected: bool | None) -> None:
-    """The drain empties the lists of a thread at IRQL 0, in no region, with deliverable kernel APCs alone."""
-    assert delivery.drains(subject, WINDOWS_10) is expected
 
 
 UNKNOWN = st.none()

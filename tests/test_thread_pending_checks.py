@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from volatility3.plugins.windows.apcaudit.checks import threads as checks
 from volatility3.plugins.windows.apcaudit.model import (
+    BugCheck,
     Ending,
     Facts,
     Queue,
@@ -13,17 +17,41 @@ from volatility3.plugins.windows.apcaudit.model import (
 )
 
 from tests.situations_pure import (
+    IN_DRIVER,
     KERNEL_HEAD,
+    NO_OP,
+    ROUTINES,
     RUNNING,
+    SAVED_KERNEL_HEAD,
+    TERMINATED,
+    THREAD,
+    TO_WINDOWS_7,
+    TO_WINDOWS_XP,
     WINDOWS_7,
+    WINDOWS_10,
+    WINDOWS_11_24H2,
     WINDOWS_XP,
     case,
+    code,
     normal,
+    scheduler,
     severities,
     special,
+    teb_update,
     thread,
     user,
 )
+
+# KiSuspendThread of 8.1 and later: the wait goes on, its blocks unhooked, WaitRegister.State WaitSuspended.
+IN_PLACE: dict[str, Any] = {"wait_state": 4, "suspend_count": 1, "suspend_apc_inserted": 1}
+USED_TEB: dict[str, Any] = {
+    "teb_apc_type": 18,
+    "teb_apc_size": 0x58,
+    "teb_apc_thread": THREAD,
+    "teb_apc_kernel": NO_OP,
+    "teb_apc_rundown": 0,
+    "teb_apc_normal": ROUTINES["KiUpdateTebApc"],
+}
 
 STUCK = [
     case(
@@ -48,13 +76,13 @@ STUCK = [
     ),
     case(
         "waiting at a gate, as for a guarded mutex of 7",
-        thread(kernel=[special()], kernel_apc_pending=1, state=8, special_apc_in_progress=None),
+        thread(kernel=[special()], kernel_apc_pending=1, state=8, **TO_WINDOWS_7),
         {"stuck-deliverable": "high"},
         WINDOWS_7,
     ),
     case(
         "XP knows neither SpecialApcDisable nor SpecialApcInProgress",
-        thread(kernel=[special()], kernel_apc_pending=1, special_apc_disable=None, special_apc_in_progress=None),
+        thread(kernel=[special()], kernel_apc_pending=1, **TO_WINDOWS_XP),
         {"stuck-deliverable": "high"},
         WINDOWS_XP,
     ),
@@ -69,6 +97,57 @@ STUCK = [
         {"stuck-deliverable": "high", "pending-lost": "medium"},
     ),
     case("linked in and never signalled, normal", thread(kernel=[normal()]), {"stuck-deliverable": "high"}),
+    case(
+        "suspended in place with a foreign special APC",
+        thread(kernel=[special(), scheduler()], kernel_apc_pending=1, **IN_PLACE),
+        {"stuck-deliverable": "high"},
+    ),
+    case(
+        "suspended in place with a foreign normal APC before the own one",
+        thread(kernel=[normal(), scheduler()], kernel_apc_pending=1, **IN_PLACE),
+        {"stuck-deliverable": "high"},
+    ),
+    case(
+        "suspended in place with a foreign normal APC behind the own one",
+        thread(kernel=[scheduler(), normal()], kernel_apc_pending=1, **IN_PLACE),
+        {"stuck-deliverable": "high"},
+    ),
+    case(
+        "SchedulerApc with a NormalRoutine that is not the kernel's is not the own one",
+        thread(kernel=[scheduler(normal_routine=IN_DRIVER)], kernel_apc_pending=1, **IN_PLACE),
+        {"stuck-deliverable": "high"},
+    ),
+    case(
+        "KiSchedulerApc in a KAPC that is not the thread's member",
+        thread(kernel=[scheduler(member=None, address=0xFFFF8A0000099008)], kernel_apc_pending=1),
+        {"stuck-deliverable": "high"},
+    ),
+    case("suspended in place", thread(kernel=[scheduler()], kernel_apc_pending=1, **IN_PLACE), {}),
+    case(
+        "suspended in place, the linker's other name for the routines' address",
+        thread(
+            kernel=[scheduler(kernel_routine=code(NO_OP, text="nt!guard_check_icall_nop", module="nt"))],
+            kernel_apc_pending=1,
+            **IN_PLACE,
+        ),
+        {},
+    ),
+    case(
+        "frozen in place, as a background application",
+        thread(kernel=[scheduler()], kernel_apc_pending=1, **{**IN_PLACE, "suspend_count": 0, "freeze_count": 1}),
+        {},
+    ),
+    case(
+        "resumed in place and not yet run: the KAPC stays",
+        thread(kernel=[scheduler()], kernel_apc_pending=1, **{**IN_PLACE, "suspend_count": 0, "wait_state": 1}),
+        {},
+    ),
+    case(
+        "a TEB update waits for the thread to run (24H2)",
+        thread(kernel=[teb_update()], kernel_apc_pending=1, **USED_TEB),
+        {},
+        WINDOWS_11_24H2,
+    ),
     case("a special APC in progress", thread(kernel=[special()], special_apc_in_progress=1), {}),
     case("not signalled, in a guarded region", thread(kernel=[special()], special_apc_disable=-1), {}),
     case("not signalled, waiting at APC_LEVEL", thread(kernel=[special()], wait_irql=1), {}),
@@ -100,6 +179,7 @@ PENDING = [
         {"pending-empty": "medium"},
     ),
     case("signalled, nothing queued, running", thread(kernel_apc_pending=1, **RUNNING), {}),
+    case("signalled, nothing queued, terminated", thread(kernel_apc_pending=1, **TERMINATED), {}),
     case("signalled, nothing queued, State unreadable", thread(kernel_apc_pending=1, state=None), {}),
     case("signalled, only a user APC pending", thread(user=[user()], user_apc_pending=1), {}),
     case("signalled, a minidump does not hold the list", thread(kernel_apc_pending=1, apc_kernel_flink=None), {}),
@@ -119,3 +199,20 @@ PENDING = [
 def test_findings_of_a_thread(subject: Thread, facts: Facts, expected: dict[str, str]) -> None:
     """A thread carries exactly the findings whose condition holds, each with its severity."""
     assert severities(checks.check(subject, facts)) == expected
+
+
+def test_one_stuck_thread_of_a_live_image() -> None:
+    """One stuck thread alone may be the instant of its queuing: medium in a live image, high in a stopped one."""
+    alone = thread(kernel=[special()], kernel_apc_pending=1, only_stuck=True)
+    stopped = replace(WINDOWS_10, bugcheck=BugCheck(0xA, (0, 0, 0, 0), "nt!KiBugCheckData"))
+    assert severities(checks.check(alone, WINDOWS_10)) == {"stuck-deliverable": "medium"}
+    assert severities(checks.check(alone, stopped)) == {"stuck-deliverable": "high"}
+
+
+def test_a_lost_apc() -> None:
+    """An APC that SavedApcState of a thread at index 0 holds, and that says it is queued there, is lost: high."""
+    apc = special(queue=QueueName.SAVED_KERNEL, apc_state_index=1)
+    lost = thread(lost=(apc,), saved_kernel_flink=apc.address + 0x10, **TO_WINDOWS_7)
+    assert severities(checks.check(lost, WINDOWS_7)) == {"lost-apc": "high"}
+    stale = thread(saved_kernel_flink=SAVED_KERNEL_HEAD, saved_kernel_blink=SAVED_KERNEL_HEAD, **TO_WINDOWS_7)
+    assert severities(checks.check(stale, WINDOWS_7)) == {}

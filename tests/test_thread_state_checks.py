@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from volatility3.plugins.windows.apcaudit.checks import threads as checks
 from volatility3.plugins.windows.apcaudit.model import (
@@ -9,19 +11,23 @@ from volatility3.plugins.windows.apcaudit.model import (
     BugCheck,
     Code,
     Facts,
+    NotCode,
     Thread,
 )
+from volatility3.plugins.windows.apcaudit.module_doubt import ModuleDoubt
 
 from tests.situations_pure import (
     APC_LIST_ENTRY,
     APC_SIZE,
     ATTACHED,
     IDLE,
+    IN_DRIVER,
     OTHER,
     OWNER,
     RUNNING,
     TERMINATED,
     THREAD,
+    TO_WINDOWS_XP,
     WINDOWS_XP,
     case,
     normal,
@@ -33,6 +39,10 @@ from tests.situations_pure import (
 
 IN_UNLOADED = Code(0xFFFFF80005550000, Backing.UNLOADED, "0xfffff80005550000", former="Bfilter.sys")
 
+IN_DATA = replace(IN_DRIVER, not_code=NotCode("in the section .data of Bfilter, which is not executable", certain=True))
+IN_FUNCTION = replace(IN_DRIVER, not_code=NotCode("0x30 bytes into a function", certain=False))
+
+WIDE = ModuleDoubt("the entry of wide claims it", overlapping=True)
 STOPPED_BY_0X20 = Facts(APC_SIZE, bugcheck=BugCheck(0x20, (0, 0xFFFF, 0, 1), "nt!KiBugCheckData"))
 STOPPED_BY_0X6 = Facts(APC_SIZE, bugcheck=BugCheck(0x6, (0, 0, 0, 0), "nt!KiBugCheckData"))
 
@@ -42,7 +52,7 @@ EXIT = [
     case("terminated in a guarded region", thread(special_apc_disable=-1, **TERMINATED), {"exit-bugcheck": "high"}),
     case(
         "XP, terminated in a critical region",
-        thread(kernel_apc_disable=-1, **{**TERMINATED, "special_apc_disable": None}),
+        thread(kernel_apc_disable=-1, **TERMINATED, **TO_WINDOWS_XP),
         {"exit-bugcheck": "high"},
         WINDOWS_XP,
     ),
@@ -126,7 +136,12 @@ QUEUEABLE = [
     case("a running thread refuses APCs", thread(apc_queueable=0, **RUNNING), {"not-queueable": "medium"}),
     case("marked for termination", thread(apc_queueable=0, terminated=1), {}),
     case("terminated", thread(**{**TERMINATED, "terminated": 0}), {}),
-    case("not started", thread(apc_queueable=0, state=0), {}),
+    case(
+        "before it starts: the flag is set when a thread is initialized",
+        thread(apc_queueable=0, state=0),
+        {"not-queueable": "medium"},
+    ),
+    case("its end was requested in the _KTHREAD (8.1+)", thread(apc_queueable=0, termination_request=1), {}),
     case("an idle thread, not attached", thread(apc_queueable=0, idle=True, **RUNNING), {}),
     case("ApcQueueable unreadable", thread(apc_queueable=None), {}),
     case("whether it is marked for termination is unknown", thread(apc_queueable=0, terminated=None), {}),
@@ -150,9 +165,35 @@ ORPHAN = [
         {"orphan-start": "high", "unloaded-start": "high"},
     ),
     case(
-        "a system thread starts nowhere",
-        thread(start_address=0, start_backing=Backing.USER),
-        {"orphan-start": "high"},
+        "a system thread starts in a module where nothing can be run",
+        thread(start=IN_DATA, start_address=IN_DATA.address, start_backing=Backing.MODULE),
+        {"routine-not-code": "high"},
+    ),
+    case(
+        "a system thread starts within a function",
+        thread(start=IN_FUNCTION, start_address=IN_FUNCTION.address, start_backing=Backing.MODULE),
+        {"routine-not-code": "medium"},
+    ),
+    case("0 is no address", thread(start_address=0, start_backing=Backing.USER), {}),
+    *(
+        case(
+            f"terminated: its driver may have gone ({backing.name})",
+            thread(start=IN_UNLOADED, start_address=IN_UNLOADED.address, start_backing=backing, **TERMINATED),
+            {},
+        )
+        for backing in (Backing.NOTHING, Backing.UNLOADED)
+    ),
+    case(
+        "terminated, starting where module entries contradict one another",
+        thread(
+            start_backing=Backing.MODULE, start_conflict=ModuleDoubt("wide claims it", overlapping=True), **TERMINATED
+        ),
+        {},
+    ),
+    case(
+        "starting where module entries contradict one another",
+        thread(start_backing=Backing.MODULE, start_conflict=WIDE),
+        {"module-conflict": "high"},
     ),
     case("a system thread starts in a driver", thread(start_backing=Backing.MODULE), {}),
     case("the modules could not be read", thread(start_backing=Backing.UNKNOWN), {}),

@@ -69,7 +69,7 @@ class ApcWriter:
             ("Inserted", int(apc.inserted)),
         ):
             memory.write(address, "_KAPC", path, value)
-        if apc.holder != "suspend":
+        if apc.holder not in ("suspend", "teb"):
             # An embedded scheduler APC's arguments are other members of the thread.
             memory.write(address, "_KAPC", "NormalContext", machine.resolve(apc.normal_context, stack))
             memory.write(address, "_KAPC", "SystemArgument1", argument)
@@ -84,6 +84,8 @@ class ApcWriter:
         memory = self.memory
         if apc.holder == "suspend":
             return body + memory.offset("_ETHREAD", self._threads.embedded)
+        if apc.holder == "teb":
+            return body + memory.offset("_ETHREAD", "UpdateTebApc")
         if apc.holder == "timer":
             member = memory.offset("_ETIMER", "TimerApc")
             start = None if apc.address is None else apc.address - member

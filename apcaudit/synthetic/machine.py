@@ -128,9 +128,13 @@ class Machine:
         return base
 
     def resolve(self, address: Address, stack_base: int = 0) -> int:
-        """Turn a scene's address into a number."""
+        """Turn a scene's address into a number; of alternatives (`nt!A|nt!B`) the first that the kernel has."""
         if isinstance(address, int):
             return address
+        if "|" in address:
+            names = address.split("|")
+            has = (name for name in names if self.kernel.has(name.removeprefix("nt!").partition("+")[0]))
+            address = next(has, names[-1])
         match = _NAME.fullmatch(address)
         if match is None:
             raise SceneError(f"{address}: not an address")

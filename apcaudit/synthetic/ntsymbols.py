@@ -14,6 +14,8 @@ XP, SERVER_2003, VISTA, WINDOWS_7, WINDOWS_8, WINDOWS_8_1, WINDOWS_10 = (
 BUILD_17763 = (10, 0, 17763)
 BUILD_19041 = (10, 0, 19041)
 BUILD_20348 = (10, 0, 20348)
+BUILD_22000 = (10, 0, 22000)
+BUILD_26100 = (10, 0, 26100)
 EVER = (99, 0, 0)
 
 Version = tuple[int, int, int]
@@ -124,7 +126,8 @@ FUNCTIONS: tuple[tuple[str, Version, Version], ...] = (
     ("EtwpThreadRundownApc", WINDOWS_7, EVER),
     ("EtwpCovSampCaptureApc", BUILD_17763, EVER),
     ("EtwpTraceImageUnloadApc", BUILD_17763, EVER),
-    ("KiSuspendThread", XP, WINDOWS_8),
+    # Since 8 a function of another kind: it suspends.
+    ("KiSuspendThread", XP, EVER),
     ("KiSuspendNop", XP, WINDOWS_8),
     ("KiSuspendRundown", XP, WINDOWS_8),
     ("PspExitNormalApc", XP, WINDOWS_8),
@@ -144,6 +147,20 @@ FUNCTIONS: tuple[tuple[str, Version, Version], ...] = (
     ("RtlInitUnicodeString", XP, EVER),
     ("KeEnterCriticalRegion", XP, EVER),
     ("KeLeaveCriticalRegion", XP, EVER),
+    ("IopRaiseHardError", XP, EVER),
+    ("IopCancelIrpsInCurrentThreadListApcRoutine", WINDOWS_7, EVER),
+    ("EtwpTraceImageUnloadApcStub", BUILD_17763, EVER),
+    ("EtwpCrimsonStackWalkApc", WINDOWS_7, BUILD_20348),
+    ("PspRelinquishUmsThreadSpecialApc", WINDOWS_7, BUILD_20348),
+    ("PspCpuQuotaApcNormalRoutine", WINDOWS_7, WINDOWS_8),
+    ("TmpCompleteNotificationRequestApc", WINDOWS_7, WINDOWS_8),
+    ("SmWdWritesApcRoutine", WINDOWS_7, WINDOWS_10),
+    ("VdmpDelayIntApcRoutine", XP, WINDOWS_8),
+    ("KiUpdateTebApc", BUILD_26100, EVER),
+    ("MiStoreRundownWritesApc", BUILD_26100, EVER),
+    ("PspCriticalProcessDeathInfoCollectApc", BUILD_26100, EVER),
+    ("EtwpApcPoolThunk", BUILD_26100, EVER),
+    ("ExSvmUpdateThreadPasidMsrApc", BUILD_26100, EVER),
 )
 
 #: The empty functions, which Windows 8 and later fold: two routines of the scheduler APC share an address with others.

@@ -74,6 +74,10 @@ def _write(machine: Machine, process: Process, body: int) -> None:
         values += [("CreateTime", created.to_bytes(8, "little")), ("InheritedFromUniqueProcessId", process.parent)]
     for path, value in values:
         memory.write(body, "_EPROCESS", path, value)
+    if process.wow64:
+        # What the pointer leads to (_EWOW64PROCESS since 10, the 32-bit PEB before) is not read by anybody here.
+        for name in ("WoW64Process", "Wow64Process"):
+            memory.write(body, "_EPROCESS", name, machine.pool.allocate(0x10, b"Wow6"), optional=True)
     for head in ("Pcb.Header.WaitListHead", "Pcb.ThreadListHead", "Pcb.ProfileListHead", "Pcb.ReadyListHead"):
         if memory.has("_EPROCESS", head):
             memory.link(body + memory.offset("_EPROCESS", head), [])

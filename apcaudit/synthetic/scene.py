@@ -1,7 +1,7 @@
 """Scenes: what a synthetic machine holds, declared as values.
 
 An address is a number or a name: `nt!IopCompleteRequest`, `Bfilter!ScUnInitExcludePath+0x30` (an export),
-`Bfilter+0x8a0` (an offset in the image), for a thread's own values `stack-0x90` (below its stack base), and in stack
+`Bfilter+0x8a0` (an offset in the image), `nt!A|nt!B` (the first that the kernel has), for a thread's own values `stack-0x90` (below its stack base), and in stack
 contents the name of anything placed (`process:svchost.exe`, `thread:8`, `apc:LABEL`: see `image.Image`).
 """
 
@@ -58,8 +58,8 @@ class Apc:
     """One KAPC. What is left None is filled in as Windows would for the list that holds it.
 
     `thread` is the TID that KAPC.Thread points to. `holder` puts it in a structure of the thread's or of its own:
-    `suspend` (SuspendApc or SchedulerApc, whichever the kernel has) or `timer` (an ETIMER). With `linked` False the
-    KAPC exists but no list holds it.
+    `suspend` (SuspendApc or SchedulerApc, whichever the kernel has), `teb` (UpdateTebApc) or `timer` (an ETIMER). With
+    `linked` False the KAPC exists but no list holds it.
     """
 
     kernel_routine: Address = "nt!IopCompleteRequest"
@@ -94,7 +94,8 @@ class StackWrite:
 class Thread:
     """One thread. `attached_to` names the process whose address space it has entered with KeStackAttachProcess.
 
-    `system` is whether it is a system thread (default: its process is System or Idle). `stack` are the pointers found
+    `system` is whether it is a system thread (default: its process is System or Idle). `wait_mode` is `kernel` or `user`
+    (default: as the thread is), `wait_state` WaitRegister.State (default: WaitCommitted of a waiting thread). `stack` are the pointers found
     from KernelStack upwards; `frames` go to addresses of their own. `stack_pages` is how much of the top of the stack
     is in memory. `members` are raw values by `_ETHREAD` member path (`Tcb.WaitIrql`), written last.
     """
@@ -116,6 +117,10 @@ class Thread:
     terminated: bool = False
     system: bool | None = None
     suspend_count: int = 0
+    freeze_count: int = 0
+    wait_mode: str | None = None
+    wait_state: int | None = None
+    termination_request: bool = False
     kernel_apcs: tuple[Apc, ...] = ()
     user_apcs: tuple[Apc, ...] = ()
     saved_kernel_apcs: tuple[Apc, ...] = ()
@@ -141,7 +146,10 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process; PID 4 is System, PID 0 is Idle. A scene that leaves them out is given them."""
+    """One process; PID 4 is System, PID 0 is Idle. A scene that leaves them out is given them.
+
+    `wow64` is whether it runs 32-bit code on x64.
+    """
 
     name: str
     pid: int
@@ -149,6 +157,7 @@ class Process:
     address: int | None = None
     parent: int = 4
     in_process_list: bool = True
+    wow64: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,14 @@ class ThreadWriter:
         put(data, "Tcb.WaitReason", WAIT_REASONS[thread.wait_reason])
         # An idle thread never waits; genuine dumps show 2 there in 8.1 and 10.
         put(data, "Tcb.WaitIrql", 2 if thread.idle else thread.wait_irql)
-        put(data, "Tcb.WaitMode", 0 if system else 1)
+        in_user_mode = thread.wait_mode == "user" if thread.wait_mode is not None else not system
+        put(data, "Tcb.WaitMode", int(in_user_mode))
+        # KWAIT_STATE WaitCommitted (public PDBs since 7).
+        committed = 1 if thread.state == "Waiting" else 0
+        state = committed if thread.wait_state is None else thread.wait_state
+        put(data, "Tcb.WaitRegister.State", state, optional=True)
+        put(data, "Tcb.FreezeCount", thread.freeze_count)
+        put(data, "Tcb.TerminationApcRequest", int(thread.termination_request), optional=True)
         put(data, "Tcb.Alertable", int(thread.alertable))
         put(data, "Tcb.SuspendCount", thread.suspend_count)
         put(data, "Tcb.KernelApcDisable", thread.kernel_apc_disable)

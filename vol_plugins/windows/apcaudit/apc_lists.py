@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .drivers.loaded import Drivers
-from .facts import PROCESS_OBJECT, THREAD_OBJECT
+from .facts import APC_OBJECT, PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory
 from .model import Apc, Ending, Queue, QueueName, Thread, ThreadMembers
 from .queues import ENTRY_BOUND, Walk, walk
+from .thread_members import Glance
 
 TOTAL_BOUND = 250_000
 """How many entries of all lists of an image are followed to ENTRY_BOUND; a busy server has some hundreds queued."""
@@ -34,7 +35,56 @@ class ApcLists:
         self._drivers = drivers
         self._left = total
         self._heads: set[int] = set()
-        self._holders: dict[int, tuple[int, str]] = {}
+        self._walks: dict[int, Walk] = {}
+        self._holders: dict[int, str] = {}
+        self._shared: dict[int, list[str]] = {}
+
+    def note(self, thread: Thread) -> None:
+        """Walk the lists of a thread and remember which entries they hold, for the threads that share some of them."""
+        for name, head in self._heads_in_use(thread):
+            if head not in self._walks:
+                self._walk(thread, name, head)
+
+    def nothing_lost(self, address: int, members: Glance | ThreadMembers) -> bool:
+        """Tell whether nothing on the lists of a SavedApcState that is not in use points back to them.
+
+        Leftovers of an earlier attach do not: what was queued then has run, and its memory is another's.
+        """
+        if not self._layout.has_state_pointer:
+            return True
+        links = self._memory.links
+        for flink, offset in (
+            (members.saved_kernel_flink, self._layout.saved_kernel_head),
+            (members.saved_user_flink, self._layout.saved_user_head),
+        ):
+            head = address + offset
+            if flink and flink != head:
+                found = links(flink)
+                if found is not None and found[1] == head:
+                    return False
+        return True
+
+    def lost(self, thread: Thread) -> tuple[Apc, ...]:
+        """Return the APCs that SavedApcState of a thread at ApcStateIndex 0 holds and that say they are queued there.
+
+        They were queued for the attached environment after the thread had left it (ReactOS ke/apc.c,
+        KiInsertQueueApc: the list is that of KAPC.ApcStateIndex). The next attach overwrites the lists.
+        """
+        if thread.members.apc_state_index != 0 or self.nothing_lost(thread.address, thread.members):
+            return ()
+        found = []
+        for name, offset in (
+            (QueueName.SAVED_KERNEL, self._layout.saved_kernel_head),
+            (QueueName.SAVED_USER, self._layout.saved_user_head),
+        ):
+            head = thread.address + offset
+            walked = walk(self._memory.links, head, pointer_size=self._layout.pointer_size, bound=ENTRIES_BEYOND)
+            for position, entry in enumerate(walked.entries):
+                apc = self.apc(entry - self._layout.apc_list_entry, name, position, thread=thread.address)
+                if (apc.type, apc.inserted, apc.thread, apc.apc_state_index) != (APC_OBJECT, 1, thread.address, 1):
+                    break
+                found.append(apc)
+        return tuple(found)
 
     def quiet(self, address: int, members: ThreadMembers) -> bool:
         """Tell whether every list of the thread is empty with both links intact, without reading any further."""
@@ -58,6 +108,9 @@ class ApcLists:
 
     def read(self, thread: Thread) -> tuple[Queue, ...]:
         """Walk the lists of a thread; those that are intact and empty are left out."""
+        return self.at(thread, self._heads_in_use(thread))
+
+    def _heads_in_use(self, thread: Thread) -> list[tuple[QueueName, int]]:
         layout = self._layout
         heads = [
             (QueueName.KERNEL, thread.address + layout.kernel_head),
@@ -66,20 +119,21 @@ class ApcLists:
         if thread.members.apc_state_index == 1:
             heads.append((QueueName.SAVED_KERNEL, thread.address + layout.saved_kernel_head))
             heads.append((QueueName.SAVED_USER, thread.address + layout.saved_user_head))
-        return self.at(thread, heads)
+        return heads
 
     def at(self, thread: Thread, heads: Sequence[tuple[QueueName, int]], *, nested: bool = False) -> tuple[Queue, ...]:
         """Walk lists of a thread by the addresses of their heads; `nested` are those of a state on its stack."""
-        own = {head for _, head in heads} | {thread.address + offset for _, offset in self._heads_of_thread()}
+        queues = (self._queue(thread, name, head, nested=nested) for name, head in heads)
+        # Of a list that a minidump does not hold, nothing is known, not even that it is damaged.
+        return tuple(queue for queue in queues if not queue.empty and not (self._memory.partial and _absent(queue)))
+
+    def _walk(self, thread: Thread, name: QueueName, head: int) -> Walk:
+        """Walk a list once, and remember that it holds what was met on it."""
+        own = {head} | {thread.address + offset for _, offset in self._heads_of_thread()}
         # A list of threads that was tied into something else leads to what is no thread, whose heads are not another
         # thread's concern. That its process cannot be read says nothing.
         if self._is_believable(thread.members) is not False:
             self._heads |= own
-        queues = (self._queue(thread, name, head, own, nested=nested) for name, head in heads)
-        # Of a list that a minidump does not hold, nothing is known, not even that it is damaged.
-        return tuple(queue for queue in queues if not queue.empty and not (self._memory.partial and _absent(queue)))
-
-    def _queue(self, thread: Thread, name: QueueName, head: int, own: set[int], *, nested: bool) -> Queue:
         walked = walk(
             self._memory.links,
             head,
@@ -88,14 +142,25 @@ class ApcLists:
             bound=max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left)),
         )
         self._left -= len(walked.entries)
-        beyond, other_list = self._beyond(walked)
+        self._walks[head] = walked
+        place = _list_name(name, thread.address, thread.members.tid)
+        for entry in walked.entries:
+            holder = self._holders.setdefault(entry, place)
+            if holder != place:
+                self._shared.setdefault(entry, [holder]).append(place)
+        beyond, other = self._beyond(walked)
+        for entry in beyond.intersection(walked.entries):
+            self._shared.setdefault(entry, [place]).append(other)
+        return walked
+
+    def _queue(self, thread: Thread, name: QueueName, head: int, *, nested: bool) -> Queue:
+        walked = self._walks.get(head) or self._walk(thread, name, head)
+        place = _list_name(name, thread.address, thread.members.tid)
         apcs = []
         for position, entry in enumerate(walked.entries):
+            others = [each for each in self._shared.get(entry, ()) if each != place]
             address = entry - self._layout.apc_list_entry
-            place = (thread.address, _list_name(name, thread.address, thread.members.tid))
-            holder = self._holders.setdefault(address, place)
-            also_on = holder[1] if holder != place else other_list if entry in beyond else None
-            apc = self.apc(address, name, position, also_on=also_on)
+            apc = self.apc(address, name, position, thread=thread.address, also_on=others[0] if others else None)
             apcs.append(replace(apc, nested=True) if nested else apc)
         return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at)
 
@@ -148,8 +213,18 @@ class ApcLists:
         first = self._memory.read(members.process, 1)
         return None if first is None else first == _PROCESS
 
-    def apc(self, address: int, queue: QueueName, position: int, *, also_on: str | None = None) -> Apc:
-        """Read the KAPC at a virtual address; members in unreadable memory are None."""
+    def apc(
+        self, address: int, queue: QueueName, position: int, *, thread: int | None = None, also_on: str | None = None
+    ) -> Apc:
+        """Read the KAPC at a virtual address; members in unreadable memory are None.
+
+        Args:
+            address: of the _KAPC.
+            queue: the list that it hangs on.
+            position: its place there.
+            thread: the _ETHREAD that has the list, of which the KAPC may be a member.
+            also_on: another list that holds it.
+        """
         decoder = self._layout.apc
         data = self._memory.read(address, decoder.size)
         if data is not None:
@@ -157,15 +232,15 @@ class ApcLists:
         else:
             sparse, holes = self._memory.read_sparse(address, decoder.size)
             values = decoder.partial(sparse, holes)
-        kind, size, thread, kernel, rundown, normal, context, argument1, argument2, index, mode, inserted = values
-        code = self._drivers.code
+        kind, size, its_thread, kernel, rundown, normal, context, argument1, argument2, index, mode, inserted = values
+        code = self._drivers.routine
         return Apc(
             address=address,
             queue=queue,
             position=position,
             type=kind,
             size=size,
-            thread=thread,
+            thread=its_thread,
             kernel_routine=None if kernel is None else code(kernel),
             rundown_routine=None if rundown is None else code(rundown),
             normal_routine=None if normal is None else code(normal),
@@ -175,6 +250,7 @@ class ApcLists:
             apc_state_index=index,
             apc_mode=mode,
             inserted=inserted,
+            member=None if thread is None else self._layout.embedded.get(address - thread),
             also_on=also_on,
         )
 

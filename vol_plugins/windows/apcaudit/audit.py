@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,8 @@ from .apc_lists import ApcLists
 from .bugcheck import find_crash_header, read_bugcheck
 from .checks import apcs as apc_checks
 from .checks import threads as checks
-from .checks.calm import is_calm
+from .checks.calm import Calm
+from .checks.delivery import is_stuck
 from .crash import Crash
 from .drivers.loaded import Drivers, read_drivers
 from .layout import Layout, read_layout
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 NO_PROCESS = 0
 """UniqueProcess and UniqueThread of an idle thread."""
+
+THREADS_KEPT = 1 << 14
+"""How many threads that a check may find something in are kept; of more the lists are read a second time."""
 
 STARTS_KEPT = 1 << 16
 """For how many different starts of threads it is remembered whether anything is to be found about them."""
@@ -78,7 +82,7 @@ class Audit:
         progress: constants.ProgressCallback = None,
     ) -> None:
         self.symbols = KernelSymbols(context, module_name)
-        self.layout: Layout = read_layout(self.symbols.member, self.symbols.size_of)
+        self.layout: Layout = read_layout(self.symbols.member, self.symbols.size_of, self.symbols.members_of_type)
         self.memory = Memory(context, context.modules[module_name].layer_name)
         self.drivers: Drivers = read_drivers(self.memory, self.symbols)
         self._rules = rules or RuleOptions()
@@ -94,6 +98,9 @@ class Audit:
             partial=self.memory.partial,
             bugcheck=bugcheck,
             create_time_shift=create_time_shift(self.symbols),
+            routines=_routines(self.symbols),
+            wait_reasons=_wait_reasons(self.symbols),
+            embedded=frozenset(self.layout.embedded.values()),
         )
         stopped = bugcheck is not None
         self.suspects = Suspects(self.memory, self.symbols, self.drivers, self.crash_header, stopped=stopped)
@@ -102,9 +109,13 @@ class Audit:
         self.crash = Crash(self.memory, self.symbols, self.layout, self.lists, self.drivers, self.processes, self.facts)
         scanned = self._scan(context, progress) if scan_memory else Scanned()
         self._scanned = scanned
-        self.threads = self._threads(scanned)
+        self._find_crash()
+        self._calm = Calm(self.layout.kernel_head, self.layout.user_head, self.facts)
+        self._thread_notes: tuple[str, ...] = ()
         self.off_list = OffList(self.memory, self.layout, self.lists, scanned.apcs, self.drivers.kernel_start)
         self._named_threads: frozenset[int] = frozenset()
+        self._stuck: set[int] | None = None
+        self._not_calm: Callable[[], Iterator[Thread]] = lambda: iter(())
         self._harmless_starts: dict[tuple[int | None, int | None, int | None], bool] = {}
         self.placement = Placement(self.memory, self.symbols, self.drivers, self.lists, self.processes, self._listed)
 
@@ -112,7 +123,7 @@ class Audit:
     def notes(self) -> tuple[str, ...]:
         """What was wrong with the views themselves, complete once all threads have been given."""
         notes = [
-            *self.threads.notes,
+            *self._thread_notes,
             *self.drivers.notes,
             *(self._signatures.notes if self._signatures is not None else ()),
             *self.suspects.notes,
@@ -152,32 +163,46 @@ class Audit:
             progress=progress,
         )
 
-    def _threads(self, scanned: Scanned) -> Threads:
+    def _find_crash(self) -> None:
         layer = self.memory.physical_layer
         # A layer of a minidump names the threads and the processor that the dump is about.
-        dumped: tuple[int, ...] = getattr(layer, "dumped_threads", ())
+        self._dumped: tuple[int, ...] = getattr(layer, "dumped_threads", ())
         prcb: int | None = getattr(layer, "prcb_address", None)
         self.processors = read_processors(self.memory, self.symbols, () if prcb is None else (prcb,))
         self.cid = read_cid_table(self.memory, self.symbols)
-        views = Views(self.cid, self.processors, dumped, scanned.threads)
-        self.crash.find_thread(views.running, dumped, self.crash_header)
+        running = tuple(each.current for each in self.processors if each.current)
+        self.crash.find_thread(running, self._dumped, self.crash_header)
         self.facts = replace(self.facts, crashing_thread=self.crash.thread)
-        return self._walk_of(views)
 
     def _listed(self) -> Iterator[Thread]:
         """Yield the listed threads by a walk of its own."""
         return self._walk_of(Views(CidTable())).listed()
+
+    def _views(self) -> Views:
+        return Views(self.cid, self.processors, self._dumped, self._scanned.threads)
 
     def _walk_of(self, views: Views) -> Threads:
         stopped = self.facts.bugcheck is not None
         return Threads(self.memory, self.layout, self.processes, views, self.system_time, stopped=stopped)
 
     def run(self, selection: Selection) -> Iterator[Audited]:
-        """Yield the selected threads that have findings or queued APCs, or all of them."""
+        """Yield the selected threads that have findings or queued APCs, or all of them.
+
+        Every thread is looked at before the first is given: of two lists that hold one KAPC both say so.
+        """
         self._named_threads = self.off_list.threads | self.crash.threads
         self._harmless_starts.clear()
-        self.threads.passes = None if selection.clean_too else self._passes
-        for thread in self.threads.all():
+        self._stuck = None
+        threads = self._walk_of(self._views())
+        kept: list[Thread] = []
+        for thread in threads.all(self._passes):
+            self.lists.note(thread)
+            if len(kept) <= THREADS_KEPT:
+                kept.append(thread)
+        self._thread_notes = tuple(threads.notes)
+        whole = len(kept) <= THREADS_KEPT
+        self._not_calm = (lambda: iter(kept)) if whole else (lambda: self._walk_of(self._views()).all(self._passes))
+        for thread in self._walk_of(self._views()).all() if selection.clean_too else self._not_calm():
             if selection.takes(thread):
                 audited = Audited(thread, (), {}) if _left_over(thread) else self.audit(thread)
                 reported = audited.findings or audited.thread.queues or audited.thread.crash is not None
@@ -187,11 +212,11 @@ class Audit:
 
     def _passes(self, address: int, members: Glance | ThreadMembers) -> bool:
         """Tell of a thread that every view holds whether it has nothing queued and no check would find anything."""
-        layout = self.layout
         return (
-            is_calm(members, address + layout.kernel_head, address + layout.user_head)
+            self._calm(address, members)
             and address not in self._named_threads
             and self._start_harmless(members)
+            and self.lists.nothing_lost(address, members)
         )
 
     def _quiet(self, thread: Thread) -> bool:
@@ -224,7 +249,9 @@ class Audit:
         start = members.start_address
         if backing is None or start is None or backing not in _HARMLESS:
             return backing in _HARMLESS
-        return self.drivers.conflict_at(start) is None and not self._marks(start)
+        if self.drivers.conflict_at(start) is not None or self.drivers.not_code(start) is not None:
+            return False
+        return not self._marks(start)
 
     def audit(self, thread: Thread) -> Audited:
         """Read a thread's APC lists and check the thread and every APC on them."""
@@ -237,7 +264,8 @@ class Audit:
             attached = self.processes.at(members.apc_process)
         start = conflict = None
         if members.start_address is not None and backing is not None:
-            start = self.drivers.code(members.start_address) if backing not in _HARMLESS else None
+            if backing not in _HARMLESS or self.drivers.not_code(members.start_address) is not None:
+                start = self.drivers.routine(members.start_address)
             conflict = self.drivers.conflict_at(members.start_address)
         thread = replace(
             thread,
@@ -246,6 +274,7 @@ class Audit:
             start=start,
             start_conflict=conflict,
             idle=thread.idle or (members.pid == NO_PROCESS and members.tid == NO_PROCESS),
+            lost=self.lists.lost(thread),
         )
         if not quiet:
             queues = self.lists.read(thread)
@@ -255,6 +284,10 @@ class Audit:
             thread = self.crash.tied(thread)
         if thread.queues or (members.apc_state_index == 1 and not thread.idle):
             thread = self.placement.placed(thread)
+        if start is not None and backing in (Backing.NOTHING, Backing.UNLOADED):
+            thread = replace(thread, start=self.placement.with_region(start, thread))
+        if not self.facts.stopped and is_stuck(thread, self.facts):
+            thread = replace(thread, only_stuck=self._is_only_stuck(thread))
         findings = checks.check(thread, self.facts)
         if not thread.queues:
             return Audited(thread, findings, {})
@@ -265,12 +298,25 @@ class Audit:
         }
         return Audited(thread, findings, of_apcs)
 
+    def _is_only_stuck(self, thread: Thread) -> bool:
+        """Tell whether no other thread has an APC that should have ended its wait; asked in live images only."""
+        if self._stuck is None:
+            stuck = set()
+            for each in self._not_calm():
+                candidate = each if self._quiet(each) else replace(each, queues=self.lists.read(each))
+                if is_stuck(candidate, self.facts):
+                    stuck.add(each.address)
+                if len(stuck) > 1:
+                    break
+            self._stuck = stuck
+        return not self._stuck - {thread.address}
+
     def _named(self, audited: Audited) -> Audited:
         """Name the start routine and attribute the APCs of a thread that is reported."""
         thread = self.origins.named(audited.thread)
         start = thread.members.start_address
-        if start is not None:
-            thread = replace(thread, start=self.drivers.code(start))
+        if start is not None and (thread.start is None or thread.start.region is None):
+            thread = replace(thread, start=self.drivers.routine(start))
         audited = replace(audited, thread=thread)
         if not self._rules.every_driver and audited.severity < Severity.MEDIUM:
             return audited
@@ -283,3 +329,17 @@ class Audit:
 def _left_over(thread: Thread) -> bool:
     """Tell whether a thread has ended and only its memory is still there: nothing but the scan finds it."""
     return thread.members.state == windows.TERMINATED and thread.views == {View.SCAN}
+
+
+def _routines(symbols: KernelSymbols) -> dict[str, int]:
+    """Return the addresses of the routines that rules ask for, of those that this kernel has."""
+    found = ((name, symbols.address(name)) for name in windows.ROUTINES)
+    return {name: address for name, address in found if address is not None}
+
+
+def _wait_reasons(symbols: KernelSymbols) -> tuple[str, ...]:
+    """Return the names of this kernel's KWAIT_REASON by number, the usual ones where its symbols lack them."""
+    constants = symbols.constants("_KWAIT_REASON").items()
+    names = {value: name for name, value in constants if not name.startswith("Maximum")}
+    numbers = range(len(names))
+    return tuple(names[number] for number in numbers) if names and set(names) == set(numbers) else windows.WAIT_REASONS

@@ -97,7 +97,7 @@ def _state(row: Row) -> Any:
         return renderers.UnreadableValue()
     text = windows.state_name(state)
     if state in windows.WAITING_STATES and reason is not None:
-        return f"{text}:{windows.wait_reason_name(reason)}"
+        return f"{text}:{windows.wait_reason_name(reason, row.facts.wait_reasons)}"
     return text
 
 
@@ -117,6 +117,10 @@ def _start_routine(row: Row) -> Any:
 
 def _routine(name: str) -> Callable[[Row], Any]:
     return _apc(lambda apc: _known(getattr(apc, name), str))
+
+
+def _number(name: str) -> Callable[[Row], Any]:
+    return _apc(lambda apc: _known(getattr(apc, name), format_hints.Hex))
 
 
 def _origin(row: Row) -> Any:
@@ -139,7 +143,7 @@ def _explanation(row: Row) -> str:
     if row.wide and sentences and nested is not None:
         sentences.append(f"nested-attach: {nested}.")
     if not ordered and row.queue is not None:
-        why = why_queued(row.audited.thread, row.queue.name, row.facts)
+        why = None if row.apc is None else why_queued(row.apc, row.audited.thread, row.facts)
         if why is not None:
             sentences.append(f"still queued, {why}.")
     if row.wide and row.audited.yara_hits:
@@ -184,6 +188,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("KernelRoutine", str, _routine("kernel_routine")),
     Column("NormalRoutine", str, _routine("normal_routine"), wide=True),
     Column("RundownRoutine", str, _routine("rundown_routine"), wide=True),
+    Column("NormalContext", format_hints.Hex, _number("normal_context"), wide=True),
+    Column("SystemArgument1", format_hints.Hex, _number("system_argument1"), wide=True),
+    Column("SystemArgument2", format_hints.Hex, _number("system_argument2"), wide=True),
     Column("Origin", str, _origin),
     Column("Severity", str, lambda row: str(row.severity)),
     Column("Findings", str, _findings),

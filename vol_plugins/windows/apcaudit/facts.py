@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 APC_OBJECT = 18
 """_KAPC.Type (KOBJECTS.ApcObject): ReactOS sdk/include/ndk/ketypes.h; 0x12 in SchedulerApc of 51 genuine dumps."""
 
@@ -48,7 +51,8 @@ WAITING_STATES = frozenset({WAITING, GATE_WAIT})
 WaitingForProcessInSwap is none of them: there the wait has ended already, and only the process's pages are waited for.
 """
 
-# KWAIT_REASON (WDK, wdm.h); the numbers past 36 came with Windows 8, 10 and 11.
+# KWAIT_REASON (WDK, wdm.h), for a symbol file without that enumeration. XP's ends at WrKernel, 26; the numbers past 36
+# came with Windows 8, 10 and 11, and from 19041 on 14 is WrSpare0 (public PDBs).
 WAIT_REASONS = (
     "Executive",
     "FreePage",
@@ -95,6 +99,26 @@ WAIT_REASONS = (
     "WrRcu",
 )
 
+PAGE_IN, DELAY_EXECUTION, USER_REQUEST, WR_PAGE_IN = 2, 4, 6, 9
+WR_USER_REQUEST, WR_QUEUE, WR_LPC_RECEIVE = 13, 15, 16
+
+PAGE_FAULT_REASONS = frozenset({PAGE_IN, WR_PAGE_IN})
+"""Wait reasons of a thread whose page is read in; before 8.1 all that shows a page fault within a special APC."""
+
+USER_WAIT_REASONS = frozenset({DELAY_EXECUTION, USER_REQUEST, WR_USER_REQUEST, WR_QUEUE, WR_LPC_RECEIVE})
+"""Wait reasons of a thread that a program let wait, and that returns to user mode afterwards."""
+
+PREEMPTED_REASONS = frozenset({30, 31, 32, 33, 38})
+"""WrQuantumEnd, WrDispatchInt, WrPreempted, WrYieldExecution, WrDeferredPreempt: the thread did not wait, its processor
+was taken from it. WaitIrql is then APC_LEVEL whatever it held (ReactOS ke/dpc.c KiQuantumEnd, ke/thrdschd.c
+NtYieldExecution). XP's enumeration ends before them."""
+
+FIRST_SUSPEND_STATE, LAST_SUSPEND_STATE = 3, 6
+"""_KTHREAD.WaitRegister.State of a thread suspended in place: WaitFirstSuspendState to WaitLastSuspendState
+(KWAIT_STATE in the public PDBs of 8.1 to 11; that of 7 ends at 2)."""
+
+SUSPEND_STATES = {3: "WaitSuspendInProgress", 4: "WaitSuspended", 5: "WaitResumeInProgress", 6: "WaitResumeAborted"}
+
 # Members that a Windows lacks because what they count does not exist there, so that 0 is the truth:
 # guarded regions came with Server 2003 (WDK, "Critical Regions and Guarded Regions"), and before 8.1
 # KiDeliverApc kept no flag of a special kernel APC, which then runs at APC_LEVEL and shows in WaitIrql.
@@ -117,6 +141,17 @@ BUGCHECK_NAMES = {
     KERNEL_SECURITY_CHECK_FAILURE: "KERNEL_SECURITY_CHECK_FAILURE",
 }
 
+# What the IRQL is that a crash saves where the code that calls KeBugCheck has raised it itself: that IRQL says nothing
+# of a lock that the thread held before.
+BUGCHECK_IRQLS = {
+    # ReactOS ke/procobj.c, KeUnstackDetachProcess: it holds the thread's APC queue lock.
+    INVALID_PROCESS_DETACH_ATTEMPT: "KeUnstackDetachProcess has raised it for the lock of the APC queue",
+    # ReactOS ke/apc.c, end of KiDeliverApc: APC_LEVEL is its own.
+    INVALID_PROCESS_ATTACH_ATTEMPT: "KiDeliverApc runs at APC_LEVEL",
+    # ReactOS ke/apc.c, KiDeliverApc: it is the one that an APC routine returned at.
+    IRQL_UNEXPECTED_VALUE: "an APC routine has left it",
+}
+
 FAST_FAIL_CORRUPT_LIST_ENTRY = 3
 """Parameter 1 of KERNEL_SECURITY_CHECK_FAILURE (WDK, wdm.h): a LIST_ENTRY was found corrupt."""
 
@@ -133,9 +168,87 @@ APC_NAME_PARTS = (
 )
 
 
-# KernelRoutines whose KAPC is a local variable of a caller that waits for it: ReactOS, ntoskrnl/ps/debug.c
-# (PsGetContextThread, PsSetContextThread) and ntoskrnl/ex/work.c (ExSwapinWorkerThreads).
-STACK_APC_ROUTINES = frozenset({"PspGetSetContextSpecialApc", "ExpSetSwappingKernelApc"})
+# Routines of the kernel whose KAPC is a local variable of a caller that waits for it. Where the KernelRoutine is an
+# empty function, which the linker folds with dozens of others, the NormalRoutine tells.
+STACK_APC_ROUTINES = frozenset(
+    {
+        # ReactOS ps/debug.c: PsGetContextThread, PsSetContextThread.
+        "PspGetSetContextSpecialApc",
+        # ReactOS ex/work.c: ExSwapinWorkerThreads.
+        "ExpSetSwappingKernelApc",
+        # Public PDBs from 7, 8, 11 on; that their callers wait: decompilations of 10 and 11.
+        "EtwpThreadRundownApc",
+        "IopCancelIrpsInCurrentThreadListSpecialApc",
+        "IopCancelIrpsInCurrentThreadListApcRoutine",
+        "PspCriticalProcessDeathInfoCollectApc",
+        "MiAttemptPageFileReductionApc",
+        "MiTrimUnusedPageFileRegionsApc",
+        "MiStoreRundownWritesApc",
+    }
+)
+
+SPECIAL_USER_APC_ROUTINE = "KeSpecialUserApcKernelRoutine"
+"""KernelRoutine of a special user APC, 17763 and later. In its first phase ApcMode is KernelMode and NormalRoutine that
+of the user: the KernelRoutine clears it before anything calls it, and queues the KAPC again as UserMode."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedApc:
+    """A KAPC that is a member of _KTHREAD or _ETHREAD, and the routines that the kernel gives it.
+
+    A routine is named by its symbol; "" stands for a null pointer. `own` is the NormalRoutine by which the KAPC is one
+    that may stay in a list for hours, None where none may. `prefix` begins the names of its members in ThreadMembers.
+    """
+
+    member: str
+    prefix: str
+    kernel: tuple[str, ...]
+    rundown: tuple[str, ...]
+    normal: tuple[str, ...]
+    own: str | None = None
+    may_be_zero: bool = False
+
+
+EMBEDDED_APCS = (
+    # ReactOS ke/thrdobj.c, KeInitThread: XP to 7.
+    EmbeddedApc("SuspendApc", "suspend_apc", ("KiSuspendNop",), ("KiSuspendRundown",), ("KiSuspendThread",)),
+    # Public PDBs from 8 on. KiSchedulerApc itself puts KiSchedulerApcTerminate in when the thread is to end.
+    EmbeddedApc(
+        "SchedulerApc",
+        "suspend_apc",
+        ("KiSchedulerApcNop", "KiSchedulerApcTerminate"),
+        ("KiSchedulerApcRundown",),
+        ("KiSchedulerApc",),
+        own="KiSchedulerApc",
+    ),
+    # Public PDBs of 24H2: KiQueueTebUpdateApc fills it in when it is first needed. Its KernelRoutine is the empty
+    # function that KiSchedulerApcNop is folded with.
+    EmbeddedApc(
+        "UpdateTebApc",
+        "teb_apc",
+        ("KiSchedulerApcNop",),
+        ("",),
+        ("KiUpdateTebApc",),
+        own="KiUpdateTebApc",
+        may_be_zero=True,
+    ),
+)
+
+# (KernelRoutine, NormalRoutine) of the KAPC that ends a thread when it next returns to user mode: a user-mode APC whose
+# NormalRoutine is the kernel's. XP to 7: ReactOS ps/kill.c, PspExitNormalApc. Since 8 KiSchedulerApc makes one of
+# SchedulerApc (public PDBs, decompilations of 22H2).
+TERMINATION_APCS = (("PsExitSpecialApc", "PspExitNormalApc"), ("KiSchedulerApcTerminate", "KiSchedulerApc"))
+
+ROUTINES = frozenset(
+    {
+        SPECIAL_USER_APC_ROUTINE,
+        *STACK_APC_ROUTINES,
+        *(name for pair in TERMINATION_APCS for name in pair),
+        *(name for row in EMBEDDED_APCS for name in (*row.kernel, *row.rundown, *row.normal) if name),
+    }
+)
+"""The kernel's routines that rules ask for, by symbol. They are compared by address: of folded code the symbol that an
+address is printed with is one of many."""
 
 
 def is_wow64_encoded(address: int) -> bool:
@@ -154,9 +267,9 @@ def state_name(state: int) -> str:
     return THREAD_STATES[state] if 0 <= state < len(THREAD_STATES) else f"State{state}"
 
 
-def wait_reason_name(reason: int) -> str:
-    """Name a _KTHREAD.WaitReason."""
-    return WAIT_REASONS[reason] if 0 <= reason < len(WAIT_REASONS) else f"Reason{reason}"
+def wait_reason_name(reason: int, reasons: Sequence[str] = WAIT_REASONS) -> str:
+    """Name a _KTHREAD.WaitReason, by the kernel's own enumeration where it is at hand."""
+    return reasons[reason] if 0 <= reason < len(reasons) else f"Reason{reason}"
 
 
 def bugcheck_name(code: int) -> str:

@@ -111,49 +111,71 @@ def _touches(member: Member, holes: Iterable[tuple[int, int]]) -> bool:
     return any(max(start, member.offset) < min(end, member.offset + member.size) for start, end in holes)
 
 
-# One row a member of ThreadMembers, in its order: the paths below _ETHREAD, newest Windows first.
-# Where a name moved, the comment says when; the symbol files of the builds named show it.
-_THREAD_PATHS: tuple[tuple[str, ...], ...] = (
-    ("Cid.UniqueProcess",),
-    ("Cid.UniqueThread",),
-    ("Tcb.Header.Type",),
-    ("Tcb.Process", "ThreadsProcess"),  # _ETHREAD.ThreadsProcess to 2003 and Vista, _KTHREAD.Process since
-    ("Tcb.State",),
-    ("Tcb.WaitReason",),
-    ("Tcb.WaitIrql",),
-    ("Tcb.Alertable",),
-    ("Tcb.ApcQueueable",),
-    ("Tcb.ApcStateIndex",),
-    ("Tcb.KernelApcDisable",),
-    ("Tcb.SpecialApcDisable",),  # since Server 2003: XP has no guarded regions
-    ("Terminated",),
-    ("Tcb.SystemThread", "SystemThread"),  # CrossThreadFlags to 7, _KTHREAD's MiscFlags since 8
-    ("StartAddress",),
-    ("Win32StartAddress",),
-    ("Tcb.NextProcessorNumber", "Tcb.NextProcessor"),
-    ("Tcb.KernelStack",),
-    ("Tcb.StackBase",),
-    ("Tcb.StackLimit",),
-    ("ThreadListEntry.Flink",),
-    ("ThreadListEntry.Blink",),
-    ("IrpList.Flink",),
-    ("CreateTime.QuadPart",),
-    ("ExitTime.QuadPart",),
-    ("Tcb.ApcState.ApcListHead[0].Flink",),
-    ("Tcb.ApcState.ApcListHead[0].Blink",),
-    ("Tcb.ApcState.ApcListHead[1].Flink",),
-    ("Tcb.ApcState.ApcListHead[1].Blink",),
-    ("Tcb.ApcState.Process",),
-    ("Tcb.ApcState.KernelApcInProgress",),  # a byte to 8, a bit of InProgressFlags since 8.1
-    ("Tcb.ApcState.SpecialApcInProgress",),
-    ("Tcb.ApcState.KernelApcPending",),
-    ("Tcb.ApcState.UserApcPendingAll", "Tcb.ApcState.UserApcPending"),  # two bits since 17763
-    ("Tcb.SavedApcState.ApcListHead[0].Flink",),
-    ("Tcb.SavedApcState.ApcListHead[0].Blink",),
-    ("Tcb.SavedApcState.ApcListHead[1].Flink",),
-    ("Tcb.SavedApcState.ApcListHead[1].Blink",),
-    ("Tcb.SavedApcState.Process",),
-)
+# The members of a KAPC embedded in a thread that are read with the thread.
+_EMBEDDED_MEMBERS = {
+    "type": "Type",
+    "size": "Size",
+    "thread": "Thread",
+    "kernel": "KernelRoutine",
+    "rundown": "RundownRoutine",
+    "normal": "NormalRoutine",
+    "inserted": "Inserted",
+}
+
+# Each member of ThreadMembers: the paths below _ETHREAD, newest Windows first. Where a name moved, the comment says
+# when; the symbol files of the builds named show it.
+_THREAD_PATHS: dict[str, tuple[str, ...]] = {
+    "pid": ("Cid.UniqueProcess",),
+    "tid": ("Cid.UniqueThread",),
+    "dispatcher_type": ("Tcb.Header.Type",),
+    "process": ("Tcb.Process", "ThreadsProcess"),  # _ETHREAD.ThreadsProcess to 2003 and Vista, _KTHREAD.Process since
+    "state": ("Tcb.State",),
+    "wait_reason": ("Tcb.WaitReason",),
+    "wait_irql": ("Tcb.WaitIrql",),
+    "wait_mode": ("Tcb.WaitMode",),
+    "wait_state": ("Tcb.WaitRegister.State",),  # since 7
+    "suspend_count": ("Tcb.SuspendCount",),
+    "freeze_count": ("Tcb.FreezeCount",),  # a byte to 7, a bit of ThreadFlags or MiscFlags since 8
+    "alertable": ("Tcb.Alertable",),
+    "apc_queueable": ("Tcb.ApcQueueable",),
+    "apc_state_index": ("Tcb.ApcStateIndex",),
+    "kernel_apc_disable": ("Tcb.KernelApcDisable",),
+    "special_apc_disable": ("Tcb.SpecialApcDisable",),  # since Server 2003: XP has no guarded regions
+    "terminated": ("Terminated",),
+    "termination_request": ("Tcb.TerminationApcRequest",),  # since 8.1
+    "system_thread": ("Tcb.SystemThread", "SystemThread"),  # CrossThreadFlags to 7, _KTHREAD's MiscFlags since 8
+    "start_address": ("StartAddress",),
+    "win32_start_address": ("Win32StartAddress",),
+    "next_processor": ("Tcb.NextProcessorNumber", "Tcb.NextProcessor"),
+    "kernel_stack": ("Tcb.KernelStack",),
+    "initial_stack": ("Tcb.InitialStack",),
+    "stack_base": ("Tcb.StackBase",),
+    "stack_limit": ("Tcb.StackLimit",),
+    "thread_list_flink": ("ThreadListEntry.Flink",),
+    "thread_list_blink": ("ThreadListEntry.Blink",),
+    "irp_list_flink": ("IrpList.Flink",),
+    "create_time": ("CreateTime.QuadPart",),
+    "exit_time": ("ExitTime.QuadPart",),
+    "apc_kernel_flink": ("Tcb.ApcState.ApcListHead[0].Flink",),
+    "apc_kernel_blink": ("Tcb.ApcState.ApcListHead[0].Blink",),
+    "apc_user_flink": ("Tcb.ApcState.ApcListHead[1].Flink",),
+    "apc_user_blink": ("Tcb.ApcState.ApcListHead[1].Blink",),
+    "apc_process": ("Tcb.ApcState.Process",),
+    "kernel_apc_in_progress": ("Tcb.ApcState.KernelApcInProgress",),  # a byte to 8, a bit of InProgressFlags since 8.1
+    "special_apc_in_progress": ("Tcb.ApcState.SpecialApcInProgress",),
+    "kernel_apc_pending": ("Tcb.ApcState.KernelApcPending",),
+    "user_apc_pending": ("Tcb.ApcState.UserApcPendingAll", "Tcb.ApcState.UserApcPending"),  # two bits since 17763
+    "saved_kernel_flink": ("Tcb.SavedApcState.ApcListHead[0].Flink",),
+    "saved_kernel_blink": ("Tcb.SavedApcState.ApcListHead[0].Blink",),
+    "saved_user_flink": ("Tcb.SavedApcState.ApcListHead[1].Flink",),
+    "saved_user_blink": ("Tcb.SavedApcState.ApcListHead[1].Blink",),
+    "saved_process": ("Tcb.SavedApcState.Process",),
+    **{
+        f"suspend_apc_{name}": (f"Tcb.SchedulerApc.{member}", f"Tcb.SuspendApc.{member}")
+        for name, member in _EMBEDDED_MEMBERS.items()
+    },
+    **{f"teb_apc_{name}": (f"UpdateTebApc.{member}",) for name, member in _EMBEDDED_MEMBERS.items()},
+}
 
 # Counted down by KeEnterCriticalRegion and its like: negative is disabled, whatever type the PDB gives (ULONG on XP).
 _SIGNED = frozenset({"kernel_apc_disable", "special_apc_disable"})
@@ -188,7 +210,9 @@ class Layout:
     """The structures of one kernel that the walk reads; sizes and offsets in bytes.
 
     `kernel_head`, `user_head`, `saved_kernel_head`, `saved_user_head` and `thread_list_entry` are offsets in
-    _ETHREAD, `apc_list_entry` is one in _KAPC. `lacks` names the ThreadMembers that this Windows does not have.
+    _ETHREAD, `apc_list_entry` is one in _KAPC. `embedded` names the members of _ETHREAD that are KAPCs, by their
+    offsets. `has_state_pointer` is whether an APC goes to the list of its own ApcStateIndex, whatever the thread's is:
+    the kernel has _KTHREAD.ApcStatePointer. `lacks` names the ThreadMembers that this Windows does not have.
     """
 
     pointer_size: int
@@ -201,15 +225,22 @@ class Layout:
     saved_kernel_head: int
     saved_user_head: int
     thread_list_entry: int
+    embedded: Mapping[int, str]
+    has_state_pointer: bool
     lacks: frozenset[str]
 
 
-def read_layout(lookup: MemberLookup, size_of: Callable[[str], int | None]) -> Layout:
+def read_layout(
+    lookup: MemberLookup,
+    size_of: Callable[[str], int | None],
+    members_of_type: Callable[[str, str], Mapping[str, int]] = lambda *_: {},
+) -> Layout:
     """Take from a symbol table what the walk needs.
 
     Args:
         lookup: finds a member.
         size_of: size of a structure in bytes, None when the table lacks it.
+        members_of_type: name and offset of the direct members of a structure that are of a type.
 
     Raises:
         LayoutError: a structure or an indispensable member is missing or lies; the message names it.
@@ -218,8 +249,8 @@ def read_layout(lookup: MemberLookup, size_of: Callable[[str], int | None]) -> L
     missing = [name for name, size in sizes.items() if not size]
     if missing:
         raise LayoutError(f"the symbol table has no {', '.join(missing)}")
-    thread = [_first(lookup, paths) for paths in _THREAD_PATHS]
     names = ThreadMembers._fields
+    thread = [_first(lookup, _THREAD_PATHS[name]) for name in names]
     for index, name in enumerate(names):
         member = thread[index]
         if member is not None and name in _SIGNED:
@@ -243,8 +274,18 @@ def read_layout(lookup: MemberLookup, size_of: Callable[[str], int | None]) -> L
         saved_kernel_head=lists[2].offset,
         saved_user_head=lists[3].offset,
         thread_list_entry=lists[4].offset,
+        embedded=_embedded(lookup, members_of_type),
+        has_state_pointer=lookup("_ETHREAD", "Tcb.ApcStatePointer[0]") is not None,
         lacks=lacks,
     )
+
+
+def _embedded(lookup: MemberLookup, members_of_type: Callable[[str, str], Mapping[str, int]]) -> dict[int, str]:
+    """Name the members of _ETHREAD and of its _KTHREAD that are KAPCs, by their offsets in _ETHREAD."""
+    tcb = lookup("_ETHREAD", "Tcb")
+    start = 0 if tcb is None else tcb.offset
+    found = {offset + start: name for name, offset in members_of_type("_KTHREAD", "_KAPC").items()}
+    return found | {offset: name for name, offset in members_of_type("_ETHREAD", "_KAPC").items()}
 
 
 _LIST_HEADS = (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from . import facts as windows
 from .absence import Absence
 from .module_doubt import ModuleDoubt
 from .severity import Severity as Severity
@@ -67,11 +68,12 @@ class View(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """An _EPROCESS: virtual address, PID and image name; None is what could not be read."""
+    """An _EPROCESS: virtual address, PID, image name, and whether it runs 32-bit code on x64; None is unknown."""
 
     address: int
     pid: int | None
     name: str | None
+    wow64: bool | None = None
 
     def __str__(self) -> str:
         return f"{self.name or hex(self.address)} ({'?' if self.pid is None else self.pid})"
@@ -88,11 +90,20 @@ class Backing(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class NotCode:
+    """Why no routine can begin at an address in a module; `certain` is whether nothing there can be run at all."""
+
+    text: str
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Code:
     """A code address and what is known of it; text is `module!symbol+offset` as a debugger prints it.
 
     `former` names the unloaded driver whose range the address lay in, where no module lies there now. `doubt` says why
-    the entry of the module list that claims the address is not believed.
+    the entry of the module list that claims the address is not believed. Of routines, `not_code` says why none can
+    begin there, and `region` in what memory it lies that no module holds.
     """
 
     address: int
@@ -102,6 +113,8 @@ class Code:
     symbol: str | None = None
     former: str | None = None
     doubt: ModuleDoubt | None = None
+    not_code: NotCode | None = None
+    region: str | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -123,8 +136,9 @@ class Origin:
 class Apc:
     """A KAPC as it stands in memory; address is its virtual address, None what could not be read.
 
-    `misplaced` says where it lies where that is no place for a queued KAPC. `nested` is whether it hangs on a
-    third APC state, which KeStackAttachProcess keeps on the kernel stack. `of_bugcheck` is whether a parameter of the
+    `member` is the member of the list's own thread that the KAPC is, SchedulerApc say. `misplaced` says where it lies
+    where that is no place for a queued KAPC, `on_stack` whether that is a kernel stack. `nested` is whether it hangs on
+    a third APC state, which KeStackAttachProcess keeps on the kernel stack. `of_bugcheck` is whether a parameter of the
     bugcheck names it and no list holds it any more.
     """
 
@@ -143,15 +157,20 @@ class Apc:
     apc_state_index: int | None
     apc_mode: int | None
     inserted: int | None
+    member: str | None = None
     also_on: str | None = None
     misplaced: str | None = None
+    on_stack: bool = False
     nested: bool = False
     origin: Origin | None = None
     of_bugcheck: bool = False
 
     @property
     def kind(self) -> str | None:
-        """`special-kernel`, `normal-kernel` or `user`; None when the mode or NormalRoutine is unknown."""
+        """`special-kernel`, `normal-kernel` or `user`; None when the mode or NormalRoutine is unknown.
+
+        A special user APC is told by its routine's address: see checks.own_apcs.
+        """
         if self.apc_mode == 1:
             return "user"
         if self.apc_mode is None or self.normal_routine is None:
@@ -196,7 +215,9 @@ class Thread:
     `absence` is the evidence where a view misses the thread, `owner_listed` whether PsActiveProcessHead holds
     its process (None: not asked), `nested_attach` what the stack of an attached thread shows of a second attach.
     `crash` is what the bugcheck says of a thread that it names. `start_conflict` says why the entry of the module list
-    that claims the start address is doubted. `stack` is what was found of its frames, of suspect threads.
+    that claims the start address is doubted. `stack` is what was found of its frames, of suspect threads. `lost` are
+    APCs on the lists of SavedApcState though the thread is not attached, and `only_stuck` is whether no other thread of
+    a live image has an APC that should have ended its wait.
     """
 
     address: int
@@ -216,6 +237,8 @@ class Thread:
     crash: str | None = None
     start_conflict: ModuleDoubt | None = None
     stack: Stack | None = None
+    lost: tuple[Apc, ...] = ()
+    only_stuck: bool = False
 
     def queue(self, name: QueueName) -> Queue | None:
         """Return the named list where it is damaged or holds something, else None."""
@@ -241,7 +264,9 @@ class Facts:
     `apc_size` is sizeof(_KAPC) in bytes, `lacks` the names of ThreadMembers that this Windows lacks.
     `partial` is whether the image was made to hold only parts of memory, as a minidump is: that something cannot be
     read then says nothing. `crashing_thread` is the _ETHREAD that stopped the machine, None where that is unknown.
-    `create_time_shift` is how many bits _ETHREAD.CreateTime is shifted to the left of a FILETIME.
+    `create_time_shift` is how many bits _ETHREAD.CreateTime is shifted to the left of a FILETIME. `routines` are the
+    addresses of windows.ROUTINES that this kernel has, `wait_reasons` the names of its KWAIT_REASON, `embedded` the
+    members of its _ETHREAD that are KAPCs.
     """
 
     apc_size: int
@@ -250,6 +275,18 @@ class Facts:
     bugcheck: BugCheck | None = None
     crashing_thread: int | None = None
     create_time_shift: int = 0
+    routines: Mapping[str, int] = field(default_factory=dict)
+    wait_reasons: tuple[str, ...] = windows.WAIT_REASONS
+    embedded: frozenset[str] = frozenset()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the image is of a machine that a bugcheck stopped, so that all of it is of one moment."""
+        return self.bugcheck is not None
+
+    def is_routine(self, code: Code | None, *names: str) -> bool:
+        """Tell whether an address is that of one of the kernel's routines, whatever other names it has."""
+        return code is not None and any(self.routines.get(name) == code.address for name in names)
 
 
 @dataclass(frozen=True, slots=True)

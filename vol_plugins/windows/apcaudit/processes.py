@@ -29,6 +29,9 @@ class Processes:
         self.links = self._offset("ActiveProcessLinks.Flink")
         self.thread_list_head = self._offset("ThreadListHead.Flink")
         self._name = self._offset("ImageFileName")
+        # Spelt otherwise since 10 (public PDBs); x86 kernels have neither.
+        names = ("WoW64Process", "Wow64Process")
+        self._wow64 = next((name for name in names if symbols.member("_EPROCESS", name) is not None), None)
         self.complete = True
         system = symbols.address("PsInitialSystemProcess")
         self._system = None if system is None else memory.pointer(system)
@@ -45,9 +48,17 @@ class Processes:
         if process is None:
             pid = read_member(self._memory, self._symbols, "_EPROCESS", "UniqueProcessId", address)
             data = self._memory.read(address + self._name, _NAME_LENGTH - 1)
-            process = Process(address, pid, None if data is None else from_ansi(data) or None)
+            name = None if data is None else from_ansi(data) or None
+            process = Process(address, pid, name, self._is_wow64(address))
             self._known[address] = process
         return process
+
+    def _is_wow64(self, address: int) -> bool | None:
+        """Tell whether a process runs 32-bit code on x64: its pointer to what WoW64 keeps is set."""
+        if self._wow64 is None:
+            return False if self._memory.bits == 32 else None
+        pointer = read_member(self._memory, self._symbols, "_EPROCESS", self._wow64, address)
+        return None if pointer is None else bool(pointer)
 
     def listed(self) -> Iterator[Process]:
         """Yield the processes of PsActiveProcessHead; `complete` tells afterwards whether the list closed."""

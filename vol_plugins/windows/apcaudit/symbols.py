@@ -62,6 +62,14 @@ class KernelSymbols:
         """Return name and offset in bytes of the direct members whose type is the wanted structure."""
         return self._types.members_of_type(structure, wanted)
 
+    def constants(self, enumeration: str) -> Mapping[str, int]:
+        """Return the constants of an enumeration by name, none where the table does not have it."""
+        found = self._document.get("enums", {}).get(enumeration)
+        constants = found.get("constants") if isinstance(found, Mapping) else None
+        if not isinstance(constants, Mapping):
+            return {}
+        return {str(name): value for name, value in constants.items() if isinstance(value, int)}
+
     def address(self, symbol: str) -> int | None:
         """Return the virtual address of a symbol, None when the table does not have it."""
         found = self._document["symbols"].get(symbol)

@@ -24,12 +24,31 @@ class Glance(NamedTuple):
     apc_user_blink: int | None
     apc_process: int | None
     saved_process: int | None
+    saved_kernel_flink: int | None
+    saved_user_flink: int | None
+    wait_mode: int | None
+    suspend_count: int | None
+    kernel_apc_disable: int | None
+    special_apc_disable: int | None
+    suspend_apc_type: int | None
+    suspend_apc_size: int | None
+    suspend_apc_thread: int | None
+    suspend_apc_kernel: int | None
+    suspend_apc_rundown: int | None
+    suspend_apc_normal: int | None
+    teb_apc_type: int | None
+    teb_apc_size: int | None
+    teb_apc_thread: int | None
+    teb_apc_kernel: int | None
+    teb_apc_rundown: int | None
+    teb_apc_normal: int | None
 
 
 class ThreadMembers(NamedTuple):
     """The members of an _ETHREAD as they stand in memory, by the field's names.
 
-    None is a member that could not be read or that this Windows lacks (Layout.lacks tells which).
+    None is a member that could not be read or that this Windows lacks (Layout.lacks tells which). `suspend_apc` is
+    the KAPC that suspends the thread: SchedulerApc since 8, SuspendApc before; `teb_apc` is UpdateTebApc.
     A named tuple and no dataclass: one is made for every thread of the image, and making a frozen
     dataclass of this size takes eight times as long.
     """
@@ -41,17 +60,23 @@ class ThreadMembers(NamedTuple):
     state: int | None
     wait_reason: int | None
     wait_irql: int | None
+    wait_mode: int | None
+    wait_state: int | None
+    suspend_count: int | None
+    freeze_count: int | None
     alertable: int | None
     apc_queueable: int | None
     apc_state_index: int | None
     kernel_apc_disable: int | None
     special_apc_disable: int | None
     terminated: int | None
+    termination_request: int | None
     system_thread: int | None
     start_address: int | None
     win32_start_address: int | None
     next_processor: int | None
     kernel_stack: int | None
+    initial_stack: int | None
     stack_base: int | None
     stack_limit: int | None
     thread_list_flink: int | None
@@ -73,3 +98,16 @@ class ThreadMembers(NamedTuple):
     saved_user_flink: int | None
     saved_user_blink: int | None
     saved_process: int | None
+    suspend_apc_type: int | None
+    suspend_apc_size: int | None
+    suspend_apc_thread: int | None
+    suspend_apc_kernel: int | None
+    suspend_apc_rundown: int | None
+    suspend_apc_normal: int | None
+    suspend_apc_inserted: int | None
+    teb_apc_type: int | None
+    teb_apc_size: int | None
+    teb_apc_thread: int | None
+    teb_apc_kernel: int | None
+    teb_apc_rundown: int | None
+    teb_apc_normal: int | None

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from .. import facts as windows
-from ..model import Apc, Backing, Code, Ending, Facts, Finding, QueueName, Severity, Thread
+from ..model import Apc, Backing, Code, Ending, Facts, Finding, Process, QueueName, Severity, Thread
+from .embedded import is_termination
+from .routines import UNBACKED, kernel_routines, not_code_finding, routines_in
 
 ApcCheck = Callable[[Apc, Thread, Facts], "Finding | None"]
 
 
 def routine_unbacked(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A routine that the kernel will call lies in no loaded module."""
-    return _routines_in(apc, _UNBACKED, "routine-unbacked", Severity.HIGH)
+    return routines_in(apc, facts, UNBACKED, "routine-unbacked", Severity.HIGH)
 
 
 def routine_unloaded(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A routine that the kernel will call lies where a driver was that has been unloaded."""
-    return _routines_in(apc, (Backing.UNLOADED,), "routine-unloaded", Severity.CRITICAL)
+    return routines_in(apc, facts, (Backing.UNLOADED,), "routine-unloaded", Severity.CRITICAL)
 
 
 def routine_user_address(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A routine that the kernel will call is a user-space or a non-canonical address."""
-    return _routines_in(apc, (Backing.USER,), "routine-user-address", Severity.CRITICAL)
+    return routines_in(apc, facts, (Backing.USER,), "routine-user-address", Severity.CRITICAL)
+
+
+def routine_not_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A routine that the kernel will call lies in a module where no function begins."""
+    return not_code_finding(list(kernel_routines(apc, facts)))
 
 
 def module_conflict(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A routine that the kernel will call lies where only an entry of the module list that is contradicted claims."""
-    doubted = [(name, routine, routine.doubt) for name, routine in _kernel_routines(apc) if routine.doubt is not None]
+    routines = kernel_routines(apc, facts)
+    doubted = [(name, routine, routine.doubt) for name, routine in routines if routine.doubt is not None]
     if not doubted:
         return None
     where = " and ".join(f"{name} {routine.address:#x}" for name, routine, _ in doubted)
@@ -43,13 +51,23 @@ def kernel_normal_in_user_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding
     """A user-mode APC would run a kernel address in user mode."""
     if apc.apc_mode != windows.USER_MODE or apc.normal_routine is None:
         return None
-    if apc.normal_routine.backing is Backing.USER or windows.is_wow64_encoded(apc.normal_routine.address):
+    if apc.normal_routine.backing is Backing.USER or is_termination(apc, facts):
+        return None
+    # Only a thread of a WoW64 process has routines encoded that way; whether it is one may be unknown.
+    process = _process_of_list(apc, thread)
+    if windows.is_wow64_encoded(apc.normal_routine.address) and (process is None or process.wow64 is not False):
         return None
     return Finding(
         "kernel-normal-in-user-apc",
         Severity.HIGH,
         f"the user-mode APC's NormalRoutine is the kernel address {_with_address(apc.normal_routine)}",
     )
+
+
+def _process_of_list(apc: Apc, thread: Thread) -> Process | None:
+    """Return the process whose user space the APCs of a list belong to."""
+    attached = thread.members.apc_state_index == 1 and not apc.queue.saved
+    return thread.attached if attached and thread.attached is not None else thread.owner
 
 
 def mode_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -147,39 +165,14 @@ def off_list_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 
 def apc_outside_pool(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """The KAPC lies in user space or on a kernel stack."""
+    """The KAPC lies where none is allocated: user space, a kernel stack, the HAL heap, page tables, shared data."""
     if apc.misplaced is None:
         return None
-    text = f"the KAPC at {apc.address:#x} lies in {apc.misplaced}"
-    routine = apc.kernel_routine
-    if routine is not None and routine.module == "nt" and routine.symbol in windows.STACK_APC_ROUTINES:
-        return Finding("apc-outside-pool", Severity.LOW, f"{text}, where the caller of {routine} keeps it")
-    return Finding("apc-outside-pool", Severity.HIGH, text)
-
-
-_UNBACKED = (Backing.NOTHING, Backing.UNLOADED)
-
-
-def _routines_in(apc: Apc, backings: tuple[Backing, ...], code: str, severity: Severity) -> Finding | None:
-    """Report the routines of an APC, of those that run in kernel mode, that a kind of memory holds."""
-    routines = [(name, routine) for name, routine in _kernel_routines(apc) if routine.backing in backings]
-    if not routines:
+    # Some routines of the kernel keep their KAPC on their own stack, and wait there until it has run.
+    known = windows.STACK_APC_ROUTINES
+    if apc.on_stack and (facts.is_routine(apc.kernel_routine, *known) or facts.is_routine(apc.normal_routine, *known)):
         return None
-    wrong = [f"{name} {routine.address:#x}" for name, routine in routines]
-    where = backings[0].value
-    if backings == (Backing.UNLOADED,):
-        names = sorted({str(routine.former) for _, routine in routines})
-        where = f"the former range of {' and '.join(names)}, which has been unloaded"
-    return Finding(code, severity, f"{' and '.join(wrong)} {'lies' if len(wrong) == 1 else 'lie'} in {where}")
-
-
-def _kernel_routines(apc: Apc) -> Iterator[tuple[str, Code]]:
-    if apc.kernel_routine is not None:
-        yield "KernelRoutine", apc.kernel_routine
-    if apc.rundown_routine is not None and apc.rundown_routine.address:
-        yield "RundownRoutine", apc.rundown_routine
-    if apc.apc_mode == windows.KERNEL_MODE and apc.normal_routine is not None and apc.normal_routine.address:
-        yield "NormalRoutine", apc.normal_routine
+    return Finding("apc-outside-pool", Severity.HIGH, f"the KAPC at {apc.address:#x} lies in {apc.misplaced}")
 
 
 def _with_address(code: Code) -> str:
@@ -190,6 +183,7 @@ CHECKS: tuple[ApcCheck, ...] = (
     routine_unbacked,
     routine_unloaded,
     routine_user_address,
+    routine_not_code,
     module_conflict,
     kernel_normal_in_user_apc,
     mode_mismatch,

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 from .. import facts as windows
+from ..model import Facts
 from ..thread_members import Glance, ThreadMembers
+from .embedded import Embedded
 
 _ENDED = (None, windows.TERMINATED)
 
 
-def is_calm(members: Glance | ThreadMembers, kernel_head: int, user_head: int) -> bool:
-    """Tell whether a thread that every view holds and that starts in a module is one that every check passes.
-
-    False is no finding, only a thread that the checks have to look at; a test holds this against them.
+class Calm:
+    """Tells calm threads of one kernel.
 
     Args:
-        members: what was read of the thread.
-        kernel_head: virtual address of ApcState.ApcListHead[KernelMode].
-        user_head: virtual address of ApcState.ApcListHead[UserMode].
+        kernel_head: offset of ApcState.ApcListHead[KernelMode] in _ETHREAD, in bytes.
+        user_head: offset of ApcState.ApcListHead[UserMode].
+        facts: what is known of the image.
     """
-    return (
-        members.apc_kernel_flink == kernel_head == members.apc_kernel_blink
-        and members.apc_user_flink == user_head == members.apc_user_blink
-        and members.apc_state_index == 0
-        and members.kernel_apc_pending == 0
-        and members.apc_queueable != 0
-        and members.saved_process == 0
-        and members.process is not None
-        and members.apc_process == members.process
-        and members.state not in _ENDED
-    )
+
+    def __init__(self, kernel_head: int, user_head: int, facts: Facts) -> None:
+        self._kernel_head = kernel_head
+        self._user_head = user_head
+        self._embedded = Embedded(facts)
+
+    def __call__(self, address: int, members: Glance | ThreadMembers) -> bool:
+        """Tell whether a thread that every view holds and that starts in a module is one that every check passes.
+
+        False is no finding, only a thread that the checks have to look at; a test holds this against them. What
+        SavedApcState of a thread at index 0 holds is not asked here.
+
+        Args:
+            address: virtual address of the _ETHREAD.
+            members: what was read of the thread.
+        """
+        return (
+            members.apc_kernel_flink == address + self._kernel_head == members.apc_kernel_blink
+            and members.apc_user_flink == address + self._user_head == members.apc_user_blink
+            and members.apc_state_index == 0
+            and members.kernel_apc_pending == 0
+            and members.apc_queueable != 0
+            and members.saved_process == 0
+            and members.process is not None
+            and members.apc_process == members.process
+            and members.state not in _ENDED
+            and not members.suspend_count
+            and (members.wait_mode == 0 or not (members.kernel_apc_disable or members.special_apc_disable))
+            and self._embedded.is_usual(address, members)
+        )

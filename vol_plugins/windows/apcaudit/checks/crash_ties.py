@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import facts as windows
-from ..model import Apc, BugCheck, Code, Facts, Process, QueueName, Thread
+from ..model import Apc, Backing, BugCheck, Code, Facts, Process, QueueName, Thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,23 @@ def other_sentence(bugcheck: BugCheck, apc: Apc) -> str:
 
 def _index_mismatch(thread: Thread, parameters: tuple[int, ...], named: Named, facts: Facts) -> str:
     routine, index, disable, kind = parameters
-    kinds = {0: f"when this thread returned from the system call {named.code(routine)}"}
-    kinds[1] = f"when the worker routine {named.code(routine)} returned in this thread"
-    when = kinds.get(kind, f"in this thread, call type {kind:#x}, at {named.code(routine)}")
+    code = named.code(routine)
+    if kind == 1:
+        when = f"when the worker routine {code} returned in this thread"
+    elif code.backing is Backing.USER:
+        when = f"when this thread returned to user mode at {routine:#x} from a system call"
+    elif code.module == "nt" and (code.symbol or "").startswith("Nt"):
+        when = f"when this thread returned from the system call {code}"
+    else:
+        # Work items and user callbacks end in the same test, and x64 since 8 gives a kernel address as parameter 4.
+        when = f"when this thread left {code}, a system call, work item or callback"
+    before = ""
+    if index > 1 or "special_apc_disable" in facts.lacks:
+        # XP and 2003 pack the index with the one before the call, and give KernelApcDisable before it as parameter 4.
+        before = f" (before the call {index & 0xFF}, KernelApcDisable {signed(kind, 32)})"
+        index >>= 8
     attached = f", attached to {thread.attached}" if index and thread.attached is not None else ""
-    return f"{when}: ApcStateIndex was {index}{attached}, {_counters(disable, facts)}"
+    return f"{when}: ApcStateIndex was {index}{attached}, {_counters(disable, facts)}{before}"
 
 
 def _attach(thread: Thread, parameters: tuple[int, ...], named: Named, facts: Facts) -> str:
@@ -73,7 +85,8 @@ def _detach(thread: Thread, parameters: tuple[int, ...], named: Named, facts: Fa
     left = [f"its {name.value} APC list" for name in lists if name in (QueueName.KERNEL, QueueName.USER)]
     if members.kernel_apc_in_progress:
         left.append("KernelApcInProgress")
-    why = f"{' and '.join(left)} tells why" if left else "what it stopped for is not in memory any more"
+    gone = f"what it stopped for is not in {'this dump' if facts.partial else 'memory any more'}"
+    why = f"{' and '.join(left)} tells why" if left else gone
     return f"when this thread detached from {thread.attached or 'another process'}: {why}"
 
 

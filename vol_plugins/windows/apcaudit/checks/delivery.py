@@ -1,8 +1,8 @@
-"""Why a kernel APC is still queued, and whether the drain before a detach would deliver it.
+"""Why a kernel APC is still queued, and whether it would be delivered before a detach.
 
-The rules are those of KiInsertQueueApc, KiDeliverApc and KeUnstackDetachProcess as ReactOS
-(ntoskrnl/ke/apc.c, procobj.c) and Microsoft's "Disabling APCs" give them. Every answer is
-three-valued: None is unknown, for want of a member that could not be read.
+The rules are those of KiInsertQueueApc, KiDeliverApc and KeUnstackDetachProcess as ReactOS (ntoskrnl/ke/apc.c,
+procobj.c) and Microsoft's "Disabling APCs" give them. Every answer is three-valued: None is unknown, for want of a
+member that could not be read.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ from enum import Enum
 
 from .. import facts as windows
 from ..model import Apc, Facts, QueueName, Thread
+from .embedded import is_own, is_special_user, is_termination, queued_kernel_apcs, why_own_queued
 
 
 class Reason(str, Enum):
     """What keeps the kernel from delivering the head of a kernel APC list."""
 
+    PAGE_FAULT = "page-fault"
+    SPECIAL_IN_PROGRESS = "special-in-progress"
     IRQL = "irql"
     GUARDED_REGION = "guarded-region"
     CRITICAL_REGION = "critical-region"
     IN_PROGRESS = "in-progress"
-    OTHER_ENVIRONMENT = "other-environment"
-    NOT_SCHEDULED = "not-yet-scheduled"
+
+
+ORDINARY = frozenset({Reason.PAGE_FAULT, Reason.SPECIAL_IN_PROGRESS, Reason.CRITICAL_REGION, Reason.IN_PROGRESS})
+"""Reasons that the kernel itself brings about again and again."""
 
 
 def member(thread: Thread, name: str, facts: Facts) -> int | None:
@@ -55,85 +60,126 @@ def waiting(thread: Thread) -> bool | None:
     return None if state is None else state in windows.WAITING_STATES
 
 
-def irql(thread: Thread) -> int | None:
-    """Return the IRQL that the thread stands at: WaitIrql in a wait, else what a crash saved."""
-    return thread.members.wait_irql if waiting(thread) else thread.irql
+def irql(thread: Thread, facts: Facts) -> int | None:
+    """Return the IRQL of a thread: WaitIrql in a wait, else what a crash saved; None where neither tells.
+
+    Where the code that stopped the machine had raised the IRQL itself, what was saved tells nothing.
+    """
+    if waiting(thread):
+        return thread.members.wait_irql
+    if facts.bugcheck is not None and facts.bugcheck.code in windows.BUGCHECK_IRQLS:
+        return None
+    return thread.irql
 
 
-def head_kind(thread: Thread) -> str | None:
-    """Return the kind of the kernel APC that would be delivered next, None when it could not be read.
+def was_preempted(thread: Thread, facts: Facts) -> bool:
+    """Tell whether the processor was taken from the thread, so that WaitIrql says nothing of a lock."""
+    reason = thread.members.wait_reason
+    return reason in windows.PREEMPTED_REASONS and reason < len(facts.wait_reasons)
+
+
+def knows_preemption(facts: Facts) -> bool:
+    """Tell whether this Windows says in WaitReason that a thread was preempted, which XP does not."""
+    return len(facts.wait_reasons) > max(windows.PREEMPTED_REASONS - {38})
+
+
+def head_kind(thread: Thread, facts: Facts) -> str | None:
+    """Return the kind of the kernel APC that would be delivered next, the kernel's own left out; None is unknown.
 
     On a kernel list KiDeliverApc looks at NormalRoutine alone, whatever ApcMode says.
     """
-    queue = thread.queue(QueueName.KERNEL)
-    routine = queue.apcs[0].normal_routine if queue is not None and queue.apcs else None
+    apcs = queued_kernel_apcs(thread, facts)
+    routine = apcs[0].normal_routine if apcs else None
     if routine is None:
         return None
     return "normal-kernel" if routine.address else "special-kernel"
 
 
+def has_normal(thread: Thread) -> bool | None:
+    """Return whether a normal kernel APC is queued, None where one that was not read may be."""
+    queue = thread.queue(QueueName.KERNEL)
+    if queue is None:
+        return False
+    kinds = [None if apc.normal_routine is None else bool(apc.normal_routine.address) for apc in queue.apcs]
+    if True in kinds:
+        return True
+    return None if None in kinds or not queue.intact else False
+
+
 def reason(thread: Thread, facts: Facts) -> Reason | None:
     """Return the first visible reason not to deliver the head of the current kernel list."""
-    level = irql(thread)
-    if level is not None and level >= windows.APC_LEVEL:
+    members = thread.members
+    if waiting(thread):
+        if members.wait_reason in windows.PAGE_FAULT_REASONS:
+            return Reason.PAGE_FAULT
+        if members.special_apc_in_progress:
+            return Reason.SPECIAL_IN_PROGRESS
+    level = irql(thread, facts)
+    # A crash that saved a higher one was in code that ran at it for reasons of its own.
+    if level is not None and (level >= windows.APC_LEVEL if waiting(thread) else level == windows.APC_LEVEL):
         return Reason.IRQL
     if member(thread, "special_apc_disable", facts):
         return Reason.GUARDED_REGION
-    if head_kind(thread) == "normal-kernel":
-        if thread.members.kernel_apc_disable:
+    if members.special_apc_in_progress:
+        return Reason.SPECIAL_IN_PROGRESS
+    if head_kind(thread, facts) == "normal-kernel":
+        if members.kernel_apc_disable:
             return Reason.CRITICAL_REGION
-        if thread.members.kernel_apc_in_progress:
+        if members.kernel_apc_in_progress:
             return Reason.IN_PROGRESS
     return None
 
 
-def why_queued(thread: Thread, name: QueueName, facts: Facts) -> str | None:
-    """Say why a kernel list is not empty, as the kernel would; None where nothing visible keeps it.
-
-    Args:
-        thread: the thread that has the list.
-        name: which of its lists.
-        facts: what is known of the image.
-    """
-    if name is QueueName.SAVED_KERNEL:
-        return f"{Reason.OTHER_ENVIRONMENT.value}: it is delivered when the thread detaches"
-    if name is not QueueName.KERNEL:
-        return None
+def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
+    """Say why an APC is still on its list, as the kernel would; None where nothing visible keeps it there."""
     members = thread.members
+    if is_termination(apc, facts):
+        return "a termination is in progress: the thread ends when it next returns to user mode"
+    if is_own(apc, facts):
+        return why_own_queued(apc, thread)
+    if apc.queue is QueueName.SAVED_KERNEL:
+        return "other-environment: it is delivered when the thread detaches"
+    if apc.queue is not QueueName.KERNEL:
+        return None
+    if is_special_user(apc, facts) and apc.apc_mode == windows.KERNEL_MODE and not members.kernel_apc_pending:
+        return "a special user APC in its first phase, which waits for kernel APCs to be enabled"
     why = reason(thread, facts)
-    if why is Reason.IRQL:
-        return f"{why.value}: the thread stands at IRQL {irql(thread)}"
-    if why is Reason.GUARDED_REGION:
-        return f"{why.value}: SpecialApcDisable is {members.special_apc_disable}"
-    if why is Reason.CRITICAL_REGION:
-        return f"{why.value}: KernelApcDisable is {members.kernel_apc_disable}"
-    if why is Reason.IN_PROGRESS:
-        return f"{why.value}: a normal kernel APC is being delivered"
-    if members.state in _COMING:
-        return f"{Reason.NOT_SCHEDULED.value}: it is delivered when the thread runs"
+    told = {
+        Reason.PAGE_FAULT: "the thread waits for a page to be read in",
+        Reason.SPECIAL_IN_PROGRESS: "a special kernel APC is being delivered",
+        Reason.IRQL: f"the thread is at IRQL {irql(thread, facts)}",
+        Reason.GUARDED_REGION: f"SpecialApcDisable is {members.special_apc_disable}",
+        Reason.CRITICAL_REGION: f"KernelApcDisable is {members.kernel_apc_disable}",
+        Reason.IN_PROGRESS: "a normal kernel APC is being delivered",
+    }
+    if why is not None:
+        return f"{why.value}: {told[why]}"
+    if members.state in COMING:
+        return "not-yet-scheduled: it is delivered when the thread runs below APC_LEVEL"
     if members.state == windows.RUNNING:
         return "the thread is running: it may be about to be delivered"
     return None
 
 
-# States of a thread that is about to run, and is interrupted by the APC when it does.
-_COMING = (windows.READY, windows.STANDBY, windows.TRANSITION, windows.DEFERRED_READY, windows.INITIALIZED)
+COMING = (windows.READY, windows.STANDBY, windows.TRANSITION, windows.DEFERRED_READY, windows.INITIALIZED)
+"""States of a thread that is about to run, and is interrupted by the APC when it does."""
 
 
 def deliverable(thread: Thread, facts: Facts) -> bool | None:
     """Return whether the queuing of the kernel list's head should have ended the thread's wait.
 
-    KiInsertQueueApc ends a wait at WaitIrql 0 outside a guarded region for a special kernel APC, and
-    for a normal one when kernel APCs are enabled and none is in progress.
+    KiInsertQueueApc ends a wait at WaitIrql 0 outside a guarded region for a special kernel APC, and for a normal one
+    when kernel APCs are enabled and none is in progress. The kernel's own KAPCs are left out: it ends no wait for them.
     """
-    kind = head_kind(thread)
+    apcs = queued_kernel_apcs(thread, facts)
+    kind = head_kind(thread, facts)
     conditions: list[bool | None] = [
         # A thread that is still some processor's current one has not gone to wait yet.
         waiting(thread) if thread.processor is None else False,
         _zero(thread.members.wait_irql),
         _zero(member(thread, "special_apc_disable", facts)),
         _zero(member(thread, "special_apc_in_progress", facts)),
-        None if kind is None else True,
+        None if apcs is None or (apcs and kind is None) else bool(apcs),
     ]
     if kind == "normal-kernel":
         conditions.append(_zero(thread.members.kernel_apc_disable))
@@ -141,20 +187,33 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
     return every(conditions)
 
 
-def drains(thread: Thread, facts: Facts) -> bool | None:
-    """Return whether the drain that precedes the test in KeUnstackDetachProcess would empty the queue."""
+def is_stuck(thread: Thread, facts: Facts) -> bool:
+    """Tell a waiting thread with a kernel APC whose queuing should have ended the wait."""
+    return bool(non_empty(thread, QueueName.KERNEL)) and bool(deliverable(thread, facts))
+
+
+def delivered_first(thread: Thread, facts: Facts) -> bool | None:
+    """Return whether what is queued to an attached thread would be delivered before it could detach.
+
+    A thread that is about to run is interrupted when it is switched to, and one that waits at IRQL 0 is woken; else
+    KeUnstackDetachProcess drains, as long as KernelApcPending is set and nothing forbids delivery.
+    """
+    members = thread.members
+    coming = None if members.state is None else members.state in COMING
+    # One that was preempted has APC_LEVEL there and goes on at the IRQL that it ran at, which nothing tells.
+    ready: bool | None = True
+    if coming and knows_preemption(facts) and not was_preempted(thread, facts):
+        ready = _zero(members.wait_irql)
+    normal = has_normal(thread)
     queue = thread.queue(QueueName.KERNEL)
-    apcs: tuple[Apc, ...] = queue.apcs if queue is not None else ()
     conditions: list[bool | None] = [
-        waiting(thread),
-        _zero(thread.members.wait_irql),
+        ready if coming else every([waiting(thread), _zero(members.wait_irql)]),
         _zero(member(thread, "special_apc_disable", facts)),
-        _zero(thread.members.kernel_apc_disable),
-        _zero(thread.members.kernel_apc_in_progress),
+        None if members.kernel_apc_pending is None else bool(members.kernel_apc_pending),
         _not(non_empty(thread, QueueName.USER)),
         queue is None or queue.intact,
+        _either(_not(normal), _zero(members.kernel_apc_disable)),
     ]
-    conditions.extend(None if apc.kind is None else apc.kind != "user" for apc in apcs)
     return every(conditions)
 
 
@@ -163,6 +222,12 @@ def every(conditions: list[bool | None]) -> bool | None:
     if any(condition is False for condition in conditions):
         return False
     return None if None in conditions else True
+
+
+def _either(one: bool | None, other: bool | None) -> bool | None:
+    if one or other:
+        return True
+    return None if one is None or other is None else False
 
 
 def _zero(value: int | None) -> bool | None:

@@ -5,109 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import facts as windows
-from ..model import Backing, Facts, Finding, QueueName, Severity, Thread
+from ..model import Facts, Finding, QueueName, Severity, Thread
+from . import embedded as embedded_checks
 from . import hiding as hiding_checks
 from . import lists as list_checks
-from .delivery import Reason, deliverable, drains, head_kind, irql, non_empty, reason
+from . import pending as pending_checks
+from . import starts as start_checks
+from .delivery import non_empty, waiting
+from .detach import detach_bugcheck
+from .wording import first_apc
 
 ThreadCheck = Callable[[Thread, Facts], "Finding | None"]
-
-
-def detach_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
-    """Detaching would stop the machine with 0x6: attached, and an APC in progress or queued."""
-    if thread.members.apc_state_index != 1:
-        return None
-    causes = []
-    if thread.members.kernel_apc_in_progress:
-        causes.append("KernelApcInProgress is set")
-    if non_empty(thread, QueueName.KERNEL):
-        causes.append(f"its kernel APC list is not empty{_first(thread, QueueName.KERNEL)}")
-    if non_empty(thread, QueueName.USER):
-        causes.append(f"its user APC list is not empty{_first(thread, QueueName.USER)}")
-    if not causes:
-        return None
-    state = f"the thread is attached to {thread.attached or 'another process'} (ApcStateIndex 1) and "
-    if drains(thread, facts):
-        text = "; it waits at IRQL 0 with APCs enabled, so the drain before the test would empty the list"
-        return Finding("detach-bugcheck", Severity.LOW, f"{state}{' and '.join(causes)}{text}")
-    text = f"{state}{' and '.join(causes)}: KeUnstackDetachProcess stops the machine with bugcheck 0x6"
-    text += " (INVALID_PROCESS_DETACH_ATTEMPT)"
-    stopped = facts.bugcheck is not None and facts.bugcheck.code == windows.INVALID_PROCESS_DETACH_ATTEMPT
-    if stopped:
-        text += ", and this image is of a machine stopped by it"
-    if thread.members.state == windows.RUNNING and thread.irql is None and thread.members.wait_irql:
-        text += (
-            f"; inferred: its last wait began at IRQL {thread.members.wait_irql}, so it seems to hold a fast mutex,"
-            " and at APC_LEVEL the drain before the test delivers nothing"
-        )
-    return Finding("detach-bugcheck", Severity.CRITICAL, text)
-
-
-def undelivered(thread: Thread, facts: Facts) -> Finding | None:
-    """Kernel APCs are queued and signalled, and a reason not to deliver them is visible."""
-    if not thread.members.kernel_apc_pending or not non_empty(thread, QueueName.KERNEL):
-        return None
-    why = reason(thread, facts)
-    if why is None:
-        return None
-    attached = thread.members.apc_state_index == 1
-    severity = Severity.HIGH if attached else Severity.MEDIUM
-    if not attached and why in (Reason.CRITICAL_REGION, Reason.IN_PROGRESS):
-        severity = Severity.LOW
-    values = {
-        Reason.IRQL: f"the thread stands at IRQL {irql(thread)}, APC_LEVEL or above (a fast mutex, say)",
-        Reason.GUARDED_REGION: f"it is in a guarded region (SpecialApcDisable {thread.members.special_apc_disable})",
-        Reason.CRITICAL_REGION: f"it is in a critical region (KernelApcDisable {thread.members.kernel_apc_disable})"
-        " and a normal kernel APC is next",
-        Reason.IN_PROGRESS: "a normal kernel APC is in progress and another is next",
-    }
-    return Finding(
-        "undelivered",
-        severity,
-        f"a kernel APC is queued and signalled (KernelApcPending 1) but not delivered, reason {why.value}:"
-        f" {values[why]}",
-    )
-
-
-def stuck_deliverable(thread: Thread, facts: Facts) -> Finding | None:
-    """A waiting thread has a kernel APC whose queuing should have ended the wait."""
-    if not non_empty(thread, QueueName.KERNEL) or not deliverable(thread, facts):
-        return None
-    return Finding(
-        "stuck-deliverable",
-        Severity.HIGH,
-        f"the thread waits at WaitIrql 0 with nothing that forbids delivery, yet a {head_kind(thread)} APC"
-        f"{_first(thread, QueueName.KERNEL)} is queued: queuing it should have ended the wait",
-    )
-
-
-def pending_empty(thread: Thread, facts: Facts) -> Finding | None:
-    """KernelApcPending is set though nothing is queued, in a thread that is not running."""
-    members = thread.members
-    if not members.kernel_apc_pending or members.state in (None, windows.RUNNING):
-        return None
-    if thread.queue(QueueName.KERNEL) is not None or None in (members.apc_kernel_flink, members.apc_kernel_blink):
-        return None
-    return Finding(
-        "pending-empty",
-        Severity.MEDIUM,
-        "KernelApcPending is 1 but the kernel APC list is intact and empty: an APC was taken off without delivery,"
-        " or the image is smeared",
-    )
-
-
-def pending_lost(thread: Thread, facts: Facts) -> Finding | None:
-    """A deliverable special kernel APC is queued and KernelApcPending is 0 too."""
-    if thread.members.kernel_apc_pending != 0 or head_kind(thread) != "special-kernel":
-        return None
-    if not non_empty(thread, QueueName.KERNEL) or not deliverable(thread, facts):
-        return None
-    return Finding(
-        "pending-lost",
-        Severity.MEDIUM,
-        f"a special kernel APC{_first(thread, QueueName.KERNEL)} is queued to a waiting thread but KernelApcPending"
-        " is 0: it was linked in without KeInsertQueueApc, or its signal was taken away",
-    )
 
 
 def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
@@ -118,7 +26,7 @@ def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
         return None
     causes = []
     if non_empty(thread, QueueName.KERNEL):
-        causes.append(f"its kernel APC list is not empty{_first(thread, QueueName.KERNEL)}")
+        causes.append(f"its kernel APC list is not empty{first_apc(thread, QueueName.KERNEL)}")
     if members.kernel_apc_disable:
         causes.append(f"KernelApcDisable is {members.kernel_apc_disable}")
     if members.special_apc_disable:
@@ -180,15 +88,21 @@ def state_mismatch(thread: Thread, facts: Facts) -> Finding | None:
         text = f"ApcStateIndex is 0 but ApcState.Process is {members.apc_process:#x}, not the owner {owner:#x}"
     elif members.saved_process:
         text = f"ApcStateIndex is 0 but SavedApcState.Process is {members.saved_process:#x}, not null"
-    return None if text is None else Finding("state-mismatch", Severity.MEDIUM, text)
+    if text is None:
+        return None
+    return Finding("state-mismatch", Severity.MEDIUM, text if facts.stopped else f"{text}{_INSTANT}")
+
+
+_INSTANT = ", unless the image was taken in the instant of an attach or detach"
 
 
 def not_queueable(thread: Thread, facts: Facts) -> Finding | None:
     """A live thread refuses APCs."""
     members = thread.members
-    if members.apc_queueable != 0 or members.state in (None, windows.INITIALIZED, windows.TERMINATED):
+    if members.apc_queueable != 0 or members.state in (None, windows.TERMINATED) or thread.idle:
         return None
-    if thread.idle or members.terminated is None or members.terminated:
+    # Since 8.1 the request is noted in the _KTHREAD before the _ETHREAD is marked.
+    if members.terminated is None or members.terminated or members.termination_request:
         return None
     return Finding(
         "not-queueable",
@@ -198,65 +112,38 @@ def not_queueable(thread: Thread, facts: Facts) -> Finding | None:
     )
 
 
-def orphan_start(thread: Thread, facts: Facts) -> Finding | None:
-    """A system thread starts in no loaded module."""
-    start = thread.members.start_address
-    if not start and thread.idle:
+def apc_disabled_in_user_wait(thread: Thread, facts: Facts) -> Finding | None:
+    """A thread waits on behalf of its program with kernel APCs disabled, in which state it may not return to it."""
+    members = thread.members
+    if members.system_thread != 0 or not waiting(thread) or members.wait_mode != windows.USER_MODE:
         return None
-    if start is None or thread.start_backing not in (Backing.NOTHING, Backing.UNLOADED, Backing.USER):
+    if members.wait_reason not in windows.USER_WAIT_REASONS:
         return None
-    where = Backing.NOTHING if thread.start_backing is Backing.UNLOADED else thread.start_backing
-    text = f"the system thread's start address {start:#x} lies in {where.value}"
-    if thread.start is not None and thread.start.module is not None:
-        text += f", but in an image that the list does not have: {thread.start}"
-    return Finding("orphan-start", Severity.HIGH, text)
-
-
-def module_conflict(thread: Thread, facts: Facts) -> Finding | None:
-    """A system thread starts where only an entry of the module list that is contradicted claims the address."""
-    if thread.start_conflict is None or thread.members.start_address is None:
+    counters = []
+    if members.kernel_apc_disable:
+        counters.append(f"KernelApcDisable is {members.kernel_apc_disable}")
+    if members.special_apc_disable:
+        counters.append(f"SpecialApcDisable is {members.special_apc_disable}")
+    if not counters:
         return None
     return Finding(
-        "module-conflict",
-        Severity.HIGH if thread.start_conflict.overlapping else Severity.MEDIUM,
-        f"the system thread's start address {thread.members.start_address:#x} lies where the list of modules"
-        f" contradicts itself: {thread.start_conflict}",
+        "apc-disabled-in-user-wait",
+        Severity.MEDIUM,
+        f"the thread waits in user mode ({windows.wait_reason_name(members.wait_reason, facts.wait_reasons)}) and"
+        f" {' and '.join(counters)}: returning to user mode so stops the machine with bugcheck 0x1"
+        " (APC_INDEX_MISMATCH), and until then the thread cannot be suspended",
     )
-
-
-def unloaded_start(thread: Thread, facts: Facts) -> Finding | None:
-    """A system thread starts where a driver was that has been unloaded."""
-    if thread.start_backing is not Backing.UNLOADED or thread.start is None:
-        return None
-    return Finding(
-        "unloaded-start",
-        Severity.HIGH,
-        f"the system thread's start address {thread.start.address:#x} lies in the former range of"
-        f" {thread.start.former}, which has been unloaded",
-    )
-
-
-def _first(thread: Thread, name: QueueName) -> str:
-    """Name the first APC of a list in parentheses, nothing where it could not be read."""
-    queue = thread.queue(name)
-    if queue is None or not queue.apcs:
-        return ""
-    apc = queue.apcs[0]
-    return f" (KAPC {apc.address:#x}, KernelRoutine {apc.kernel_routine or 'unreadable'})"
 
 
 CHECKS: tuple[ThreadCheck, ...] = (
     detach_bugcheck,
-    undelivered,
-    stuck_deliverable,
-    pending_empty,
-    pending_lost,
+    *pending_checks.CHECKS,
     exit_bugcheck,
     state_mismatch,
     not_queueable,
-    orphan_start,
-    unloaded_start,
-    module_conflict,
+    apc_disabled_in_user_wait,
+    *start_checks.CHECKS,
+    *embedded_checks.CHECKS,
     *list_checks.CHECKS,
     *hiding_checks.CHECKS,
 )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..memory import Memory
-from ..model import Backing, Code
+from ..model import Backing, Code, NotCode
 from ..module_doubt import ModuleDoubt
 from ..symbols import KernelSymbols
 from .driver import Driver as Driver
+from .entry_points import not_code
 from .hidden import HiddenImages
 from .image import Image
 from .intervals import Intervals
@@ -38,6 +39,7 @@ class Drivers:
         self._images: dict[int, Image] = {}
         self._sizes: dict[int, int] = {}
         self._codes: dict[int, Code] = {}
+        self._routines: dict[int, Code] = {}
         self._overstated: list[str] = []
         self._unread: list[str] = []
         self.kernel_start = _kernel_start(memory, symbols)
@@ -123,6 +125,27 @@ class Drivers:
             doubt = None if address < self.kernel_start else self.conflict_at(address)
             code = self._codes[address] = replace(self._resolve(address), doubt=doubt)
         return code
+
+    def routine(self, address: int) -> Code:
+        """Name the address of a routine: as code(), and why none can begin there."""
+        routine = self._routines.get(address)
+        if routine is None:
+            if len(self._routines) >= CODES_KEPT:
+                self._routines.clear()
+            routine = self._routines[address] = replace(self.code(address), not_code=self.not_code(address))
+        return routine
+
+    def not_code(self, address: int) -> NotCode | None:
+        """Say why no function begins at an address in a loaded module, None where one does or nothing can be told."""
+        driver = self.at(address) if address >= self.kernel_start else None
+        if driver is None:
+            return None
+        names = self._symbols.names_at(address) if self.is_kernel(driver) else self._names_at(driver, address)
+        return not_code(self._memory, self.image(driver), address, names)
+
+    def _names_at(self, driver: Driver, address: int) -> tuple[str, ...]:
+        nearest = self.image(driver).nearest(address - driver.base)
+        return (nearest[0],) if nearest is not None and not nearest[1] else ()
 
     def function_names(self, address: int) -> tuple[str, ...]:
         """Name what a module exports at exactly this address, as `module!name`; the kernel's symbols serve too."""

@@ -43,12 +43,16 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the headers say: machine, SizeOfImage in bytes, sections in their order, data directories (rva, size)."""
+    """What the headers say: machine, SizeOfImage in bytes, sections in their order, data directories (rva, size).
+
+    `all_sections` is whether every section could be read and has a name that is text.
+    """
 
     machine: int
     size_of_image: int
     sections: tuple[Section, ...]
     directories: tuple[tuple[int, int], ...]
+    all_sections: bool = False
 
     def directory(self, index: int) -> tuple[int, int] | None:
         """Return a data directory's relative virtual address and size, None where the image has none."""
@@ -79,7 +83,8 @@ def read_header(read: ReadRva) -> Header | None:
     size_data = read(pe + 24 + _SIZE_OF_IMAGE, 4)
     size = 0 if size_data is None else int.from_bytes(size_data, "little")
     sections = _sections(read, pe + 24 + optional_size, min(section_count, SECTIONS_BOUND))
-    return Header(machine, size, sections, _directories(read, pe + 24 + _DIRECTORIES[magic]))
+    directories = _directories(read, pe + 24 + _DIRECTORIES[magic])
+    return Header(machine, size, sections, directories, len(sections) == section_count)
 
 
 def _directories(read: ReadRva, start: int) -> tuple[tuple[int, int], ...]:

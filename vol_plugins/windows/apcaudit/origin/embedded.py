@@ -33,23 +33,15 @@ class Embedded:
     def __init__(self, memory: Memory, symbols: KernelSymbols) -> None:
         self._memory = memory
         self._symbols = symbols
-        tcb = symbols.member("_ETHREAD", "Tcb")
-        in_tcb = symbols.members_of_type("_KTHREAD", "_KAPC")
-        self.members: dict[int, str] = {offset + (tcb.offset if tcb else 0): name for name, offset in in_tcb.items()}
-        self.members |= {offset: name for name, offset in symbols.members_of_type("_ETHREAD", "_KAPC").items()}
         self._holders = {
             address: (structure, name)
             for routine, structure, name in _HOLDERS
             if (address := symbols.address(routine)) is not None
         }
 
-    def member_at(self, thread: int, address: int) -> str | None:
-        """Return the name of the _ETHREAD's member that a KAPC at an address is, None when it is none."""
-        return self.members.get(address - thread)
-
     def of_thread(self, apc: Apc, thread: Thread) -> Origin | None:
         """Return the origin of a KAPC that is a member of its thread."""
-        name = self.member_at(thread.address, apc.address)
+        name = apc.member
         if name is None:
             return None
         evidence = [f"the KAPC is {name} of the thread itself"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from struct import Struct
 
+from .. import facts as windows
 from ..layout import LayoutError
 from ..memory import Memory
 from ..model import ThreadMembers
@@ -13,6 +15,13 @@ from ..symbols import KernelSymbols
 
 STACK_BOUND = 96 << 10
 """How many bytes of a stack are searched, from its base down; x64 gives threads 24 KiB, large ones 72."""
+
+
+SEGMENTS_BOUND = 8
+"""How many stacks of one thread are searched: each win32k callout may add one."""
+
+# What lies at InitialStack, and where it names the base of the stack that it is on: since 8, Vista and 7 (public PDBs).
+_CONTROLS = (("_KSTACK_CONTROL", "StackBase"), ("_KERNEL_STACK_CONTROL", "Current.StackBase"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +37,14 @@ class NestedState:
 
 @dataclass(frozen=True, slots=True)
 class StackSearch:
-    """The states found, and whether all of the stack that is in use could be read (None: not even in part)."""
+    """The states found, and whether all of the stack that is in use could be read (None: not even in part).
+
+    `top_known` is whether it is known from where up the stack is in use: it is not while the thread runs.
+    """
 
     states: tuple[NestedState, ...]
     whole: bool | None
+    top_known: bool = True
 
 
 class NestedAttach:
@@ -48,7 +61,7 @@ class NestedAttach:
         self._kernel = self._offset(symbols, "ApcListHead[0].Flink")
         self._user = self._offset(symbols, "ApcListHead[1].Flink")
         self._process = self._offset(symbols, "Process")
-        self._size = symbols.size_of("_KAPC_STATE") or 0
+        self._control = _stack_control(symbols)
 
     def _offset(self, symbols: KernelSymbols, path: str) -> int:
         member = symbols.member("_KAPC_STATE", path)
@@ -63,9 +76,29 @@ class NestedAttach:
             members: the thread's.
             processes: virtual addresses of the known _EPROCESSes.
         """
-        base, limit = members.stack_base, members.stack_limit
-        if not base or not limit or not limit < base or base % self._pointer:
-            return StackSearch((), None)
+        # KernelStack of a running thread is where it last waited.
+        top = None if members.state == windows.RUNNING else members.kernel_stack
+        searches = [self._segment(limit, base, top, processes) for limit, base in self._segments(members)]
+        states = tuple(state for search in searches for state in search.states)
+        known = [search.whole for search in searches if search.whole is not None]
+        return StackSearch(states, all(known) if known else None, top is not None)
+
+    def _segments(self, members: ThreadMembers) -> Iterator[tuple[int, int]]:
+        """Yield (limit, base) of the stack in use and of those that it grew out of, as in callouts of win32k."""
+        limit, base, initial = members.stack_limit, members.stack_base, members.initial_stack
+        for _ in range(SEGMENTS_BOUND):
+            if not base or not limit or not limit < base or base % self._pointer:
+                return
+            yield limit, base
+            if not initial or self._control is None:
+                return
+            own, *before = (self._memory.pointer(initial + offset) for offset in self._control)
+            # What lies there is such a structure only where it names the stack that it is on.
+            if own != base:
+                return
+            base, limit, initial = before
+
+    def _segment(self, limit: int, base: int, top: int | None, processes: AbstractSet[int]) -> StackSearch:
         start = max(limit, base - STACK_BOUND)
         data, holes = self._memory.read_sparse(start, base - start)
         unread = sum(end - begin for begin, end in holes)
@@ -78,8 +111,6 @@ class NestedAttach:
             for index, word in enumerate(words)
             if word in processes and (state := self._state(start + (index - ahead) * self._pointer, word)) is not None
         ]
-        # Waiting threads use the stack from KernelStack up; below it are leftovers of calls that have returned.
-        top = members.kernel_stack
         used = top if top is not None and start <= top < base else start
         whole = not any(start + end > used for _, end in holes)
         return StackSearch(tuple(state for state in states if state.address >= used), whole)
@@ -97,3 +128,16 @@ class NestedAttach:
                 return None
             empty = empty and links == (head, head)
         return NestedState(address, heads[0], heads[1], process, empty)
+
+
+def _stack_control(symbols: KernelSymbols) -> tuple[int, ...] | None:
+    """Return the offsets from InitialStack of this stack's base, and of base, limit and InitialStack of the one before.
+
+    None where the symbols do not tell.
+    """
+    for structure, own in _CONTROLS:
+        paths = (own, *(f"Previous.{name}" for name in ("StackBase", "StackLimit", "InitialStack")))
+        members = [symbols.member(structure, path) for path in paths]
+        if None not in members:
+            return tuple(member.offset for member in members if member is not None)
+    return None

@@ -14,6 +14,8 @@ from ..thread_members import Glance, ThreadMembers
 from .system_time import SystemTime
 from .views import Views
 
+Passes = Callable[[int, "Glance | ThreadMembers"], bool]
+
 THREAD_BOUND = 1_000_000
 """How many threads of one process are followed."""
 
@@ -21,7 +23,7 @@ THREAD_BOUND = 1_000_000
 class Threads:
     """Finds threads and reads them; `notes` collects what was wrong with the lists themselves.
 
-    `passes` tells of the thread at a virtual address whether nothing is to be found in it. `stopped` is whether the
+    `stopped` is whether the
     image is of a machine that stood still, so that its parts are of one moment.
     """
 
@@ -42,7 +44,7 @@ class Threads:
         self._time = time
         self._stopped = stopped
         self._closed: dict[int, bool] = {}
-        self.passes: Callable[[int, Glance | ThreadMembers], bool] | None = None
+        self._passes: Passes | None = None
         self.notes: list[str] = []
 
     def members(self, address: int) -> ThreadMembers:
@@ -54,11 +56,13 @@ class Threads:
         sparse, holes = self._memory.read_sparse(address, decoder.size)
         return ThreadMembers._make(decoder.partial(sparse, holes))
 
-    def all(self) -> Iterator[Thread]:
+    def all(self, passes: Passes | None = None) -> Iterator[Thread]:
         """Yield every thread that any view holds, each once, the process lists' first and in their order.
 
-        Of the listed threads that every view holds, those that `passes` lets pass are left out.
+        Of the listed threads that every view holds, those that `passes` lets pass are left out: it tells of the thread
+        at a virtual address whether nothing is to be found in it.
         """
+        self._passes = passes
         yield from self.listed()
         if not self._views.cid.evidence:
             self.notes.append("PspCidTable was not read whole: threads that only it holds may be missing")
@@ -84,7 +88,7 @@ class Threads:
         offset = self._layout.thread_list_entry
         # Bound to locals: this loop is the walk's cost.
         read, size, glance_at = self._memory.read, self._layout.thread.size, self._layout.glance
-        meet, usual, passes = self._views.meet, self._views.usual, self.passes
+        meet, usual, passes = self._views.meet, self._views.usual, self._passes
         for forward in (True, False):
             entry: int | None = links[0] if forward else links[1]
             count = 0

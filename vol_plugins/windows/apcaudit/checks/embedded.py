@@ -1,0 +1,182 @@
+"""The KAPCs that are members of a thread: which of them may wait in a list for hours, and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .. import facts as windows
+from ..facts import EMBEDDED_APCS, EmbeddedApc
+from ..model import Apc, Facts, Finding, Queue, QueueName, Severity, Thread
+from ..thread_members import Glance, ThreadMembers
+
+Routines = tuple[frozenset[int] | None, frozenset[int] | None, frozenset[int] | None]
+"""The addresses that KernelRoutine, RundownRoutine and NormalRoutine may have; None where this kernel does not tell."""
+
+
+def is_own(apc: Apc, facts: Facts) -> bool:
+    """Tell a KAPC that the kernel may leave in a thread's list for hours, and that says nothing of the thread's wait.
+
+    It is told by what it is: the address of the thread's member, and the address of its NormalRoutine. A suspended
+    thread that waits keeps SchedulerApc queued without being woken (KiSuspendThread of 8.1 to 11), and UpdateTebApc
+    waits for the thread to run.
+    """
+    return any(
+        row.own is not None and row.member == apc.member and facts.is_routine(apc.normal_routine, row.own)
+        for row in EMBEDDED_APCS
+    )
+
+
+def is_special_user(apc: Apc, facts: Facts) -> bool:
+    """Tell a special user APC, in either of its phases."""
+    return facts.is_routine(apc.kernel_routine, windows.SPECIAL_USER_APC_ROUTINE)
+
+
+def is_termination(apc: Apc, facts: Facts) -> bool:
+    """Tell the user-mode APC that ends its thread at the next return to user mode."""
+    pairs = windows.TERMINATION_APCS
+    routines = any(
+        facts.is_routine(apc.kernel_routine, kernel) and facts.is_routine(apc.normal_routine, normal)
+        for kernel, normal in pairs
+    )
+    # What SchedulerApc is made into stays the thread's member.
+    return routines and (apc.member is not None or not facts.is_routine(apc.normal_routine, pairs[1][1]))
+
+
+def others(queue: Queue | None, facts: Facts) -> tuple[Apc, ...] | None:
+    """Return the APCs of a list that are not the kernel's own, None where that cannot be told.
+
+    A list that could not be followed to its end may hold others behind those that were read.
+    """
+    if queue is None:
+        return ()
+    foreign = tuple(apc for apc in queue.apcs if not is_own(apc, facts))
+    return foreign if foreign or queue.intact else None
+
+
+def routines_of(row: EmbeddedApc, routines: Mapping[str, int]) -> Routines:
+    """Return the addresses that the routines of an embedded KAPC may have on this kernel."""
+    kernel, rundown, normal = (
+        frozenset(0 if not name else routines[name] for name in names)
+        if all(not name or name in routines for name in names)
+        else None
+        for names in (row.kernel, row.rundown, row.normal)
+    )
+    return kernel, rundown, normal
+
+
+class Embedded:
+    """Compares what threads hold in their embedded KAPCs with what this kernel gives them."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._rows = [(row, routines_of(row, facts.routines)) for row in EMBEDDED_APCS if row.member in facts.embedded]
+        self._size = facts.apc_size
+        self._seen: set[tuple[int | None, ...]] = set()
+
+    def is_usual(self, address: int, members: Glance | ThreadMembers) -> bool:
+        """Tell whether nothing is wrong with a thread's embedded KAPCs: most threads' hold the same routines."""
+        key = (
+            members.suspend_apc_type,
+            members.suspend_apc_size,
+            members.suspend_apc_kernel,
+            members.suspend_apc_rundown,
+            members.suspend_apc_normal,
+            members.teb_apc_type,
+            members.teb_apc_size,
+            members.teb_apc_kernel,
+            members.teb_apc_rundown,
+            members.teb_apc_normal,
+        )
+        if key in self._seen and members.suspend_apc_thread == address and members.teb_apc_thread in (address, 0, None):
+            return True
+        if self.defects(address, members):
+            return False
+        self._seen.add(key)
+        return True
+
+    def defects(self, address: int, members: Glance | ThreadMembers) -> list[str]:
+        """Say what the embedded KAPCs of a thread hold that this kernel does not put there."""
+        found = []
+        for row, allowed in self._rows:
+            kind, size, thread, *routines = (
+                getattr(members, f"{row.prefix}_{name}")
+                for name in ("type", "size", "thread", "kernel", "rundown", "normal")
+            )
+            if row.may_be_zero and not any((kind, size, thread, *routines)):
+                continue
+            if kind not in (None, windows.APC_OBJECT):
+                found.append(f"{row.member}.Type is {kind}, not {windows.APC_OBJECT} (ApcObject)")
+            if size not in (None, self._size):
+                found.append(f"{row.member}.Size is {size:#x}, not {self._size:#x}")
+            if thread not in (None, address):
+                found.append(f"{row.member}.Thread is {thread:#x}, not this thread")
+            names = zip(("KernelRoutine", "RundownRoutine", "NormalRoutine"), routines, allowed, strict=True)
+            for name, routine, addresses in names:
+                if routine is not None and addresses is not None and routine not in addresses:
+                    found.append(f"{row.member}.{name} is {routine:#x}, which this kernel does not put there")
+        return found
+
+
+def embedded_apc_altered(thread: Thread, facts: Facts) -> Finding | None:
+    """A KAPC that is a member of a live thread holds what the kernel does not put there."""
+    if thread.members.state in (None, windows.INITIALIZED, windows.TERMINATED):
+        return None
+    defects = Embedded(facts).defects(thread.address, thread.members)
+    if not defects:
+        return None
+    return Finding(
+        "embedded-apc-altered",
+        Severity.HIGH,
+        f"a KAPC that is part of the thread itself was altered: {'; '.join(defects)}",
+    )
+
+
+def suspended_but_not(thread: Thread, facts: Facts) -> Finding | None:
+    """SuspendCount says that the thread is suspended, and nothing holds it."""
+    members = thread.members
+    if not members.suspend_count or members.state in (None, windows.RUNNING, windows.INITIALIZED, windows.TERMINATED):
+        return None
+    held = members.wait_state, members.kernel_apc_in_progress, members.suspend_apc_inserted
+    if None in held or any(held[1:]) or in_place(members):
+        return None
+    if members.special_apc_in_progress or (
+        members.special_apc_in_progress is None and "special_apc_in_progress" not in facts.lacks
+    ):
+        return None
+    return Finding(
+        "suspended-but-not",
+        Severity.LOW,
+        f"SuspendCount is {members.suspend_count}, yet the thread is neither suspended in place (WaitRegister.State"
+        f" {members.wait_state}) nor in its suspending APC, which is not queued either",
+    )
+
+
+def in_place(members: ThreadMembers) -> bool:
+    """Tell whether a thread is suspended in the wait that it was in, which 8.1 and later do without waking it."""
+    state = members.wait_state
+    return state is not None and windows.FIRST_SUSPEND_STATE <= state <= windows.LAST_SUSPEND_STATE
+
+
+def why_own_queued(apc: Apc, thread: Thread) -> str:
+    """Say why a KAPC of the kernel's own is still in a thread's list."""
+    members = thread.members
+    if apc.member == "UpdateTebApc":
+        return "a TEB update waits for the thread to run"
+    frozen = f", FreezeCount {members.freeze_count}" if members.freeze_count else ""
+    if in_place(members):
+        state = members.wait_state or 0
+        name = windows.SUSPEND_STATES.get(state, "")
+        word = "frozen" if members.freeze_count and not members.suspend_count else "suspended"
+        return f"{word} in place (WaitRegister.State {state}, {name}; SuspendCount {members.suspend_count}{frozen})"
+    if members.termination_request:
+        return "the thread is to end when it next runs (TerminationApcRequest 1)"
+    if members.suspend_count or members.freeze_count:
+        return f"a suspension waits for the thread to run (SuspendCount {members.suspend_count}{frozen})"
+    return "left by a suspension that has ended: resumed and not yet run (SuspendCount 0)"
+
+
+CHECKS = (embedded_apc_altered, suspended_but_not)
+
+
+def queued_kernel_apcs(thread: Thread, facts: Facts) -> tuple[Apc, ...] | None:
+    """Return what is on the current kernel list beside the kernel's own KAPCs, None where that cannot be told."""
+    return others(thread.queue(QueueName.KERNEL), facts)
