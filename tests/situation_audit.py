@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
+from volatility3.plugins.windows.apcaudit.columns import COLUMNS, rows_of
+from volatility3.plugins.windows.apcaudit.model import Audited
 
 from apcaudit.synthetic import situations
 from apcaudit.synthetic.build import build
@@ -18,11 +23,12 @@ Findings = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class SituationAudit:
-    """What two audits of one machine found, by TID: the codes, each with the highest severity of its rows."""
+    """What two audits of one machine found, by TID: each code with its own severity, and the explanations."""
 
     kernel: Kernel
     listed: dict[int, Findings]
     scanned: dict[int, Findings]
+    explanations: dict[int, str]
 
     def differences(self) -> dict[str, str]:
         """Return, by situation, how the findings differ from those planted; empty when all is right."""
@@ -31,15 +37,15 @@ class SituationAudit:
             audits = {"--scan": self.scanned} if situation.scan else {"list": self.listed, "--scan": self.scanned}
             for name, audit in audits.items():
                 codes = audit.get(tid)
-                if codes is None:
-                    found[f"{situation.name} ({name})"] = "no row"
-                elif set(codes) != set(situation.expected) or highest(codes) != highest(situation.expected):
+                if codes != situation.expected:
                     found[f"{situation.name} ({name})"] = f"{codes} instead of {dict(situation.expected)}"
+            if situation.why is not None and situation.why not in self.explanations[tid]:
+                found[situation.name] = f"{self.explanations[tid]!r} does not say {situation.why!r}"
         return found
 
     def others(self) -> dict[int, Findings]:
         """Return the findings on threads to which nothing has happened."""
-        planted = set(situations.tids(self.kernel))
+        planted = {*situations.tids(self.kernel), situations.TIED}
         both = [*self.listed.items(), *self.scanned.items()]
         return {tid: codes for tid, codes in both if tid not in planted and codes}
 
@@ -52,12 +58,35 @@ def audit_situations(
     # A crash dump names its page tables; in a raw image vol searches for them, for seconds.
     path = folder / "situations.dmp"
     image.write_dump(path)
-    options: dict[str, Any] = {"cache": folder / "cache", "symbols": symbols, "wide": True, "all": True}
-    return SituationAudit(
-        kernel,
-        by_tid(volatility.rows(path, **options)),
-        by_tid(volatility.rows(path, scan=True, **options)),
-    )
+    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache", symbols=symbols)
+    source = plugin.context, plugin.config["kernel"]
+    explanations: dict[int, str] = {}
+    found = []
+    for scan in (False, True):
+        audit = Audit(*source, scan_memory=scan)
+        threads = list(audit.run(Selection(clean_too=True)))
+        found.append({_tid(each): codes_of(each) for each in threads})
+        if not scan:
+            explanations = {_tid(each): " ".join(_explained(each, audit)) for each in threads}
+    return SituationAudit(kernel, *found, explanations)
+
+
+def _tid(audited: Audited) -> int:
+    return audited.thread.members.tid or 0
+
+
+def _explained(audited: Audited, audit: Audit) -> Iterable[str]:
+    column = next(column for column in COLUMNS if column.name == "Explanation")
+    return (str(column.value(row)) for row in rows_of(audited, audit.facts))
+
+
+def codes_of(audited: Audited) -> Findings:
+    """Return the codes of a thread and of its APCs, each with the highest severity that it has there."""
+    codes: Findings = {}
+    for finding in (*audited.findings, *(each for found in audited.apc_findings.values() for each in found)):
+        severity = str(finding.severity)
+        codes[finding.code] = max(codes.get(finding.code, "info"), severity, key=ORDER.index)
+    return codes
 
 
 def by_tid(rows: list[dict[str, Any]]) -> dict[int, Findings]:

@@ -1,8 +1,9 @@
 """Scenes: what a synthetic machine holds, declared as values.
 
 An address is a number or a name: `nt!IopCompleteRequest`, `Bfilter!ScUnInitExcludePath+0x30` (an export),
-`Bfilter+0x8a0` (an offset in the image), `nt!A|nt!B` (the first that the kernel has), for a thread's own values `stack-0x90` (below its stack base), and in stack
-contents the name of anything placed (`process:svchost.exe`, `thread:8`, `apc:LABEL`: see `image.Image`).
+`Bfilter+0x8a0` (an offset in the image), `nt!A|nt!B` (the first that the kernel has), for a thread's own values
+`stack-0x90` (below its stack base), and in stack contents the name of anything placed (`process:svchost.exe`,
+`thread:8`, `apc:LABEL`: see `image.Image`).
 """
 
 from __future__ import annotations
@@ -94,10 +95,11 @@ class StackWrite:
 class Thread:
     """One thread. `attached_to` names the process whose address space it has entered with KeStackAttachProcess.
 
-    `system` is whether it is a system thread (default: its process is System or Idle). `wait_mode` is `kernel` or `user`
-    (default: as the thread is), `wait_state` WaitRegister.State (default: WaitCommitted of a waiting thread). `stack` are the pointers found
-    from KernelStack upwards; `frames` go to addresses of their own. `stack_pages` is how much of the top of the stack
-    is in memory. `members` are raw values by `_ETHREAD` member path (`Tcb.WaitIrql`), written last.
+    `system` is whether it is a system thread (default: its process is System or Idle). `wait_mode` is `kernel` or
+    `user` (default: as the thread is), `wait_state` WaitRegister.State (default: WaitCommitted of a waiting thread).
+    `stack` are the pointers found from KernelStack upwards; `frames` go to addresses of their own. `stack_pages` is how
+    much of the top of the stack is in memory. `members` are raw values by `_ETHREAD` member path (`Tcb.WaitIrql`),
+    written last.
     """
 
     tid: int

@@ -9,9 +9,14 @@ from apcaudit.synthetic.scene import Driver, Process, Scene, Thread, UnloadedDri
 from apcaudit.synthetic.situations.legitimate import LEGITIMATE
 from apcaudit.synthetic.situations.of_apcs import OF_APCS
 from apcaudit.synthetic.situations.of_threads import OF_THREADS
-from apcaudit.synthetic.situations.situation import BYSTANDER, SERVICE, Situation
+from apcaudit.synthetic.situations.situation import BYSTANDER, RUNNING, SERVICE, TIED, WOW64, Situation
+
+__all__ = ("SITUATIONS", "TIED", "of", "scene", "tids")
 
 SITUATIONS: tuple[Situation, ...] = LEGITIMATE + OF_THREADS + OF_APCS
+
+#: UNWIND_INFO of a function that begins with sub rsp, 28h (Microsoft, "x64 exception handling").
+UNWIND = bytes.fromhex("0104010004420000")
 
 FIRST_TID = 0x1000
 
@@ -21,7 +26,7 @@ FORMER_RANGE = {4: (0xBAE00000, 0xBAE08000), 8: (0xFFFFF80033000000, 0xFFFFF8003
 
 def tids(kernel: Kernel) -> dict[int, Situation]:
     """Give the situations that a kernel can have, by the TID of their thread."""
-    possible = [each for each in SITUATIONS if all(kernel.layout.has("_ETHREAD", path) for path in each.needs)]
+    possible = [each for each in SITUATIONS if each.fits(kernel)]
     return {FIRST_TID + 4 * number: each for number, each in enumerate(possible)}
 
 
@@ -43,13 +48,19 @@ def of(kernel: Kernel) -> Scene:
         description="one thread for every situation of the vocabulary, legitimate and not",
         kernel=kernel.name,
         processes=(
-            Process("System", 4, (Thread(tid=BYSTANDER), *threads("System"))),
+            Process("System", 4, (Thread(tid=BYSTANDER), Thread(tid=TIED, **RUNNING), *threads("System"))),
             Process(SERVICE, 1204, threads(SERVICE)),
+            Process(WOW64, 1300, threads(WOW64), wow64=True),
         ),
         drivers=(
             Driver("Bfilter.sys", exports={"ScUnInitExcludePath": 0x1000}),
             Driver("fltMgr.sys", exports={"FltSendMessage": 0x1400}),
-            Driver("avhook.sys", exports={"AvApcKernelRoutine": 0x1100, "AvApcNormalRoutine": 0x1200}),
+            Driver(
+                "avhook.sys",
+                exports={"AvApcKernelRoutine": 0x1100, "AvApcNormalRoutine": 0x1200},
+                # Two functions that keep home space (sub rsp, 28h), as their unwind data say.
+                unwind={(0x1100, 0x1180): UNWIND, (0x1200, 0x1280): UNWIND},
+            ),
             Driver("Ghost.sys", exports={}, listed=False, driver_object=False),
             Driver("wide.sys"),
         ),

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Apc
-from apcaudit.synthetic.situations.situation import BYSTANDER, FORMER, NORMAL, RUNNING, SPECIAL, USER, Situation
+from apcaudit.synthetic.situations.moved import move, move_to_stack
+from apcaudit.synthetic.situations.situation import (
+    BYSTANDER,
+    FORMER,
+    NORMAL,
+    PROGRAM,
+    RUNNING,
+    SERVICE,
+    SPECIAL,
+    TIED,
+    USER,
+    Situation,
+)
 
 
 def _queued(*apcs: Apc) -> dict[str, object]:
@@ -56,6 +68,15 @@ def _hang_on_second_list(image: Image, tid: int) -> None:
     user = _head(image, tid) + 2 * image.memory.pointer_size
     image.memory.link(user, [entry])
 
+
+def _tie_to_other_list(image: Image, tid: int) -> None:
+    """Replay a driver that hangs a queued KAPC on another thread's list: that list leads into this one."""
+    _set_flink(image, _head(image, TIED), _entry(image, tid))
+
+
+#: Where the HAL's heap lies (x64: to Windows 10 1607), and KUSER_SHARED_DATA as the kernel sees it (WDK).
+_HAL_HEAP = {4: 0xFFD01000, 8: 0xFFFFFFFFFFD01000}
+_SHARED_DATA = {4: 0xFFDF0000, 8: 0xFFFFF78000000000}
 
 OF_APCS: tuple[Situation, ...] = (
     Situation(
@@ -174,19 +195,72 @@ OF_APCS: tuple[Situation, ...] = (
         "the KAPC lies on the thread's own kernel stack",
         _queued(replace(SPECIAL, label="on-stack")),
         {"apc-outside-pool": "high"},
-        after=lambda image, tid: _move_to_stack(image, tid),
+        after=lambda image, tid: move_to_stack(image, tid, "on-stack"),
+    ),
+    Situation(
+        "apc-in-hal-heap",
+        "the KAPC lies in the HAL's heap, as that of the public exploits' first stage does",
+        _queued(replace(SPECIAL, label="in-hal-heap")),
+        {"apc-outside-pool": "high"},
+        after=lambda image, tid: move(image, tid, "in-hal-heap", _HAL_HEAP[image.memory.pointer_size]),
+    ),
+    Situation(
+        "apc-in-shared-data",
+        "the KAPC lies in the page that the kernel shares with all programs",
+        _queued(replace(SPECIAL, label="in-shared-data")),
+        {"apc-outside-pool": "high"},
+        after=lambda image, tid: move(image, tid, "in-shared-data", _SHARED_DATA[image.memory.pointer_size] + 0xC00),
+    ),
+    Situation(
+        "routine-in-shared-data",
+        "KernelRoutine lies in the page that the kernel shares with all programs",
+        _queued(replace(SPECIAL, label="routine-in-shared-data")),
+        {"routine-unbacked": "high"},
+        after=lambda image, tid: image.memory.write(
+            image.address_of["apc:routine-in-shared-data"],
+            "_KAPC",
+            "KernelRoutine",
+            _SHARED_DATA[image.memory.pointer_size] + 0x800,
+        ),
+    ),
+    Situation(
+        "routine-in-headers",
+        "KernelRoutine in the headers of a loaded driver",
+        _queued(replace(SPECIAL, kernel_routine="avhook+0x400")),
+        {"routine-not-code": "high"},
+    ),
+    Situation(
+        "routine-in-data",
+        "NormalRoutine of a kernel APC in a driver's data",
+        _queued(replace(NORMAL, normal_routine="avhook+0x6000")),
+        {"routine-not-code": "high"},
+    ),
+    Situation(
+        "routine-in-init",
+        "RundownRoutine in a driver's INIT, which was discarded when it had started",
+        _queued(replace(SPECIAL, rundown_routine="avhook+0x7100")),
+        {"routine-not-code": "high"},
+    ),
+    Situation(
+        "routine-within-function",
+        "KernelRoutine in the middle of a driver's function",
+        _queued(replace(SPECIAL, kernel_routine="avhook!AvApcKernelRoutine+0x20")),
+        {"routine-not-code": "medium"},
+        x64=True,
+    ),
+    Situation(
+        "wow64-encoded-in-native-process",
+        "a user APC of a 64-bit program has a NormalRoutine encoded as those of 32-bit programs are",
+        {**PROGRAM, "user_apcs": (replace(USER, normal_routine=-(0x77A51234 << 2) & 0xFFFFFFFFFFFFFFFF),)},
+        {"kernel-normal-in-user-apc": "high"},
+        owner=SERVICE,
+        x64=True,
+    ),
+    Situation(
+        "on-another-threads-list",
+        "the same KAPC on the list of another thread too, which is walked first",
+        {**RUNNING, "kernel_apcs": (SPECIAL,)},
+        {"duplicate-apc": "high"},
+        after=_tie_to_other_list,
     ),
 )
-
-
-def _move_to_stack(image: Image, tid: int) -> None:
-    """Replay a driver that keeps its KAPC in a local variable: the same KAPC, on the thread's kernel stack."""
-    memory = image.memory
-    size = memory.size("_KAPC")
-    base = memory.read(image.address_of[tid], "_ETHREAD", "Tcb.StackBase")
-    old = image.address_of["apc:on-stack"]
-    new = base - 0x200 - size
-    image.write(new, image.read(old, size))
-    image.write(old, bytes(size))
-    memory.link(_head(image, tid), [new + memory.offset("_KAPC", "ApcListEntry")])
-    image.address_of["apc:on-stack"] = new
