@@ -14,6 +14,7 @@ import pytest
 from apcaudit.synthetic import isf
 from apcaudit.synthetic.kernels import Kernel, load_kernel
 from tests import volatility
+from tests.desktop_audit import audit_desktop
 from tests.situation_audit import audit_situations, by_tid, highest
 
 SHARED = volatility.ROOT.parent / "shared"
@@ -34,6 +35,16 @@ def test_situations_on_real_layouts(path: Path, tmp_path: Path) -> None:
     audited = audit_situations(kernel, tmp_path, symbols=(_symbols_of(path, kernel, tmp_path),))
     assert audited.differences() == {}
     assert audited.others() == {}
+
+
+@needs_shared
+@pytest.mark.parametrize("path", SYMBOL_FILES + LAYOUT_FILES, ids=lambda path: path.name.partition(".json")[0])
+def test_desktop_on_real_layouts(path: Path, tmp_path: Path) -> None:
+    """On every real kernel's layout an ordinary machine has no finding at medium or above."""
+    kernel = load_kernel(path)
+    audited = audit_desktop(kernel, tmp_path, symbols=(_symbols_of(path, kernel, tmp_path),))
+    assert audited.raised() == {}
+    assert audited.without_reason() == []
 
 
 def _symbols_of(path: Path, kernel: Kernel, folder: Path) -> Path:

@@ -25,6 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--format", choices=("raw", "dump"), default="raw", help="raw memory, or a full crash dump")
     parser.add_argument("--kernel", metavar="NAME", help="kernel by name, or a symbol file (.json.xz); see --list")
     parser.add_argument("--threads", type=int, metavar="N", help="thread count, for scenes that have one")
+    parser.add_argument("--implant", action="store_true", help="plant one implant, in scenes that can have one")
     parser.add_argument("--list", action="store_true", help="list scenes and kernels")
     parser.set_defaults(run=run)
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.scene is None or options.output is None:
         raise ApcAuditError("synth needs a SCENE and -o IMAGE (or --list)")
-    scene = declare(options.scene, options.kernel, options.threads)
+    scene = declare(options.scene, options.kernel, options.threads, implant=options.implant)
     image = build(scene, load_kernel(scene.kernel))
     if options.format == "dump":
         image.write_dump(options.output)
@@ -45,11 +46,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def declare(name: str, kernel: str | None, threads: int | None) -> Scene:
+def declare(name: str, kernel: str | None, threads: int | None, *, implant: bool = False) -> Scene:
     """Declare a scene by name; what is None is the scene's own default."""
     if name not in SCENES:
         raise ApcAuditError(f"no scene {name}: give one of {', '.join(SCENES)}")
-    arguments = {"kernel": kernel, "threads": threads}
+    arguments = {"kernel": kernel, "threads": threads, "implant": implant or None}
     given: dict[str, object] = {key: value for key, value in arguments.items() if value is not None}
     unknown = given.keys() - inspect.signature(SCENES[name]).parameters.keys()
     if unknown:

@@ -78,8 +78,9 @@ def place_kernel(machine: Machine) -> None:
         kernel.version,
         kernel.base,
         exports,
-        # Of a real kernel only the addresses are known, not its sections: all but its end is code.
-        data=ntsymbols.VARIABLES_START if kernel.own else kernel.image_size - 0x20000,
+        # Of a real kernel only the addresses are known, not its sections.
+        data=ntsymbols.VARIABLES_START if kernel.own else kernel.image_size - 4 * PAGE,
+        all_code=not kernel.own,
     )
     for rva, data in pe.lay_out(image).items():
         space.map(kernel.base + rva, len(data))

@@ -39,6 +39,8 @@ class PeImage:
     unwind: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
     #: Where .data begins (a kernel's variables); without it, the last page but one.
     data: int | None = None
+    #: Whether all that precedes .data is one section of code, as where only the addresses of a kernel are known.
+    all_code: bool = False
 
 
 def lay_out(image: PeImage) -> dict[int, bytes]:
@@ -51,6 +53,9 @@ def lay_out(image: PeImage) -> dict[int, bytes]:
         constants = data - length
         sections = [(b".text", text, constants - text, _CODE), (b".rdata", constants, length, _CONSTANTS)]
         sections += [(b".data", data, init - data, _DATA)]
+    elif image.all_code:
+        constants, text, data = _PAGE, _PAGE, image.data
+        sections = [(b".text", text, data - text, _CODE), (b".data", data, init - data, _DATA)]
     else:
         # A kernel: constants, with the PDB's name, close to the header; variables amid code; pageable code behind them.
         # The pool's code has a section of its own, by which readers that have no symbols know the kernel.

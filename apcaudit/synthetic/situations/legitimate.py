@@ -10,11 +10,11 @@ from apcaudit.synthetic.situations.moved import move_to_stack
 from apcaudit.synthetic.situations.situation import (
     FORMER,
     IN_PLACE,
+    IN_PLACE_SINCE,
     NORMAL,
     PROGRAM,
     RUNNING,
     SERVICE,
-    SINCE_8_1,
     SPECIAL,
     SPECIAL_USER,
     SUSPENDING,
@@ -122,7 +122,7 @@ ORDINARY: tuple[Situation, ...] = (
         "a thread suspended in the wait that it was in: its KAPC stays queued and ends no wait",
         {**IN_PLACE, "suspend_count": 1},
         owner=SERVICE,
-        needs=SINCE_8_1,
+        needs=IN_PLACE_SINCE,
         why="suspended in place (WaitRegister.State 4",
     ),
     Situation(
@@ -130,7 +130,7 @@ ORDINARY: tuple[Situation, ...] = (
         "a thread of an application in the background, frozen in its wait",
         {**IN_PLACE, "freeze_count": 1},
         owner=SERVICE,
-        needs=SINCE_8_1,
+        needs=IN_PLACE_SINCE,
         why="frozen in place (WaitRegister.State 4",
     ),
     Situation(
@@ -138,7 +138,7 @@ ORDINARY: tuple[Situation, ...] = (
         "a thread resumed in its wait, which goes on: the KAPC stays queued until it wakes",
         {**IN_PLACE, "wait_state": 1},
         owner=SERVICE,
-        needs=SINCE_8_1,
+        needs=IN_PLACE_SINCE,
         why="left by a suspension that has ended",
     ),
     Situation(
@@ -146,7 +146,7 @@ ORDINARY: tuple[Situation, ...] = (
         "a running thread is about to run its suspending KAPC",
         {**RUNNING, "start": 0x7FF01000, "kernel_apcs": (SUSPENDING,), "suspend_count": 1},
         owner=SERVICE,
-        needs=SINCE_8_1,
+        needs=IN_PLACE_SINCE,
         why="a suspension waits for the thread to run",
     ),
     Situation(

@@ -9,11 +9,11 @@ from apcaudit.synthetic.scene import Apc
 from apcaudit.synthetic.situations.situation import (
     FORMER,
     IN_PLACE,
+    IN_PLACE_SINCE,
     NORMAL,
     PROGRAM,
     RUNNING,
     SERVICE,
-    SINCE_8_1,
     SPECIAL,
     SUSPENDING,
     TEB_UPDATE,
@@ -125,7 +125,7 @@ OF_THREADS: tuple[Situation, ...] = (
         {**IN_PLACE, "suspend_count": 1, "kernel_apcs": (SUSPENDING, NORMAL)},
         {"stuck-deliverable": "high"},
         owner=SERVICE,
-        needs=SINCE_8_1,
+        needs=IN_PLACE_SINCE,
     ),
     Situation(
         "stuck-behind-teb-update",

@@ -111,4 +111,5 @@ PROGRAM: dict[str, Any] = {"start": 0x7FF01000, "wait_reason": "UserRequest"}
 
 #: KiSuspendThread of 8.1 and later: the wait goes on, its blocks unhooked; State 4 is WaitSuspended.
 IN_PLACE: dict[str, Any] = {**PROGRAM, "wait_state": 4, "kernel_apc_pending": True, "kernel_apcs": (SUSPENDING,)}
-SINCE_8_1 = ("Tcb.SchedulerApc", "Tcb.ApcState.InProgressFlags")
+#: The first release of 8.1 suspends no thread in place: its KWAIT_STATE ends at WaitAborted, as that of 7 does.
+IN_PLACE_SINCE = ("Tcb.SuspendedWaitMode",)

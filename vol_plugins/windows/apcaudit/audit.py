@@ -45,6 +45,9 @@ NO_PROCESS = 0
 THREADS_KEPT = 1 << 14
 """How many threads that a check may find something in are kept; of more the lists are read a second time."""
 
+THREADS_ASKED = 8
+"""How many threads of System are asked what this image holds of every thread."""
+
 STARTS_KEPT = 1 << 16
 """For how many different starts of threads it is remembered whether anything is to be found about them."""
 
@@ -100,7 +103,7 @@ class Audit:
             create_time_shift=create_time_shift(self.symbols),
             routines=_routines(self.symbols),
             wait_reasons=_wait_reasons(self.symbols),
-            embedded=frozenset(self.layout.embedded.values()),
+            embedded=self._embedded(),
         )
         stopped = bugcheck is not None
         self.suspects = Suspects(self.memory, self.symbols, self.drivers, self.crash_header, stopped=stopped)
@@ -137,6 +140,22 @@ class Audit:
         if self.off_list.unmapped:
             notes.append(f"{self.off_list.unmapped} APCs of the scan are left out: no kernel address maps them")
         return tuple(notes)
+
+    def _embedded(self) -> frozenset[str]:
+        """Return the members of _ETHREAD that are KAPCs and that System's first threads have filled in.
+
+        Where none of them has, nothing can be said of another that has not: the image may lack what lay there.
+        """
+        names = set(self.layout.embedded.values())
+        entries = self.processes.first_threads(THREADS_ASKED)
+        members = [self._members(entry - self.layout.thread_list_entry) for entry in entries]
+        if not any(each.suspend_apc_type == windows.APC_OBJECT for each in members if each is not None):
+            names -= {row.member for row in windows.EMBEDDED_APCS if not row.may_be_zero}
+        return frozenset(names)
+
+    def _members(self, address: int) -> ThreadMembers | None:
+        data = self.memory.read(address, self.layout.thread.size)
+        return None if data is None else ThreadMembers._make(self.layout.thread(data))
 
     @property
     def signatures(self) -> Signatures:

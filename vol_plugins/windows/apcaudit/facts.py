@@ -115,7 +115,7 @@ NtYieldExecution). XP's enumeration ends before them."""
 
 FIRST_SUSPEND_STATE, LAST_SUSPEND_STATE = 3, 6
 """_KTHREAD.WaitRegister.State of a thread suspended in place: WaitFirstSuspendState to WaitLastSuspendState
-(KWAIT_STATE in the public PDBs of 8.1 to 11; that of 7 ends at 2)."""
+(KWAIT_STATE in the public PDBs from 8.1 Update, 9600.17415, to 11; that of 7 and of the first 8.1 ends at 2)."""
 
 SUSPEND_STATES = {3: "WaitSuspendInProgress", 4: "WaitSuspended", 5: "WaitResumeInProgress", 6: "WaitResumeAborted"}
 

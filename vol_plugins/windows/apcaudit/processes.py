@@ -8,6 +8,7 @@ from . import facts as windows
 from .layout import LayoutError
 from .memory import Memory
 from .model import Process
+from .queues import walk
 from .structures import both_ways, read_member
 from .symbols import KernelSymbols
 from .text import from_ansi
@@ -79,6 +80,13 @@ class Processes:
         if not address:
             return False
         return address == self._system or self.at(address).pid == windows.SYSTEM_PID
+
+    def first_threads(self, count: int) -> tuple[int, ...]:
+        """Return the addresses of the ThreadListEntry of System's first threads, none where System is unknown."""
+        if not self._system:
+            return ()
+        head = self._system + self.thread_list_head
+        return walk(self._memory.links, head, pointer_size=self._memory.pointer_size, bound=count).entries
 
     def idle(self) -> Process | None:
         """Return the idle process, which no list holds; None where the image does not tell it."""
