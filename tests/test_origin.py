@@ -127,7 +127,7 @@ CASES = (
         ("KeSpecialUserApcKernelRoutine",),
         queue="user_apcs",
     ),
-    Case("hard-error", Apc("nt!IopDeallocateApc", "nt!IopApcHardError"), "I/O hard error"),
+    Case("hard-error", Apc("nt!IopDeallocateApc", "nt!IopRaiseHardError"), "I/O hard error"),
     Case("registry", Apc("nt!CmpPostApc", pool_tag=b"CMpa"), "registry change notification"),
     Case(
         "etw", Apc("nt!EtwpThreadRundownApc", pool_tag=b"EtwA"), "ETW thread rundown with stack", ("EtwpStackWalkApc",)

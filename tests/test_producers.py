@@ -12,7 +12,12 @@ from volatility3.plugins.windows.apcaudit.origin.producers import PRODUCERS, pro
         (("IopDeallocateApc", "PspUserApcKernelRoutine", "AlpcpFreeBuffer"), (), 1, ("NtQueueApcThread",)),
         (("IopDeallocateApc", "PspUserApcKernelRoutine"), ("IopRaiseHardError",), 0, ("I/O hard error",)),
         (("IopDeallocateApc", "PspUserApcKernelRoutine"), (), 0, ()),
-        (("KiSchedulerApcNop", "MiDummyApcRoutine"), ("KiSchedulerApc",), 0, ("suspension or freezing of the thread",)),
+        (
+            ("KiSchedulerApcNop", "MiDummyApcRoutine"),
+            ("KiSchedulerApc",),
+            0,
+            ("suspension, freezing, preemption or termination of the thread",),
+        ),
         (("KiSchedulerApcNop", "MiDummyApcRoutine"), (), 0, ()),
         ((), (), None, ()),
     ],

@@ -10,6 +10,8 @@ import lzma
 from pathlib import Path
 
 import pytest
+from volatility3.plugins.windows.apcaudit.origin.producers import PRODUCERS
+from volatility3.plugins.windows.apcaudit.origin.producers import SYMBOL_FILES as SYMBOL_FILE_NAMES
 
 from apcaudit.synthetic import isf
 from apcaudit.synthetic.kernels import Kernel, load_kernel
@@ -101,3 +103,31 @@ def test_minidump_lists_its_drivers(tmp_path: Path) -> None:
     rows = volatility.rows(MINIDUMP, "windows.modules.Modules", cache=tmp_path / "cache", symbols=(SHARED / "symbols",))
     assert len(rows) == 151
     assert {"ntoskrnl.exe", "hal.dll"} <= {row["Name"] for row in rows}
+
+
+#: The symbol files by the names that the producers' rows give them, with the beginnings of their GUIDs.
+GENUINE = dict(
+    zip(
+        SYMBOL_FILE_NAMES,
+        ("30B5FB", "FC47DB", "3844DB", "22597D", "517E12", "8B1104", "35A038", "5278AF", "879AD9", "32C1A6"),
+        strict=True,
+    )
+)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", SYMBOL_FILE_NAMES)
+def test_producers_on_genuine_symbols(name: str) -> None:
+    """A row names a routine that the symbol files it was checked against have, and that the others lack."""
+    (path,) = (path for path in SYMBOL_FILES if path.name.startswith(GENUINE[name]))
+    symbols = json.loads(lzma.decompress(path.read_bytes()))["symbols"]
+    order = SYMBOL_FILE_NAMES.index
+    claimed = {
+        row.routine
+        for row in PRODUCERS
+        if row.checked is not None and order(row.checked[0]) <= order(name) <= order(row.checked[1])
+    }
+    # Since 8 KiSuspendThread is a function of another kind.
+    assert claimed == {row.routine for row in PRODUCERS if row.routine in symbols} - (
+        {"KiSuspendThread"} if order(name) >= order("8.1") else set()
+    )

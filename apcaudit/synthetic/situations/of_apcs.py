@@ -216,7 +216,7 @@ OF_APCS: tuple[Situation, ...] = (
         "KernelRoutine lies in the page that the kernel shares with all programs",
         _queued(replace(SPECIAL, label="routine-in-shared-data")),
         {"routine-unbacked": "high"},
-        after=lambda image, tid: image.memory.write(
+        after=lambda image, _: image.memory.write(
             image.address_of["apc:routine-in-shared-data"],
             "_KAPC",
             "KernelRoutine",

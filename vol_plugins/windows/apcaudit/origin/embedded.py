@@ -11,7 +11,7 @@ from ..symbols import KernelSymbols
 # KiSchedulerApc), UpdateTebApc since 24H2 (public PDBs of these builds).
 _PURPOSES = {
     "SuspendApc": "suspension",
-    "SchedulerApc": "suspension, freezing or termination",
+    "SchedulerApc": "suspension, freezing, preemption or termination",
     "UpdateTebApc": "update of the TEB",
 }
 
@@ -22,7 +22,7 @@ _TIMER_TYPES = (8, 9)
 _HOLDERS = (
     ("ExpTimerApcRoutine", "_ETIMER", "TimerApc"),
     ("EtwpStackWalkApc", "_ETW_APC_ENTRY", "Apc"),
-    ("EtwpQueueStackWalkApc", "_ETW_APC_ENTRY", "Apc"),
+    ("EtwpCrimsonStackWalkApc", "_ETW_APC_ENTRY", "Apc"),
     ("MiStoreWriteModifiedCompleteApc", "_MMMOD_WRITER_MDL_ENTRY", "StoreWriteCompletionApc"),
 )
 
@@ -33,6 +33,7 @@ class Embedded:
     def __init__(self, memory: Memory, symbols: KernelSymbols) -> None:
         self._memory = memory
         self._symbols = symbols
+        self._terminate = symbols.address("KiSchedulerApcTerminate")
         self._holders = {
             address: (structure, name)
             for routine, structure, name in _HOLDERS
@@ -45,13 +46,28 @@ class Embedded:
         if name is None:
             return None
         evidence = [f"the KAPC is {name} of the thread itself"]
-        count = read_member(self._memory, self._symbols, "_ETHREAD", "Tcb.SuspendCount", thread.address)
-        if count is not None and name in ("SuspendApc", "SchedulerApc"):
-            evidence.append(f"SuspendCount is {count}")
+        members = thread.members
+        if name in ("SuspendApc", "SchedulerApc"):
+            evidence += [
+                f"{label} is {count}"
+                for label, count in (("SuspendCount", members.suspend_count), ("FreezeCount", members.freeze_count))
+                if count is not None
+            ]
+        if self._is_terminating(apc):
+            evidence.append(f"KernelRoutine is {apc.kernel_routine}")
+            return Origin(f"{name} of this thread: termination", tuple(evidence), ("KiSchedulerApc has turned it so",))
         purpose = _PURPOSES.get(name)
         if purpose is None:
             return Origin(f"{name} of this thread", tuple(evidence))
         return Origin(f"{name} of this thread: {purpose}?", tuple(evidence), (f"{name} serves {purpose}",))
+
+    def _is_terminating(self, apc: Apc) -> bool:
+        """Tell SchedulerApc in the user phase of a termination: the routine decides, since the member serves all."""
+        return (
+            self._terminate is not None
+            and apc.kernel_routine is not None
+            and (apc.kernel_routine.address == self._terminate)
+        )
 
     def holder(self, apc: Apc) -> Origin | None:
         """Return the origin of a KAPC whose KernelRoutine belongs to a structure that holds it."""

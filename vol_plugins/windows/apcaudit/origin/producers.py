@@ -12,73 +12,97 @@ from .. import facts as windows
 class Producer:
     """What queues APCs with a routine.
 
-    `routine` is the KernelRoutine, or the NormalRoutine of a kernel APC, by symbol. `mode` narrows a row to APCs of
-    that ApcMode. `original` is whether the APC is queued to the environment of the thread's own process, whatever
-    the thread is attached to.
+    `routine` is the KernelRoutine, or the NormalRoutine of a kernel APC, by symbol. `checked` are the first and the
+    last of SYMBOL_FILES that have it, all between them included; None where only decompilations of newer builds (22621,
+    26100) do. `mode` narrows a row to APCs of that ApcMode. `original` is whether the APC is queued to the environment
+    of the thread's own process, whatever the thread is attached to.
     """
 
     routine: str
     meaning: str
+    checked: tuple[str, str] | None
     mode: int | None = None
     original: bool = False
 
 
 _KERNEL, _USER = windows.KERNEL_MODE, windows.USER_MODE
 
-# Every name is in Microsoft's public PDBs of the versions given; what it is for, where that is published, is said
-# beside it. IopDeallocateApc shares its address with PspQueueApcSpecialApc (XP SP3, 7 x86, 8.1, 14393) and with
+SYMBOL_FILES = ("XP", "7 x86", "7 x64", "8.1", "14393", "17763", "18362", "19041", "20348", "22000")
+"""Symbol files of genuine kernels that the rows were held against: XP SP3 and 7 SP1 x86, the others x64."""
+
+_ALL, _TO_7, _ONLY_7, _X86_TO_7 = ("XP", "22000"), ("XP", "7 x64"), ("7 x86", "7 x64"), ("XP", "7 x86")
+_SINCE_7, _SINCE_8_1, _SINCE_17763 = ("7 x86", "22000"), ("8.1", "22000"), ("17763", "22000")
+_NEWER = None
+
+# Where what a routine is for is published, that is said beside it; the rest is said by its name in Microsoft's public
+# PDBs. IopDeallocateApc shares its address with PspQueueApcSpecialApc (XP SP3, 7 x86, 8.1, 14393) and with
 # PspUserApcKernelRoutine (17763 to 22000): ApcMode and NormalRoutine tell them apart.
 PRODUCERS: tuple[Producer, ...] = (
-    # ReactOS ntoskrnl/ke/thrdobj.c (KeSuspendThread, KeInitThread): XP to 7, the name of the embedded KAPC since 8.
-    Producer("KiSuspendThread", "suspension of the thread", original=True),
-    Producer("KiSchedulerApc", "suspension or freezing of the thread", original=True),
-    Producer("KiSchedulerApcTerminate", "termination of the thread", original=True),
-    # ReactOS ntoskrnl/ps/debug.c (PsGetContextThread, PsSetContextThread): OriginalApcEnvironment.
-    Producer("PspGetSetContextSpecialApc", "get or set context of the thread", original=True),
-    # ReactOS ntoskrnl/ps/state.c (NtQueueApcThread): OriginalApcEnvironment, the routine frees the KAPC.
-    Producer("PspQueueApcSpecialApc", "NtQueueApcThread", _USER, original=True),
-    Producer("PspUserApcKernelRoutine", "NtQueueApcThread", _USER, original=True),  # 17763 and later
-    Producer("IopDeallocateApc", "NtQueueApcThread", _USER, original=True),  # folded with the two above
+    # ReactOS ke/thrdobj.c, KeSuspendThread. Since 8 KiSuspendThread is no APC routine.
+    Producer("KiSuspendThread", "suspension of the thread", _TO_7, original=True),
     Producer(
-        "PspUserApcReserveKernelRoutine", "NtQueueApcThreadEx with a reserve object", original=True
-    ),  # 7 and later
-    Producer("KeSpecialUserApcKernelRoutine", "NtQueueApcThreadEx, special user APC", original=True),  # 17763 and later
-    # ReactOS ntoskrnl/io/iomgr/error.c (IoRaiseHardError): the NormalRoutine. The other two run on a thread of their
-    # own where APCs are disabled.
-    Producer("IopRaiseHardError", "I/O hard error", _KERNEL),
-    Producer("IopApcHardError", "I/O hard error", _KERNEL),
-    Producer("IopStartApcHardError", "I/O hard error", _KERNEL),
-    Producer("IopDropIrp", "an IRP that is dropped"),
+        "KiSchedulerApc", "suspension, freezing, preemption or termination of the thread", _SINCE_8_1, original=True
+    ),
+    Producer("KiSchedulerApcTerminate", "termination of the thread", _SINCE_8_1, original=True),
+    Producer("KiUpdateTebApc", "update of the thread's TEB", _NEWER, original=True),
+    # ReactOS ps/debug.c, PsGetContextThread and PsSetContextThread: OriginalApcEnvironment.
+    Producer("PspGetSetContextSpecialApc", "get or set context of the thread", _ALL, original=True),
+    # ReactOS ps/state.c, NtQueueApcThread: OriginalApcEnvironment, the routine frees the KAPC.
+    Producer("PspQueueApcSpecialApc", "NtQueueApcThread", ("XP", "14393"), _USER, original=True),
+    Producer("PspUserApcKernelRoutine", "NtQueueApcThread", _SINCE_17763, _USER, original=True),
+    Producer("IopDeallocateApc", "NtQueueApcThread", _ALL, _USER, original=True),  # folded with the two above
+    Producer("PspNullSpecialApc", "start of a user thread", ("XP", "XP"), _USER, original=True),
+    Producer("PspUserApcReserveKernelRoutine", "NtQueueApcThreadEx with a reserve object", _SINCE_7, original=True),
+    Producer("KeSpecialUserApcKernelRoutine", "NtQueueApcThreadEx, special user APC", _SINCE_17763, original=True),
+    # ReactOS io/iomgr/error.c, IoRaiseHardError: the NormalRoutine.
+    Producer("IopRaiseHardError", "I/O hard error", _ALL, _KERNEL),
     # IoCancelThreadIo and NtCancelSynchronousIoFile (WDK and SDK): cancelling another thread's requests.
-    Producer("IopCancelIrpsInCurrentThreadListSpecialApc", "cancellation of the thread's I/O"),
-    # ReactOS ntoskrnl/ex/timer.c (NtSetTimer, ExpTimerDpcRoutine).
-    Producer("ExpTimerApcRoutine", "an expired timer"),
-    # ReactOS ntoskrnl/ex/work.c (ExSwapinWorkerThreads).
-    Producer("ExpSetSwappingKernelApc", "stack swapping switched on or off for a worker thread"),
-    # ReactOS ntoskrnl/ps/kill.c (PspTerminateThreadByPointer, PspTerminateProcess): XP to 7.
-    Producer("PsExitSpecialApc", "termination of the thread", original=True),
-    Producer("PspExitNormalApc", "termination of the thread", original=True),
+    Producer("IopCancelIrpsInCurrentThreadListSpecialApc", "cancellation of the thread's I/O", _SINCE_7),
+    Producer("IopCancelIrpsInCurrentThreadListApcRoutine", "cancellation of the thread's I/O", _SINCE_7, _KERNEL),
+    Producer("IopCancelIrpsInCurrentThreadListDummyApc", "cancellation of the thread's I/O", _SINCE_7, _KERNEL),
+    # ReactOS ex/timer.c, NtSetTimer and ExpTimerDpcRoutine.
+    Producer("ExpTimerApcRoutine", "an expired timer", _ALL),
+    # ReactOS ex/work.c, ExSwapinWorkerThreads.
+    Producer("ExpSetSwappingKernelApc", "stack swapping switched on or off for a worker thread", _ALL),
+    # ReactOS ps/kill.c, PspTerminateThreadByPointer and PspExitNormalApc.
+    Producer("PsExitSpecialApc", "termination of the thread", _TO_7, original=True),
+    Producer("PspExitNormalApc", "termination of the thread", _TO_7, original=True),
     # NtNotifyChangeMultipleKeys (WDK, ZwNotifyChangeKey): a registry notification is posted to its waiter.
-    Producer("CmpPostApc", "registry change notification"),
-    # Event Tracing for Windows (EVENT_ENABLE_PROPERTY_STACK_TRACE of the SDK): 7 and later.
-    Producer("EtwpStackWalkApc", "ETW stack walk"),
-    Producer("EtwpQueueStackWalkApc", "ETW stack walk"),
-    Producer("EtwpThreadRundownApc", "ETW thread rundown with stack"),
-    Producer("EtwpCovSampCaptureApc", "ETW coverage sampling"),
-    Producer("EtwpTraceImageUnloadApc", "ETW trace of an image unload"),
+    Producer("CmpPostApc", "registry change notification", _ALL),
+    Producer("CmpDummyApc", "registry change notification", _ALL, _KERNEL),
+    # Kernel transactions (WDK, TmEnableCallbacks).
+    Producer("TmpCompleteNotificationRequestApc", "notification of a resource manager", _ONLY_7),
+    # Event Tracing for Windows (EVENT_ENABLE_PROPERTY_STACK_TRACE of the SDK).
+    Producer("EtwpStackWalkApc", "ETW stack walk", _SINCE_7),
+    Producer("EtwpCrimsonStackWalkApc", "ETW stack walk", ("7 x86", "19041")),
+    Producer("EtwpApcPoolThunk", "ETW stack walk", _NEWER),
+    Producer("EtwpThreadRundownApc", "ETW thread rundown with stack", _SINCE_7),
+    Producer("EtwpCovSampCaptureApc", "ETW coverage sampling", _SINCE_17763),
+    Producer("EtwpTraceImageUnloadApc", "ETW trace of an image unload", _SINCE_17763, _KERNEL),
     # WMI of XP and 2003: an event queue wakes the pump thread of its provider.
-    Producer("WmipPumpThreadApc", "WMI event pump"),
-    # Interrupts of a virtual DOS machine: x86 only (ReactOS ntoskrnl/ke/i386/v86vdm.c).
-    Producer("VdmpQueueIntApcRoutine", "interrupt for a virtual DOS machine"),
-    # .dump /ma /m of a live kernel: stacks of the threads are captured in their own context (7 and later).
-    Producer("DbgkpLkmdSnapThreadApc", "live kernel dump of the thread"),
-    # The memory manager's modified page writer and page file upkeep: 8 and later.
-    Producer("MiStoreWriteModifiedCompleteApc", "completion of a write to the memory store"),
-    Producer("MiAttemptPageFileReductionApc", "page file reduction"),
-    Producer("MiTrimUnusedPageFileRegionsApc", "page file trim"),
-    Producer("MiIrpCompletionApcRoutine", "completion of the memory manager's own I/O"),
-    # Lazily enabled register state (Intel SDM volume 1, 13.14, XFD): 22000 and later.
-    Producer("KeEnableOptionalXStateFeaturesApc", "optional processor state enabled for the thread"),
+    Producer("WmipPumpThreadApc", "WMI event pump", ("XP", "XP")),
+    # Interrupts of a virtual DOS machine: x86 only (ReactOS ke/i386/v86vdm.c).
+    Producer("VdmpQueueIntApcRoutine", "interrupt for a virtual DOS machine", _X86_TO_7),
+    Producer("VdmpDelayIntApcRoutine", "delayed interrupt for a virtual DOS machine", _X86_TO_7),
+    # .dump /ma /m of a live kernel: stacks of the threads are captured in their own context.
+    Producer("DbgkpLkmdSnapThreadApc", "live kernel dump of the thread", _SINCE_7),
+    # Processor time rates of a job, and user mode scheduling.
+    Producer("PspCpuQuotaApcNormalRoutine", "processor time quota of the thread", _ONLY_7, _KERNEL),
+    Producer("PspRelinquishUmsThreadSpecialApc", "user mode scheduling", ("7 x64", "19041")),
+    Producer("PspCriticalProcessDeathInfoCollectApc", "report on the death of a critical process", _NEWER),
+    # The memory manager's modified page writer, page file upkeep and memory store.
+    Producer("MiStoreWriteModifiedCompleteApc", "completion of a write to the memory store", _SINCE_8_1),
+    Producer("MiStoreRundownWritesApc", "rundown of writes to the memory store", _NEWER, _KERNEL),
+    Producer("SmWdWritesApcRoutine", "write of the memory store", ("7 x86", "8.1")),
+    Producer("MiAttemptPageFileReductionApc", "page file reduction", _SINCE_8_1, _KERNEL),
+    Producer("MiTrimUnusedPageFileRegionsApc", "page file trim", _SINCE_8_1, _KERNEL),
+    # UserApcRoutine of a file system control (ReactOS io/iomgr/irp.c, IopCompleteRequest): the NormalRoutine.
+    Producer("MiIrpCompletionApcRoutine", "completion of the memory manager's own I/O", _SINCE_8_1, _KERNEL),
+    # Lazily enabled register state (Intel SDM volume 1, 13.14, XFD), and the address space ID of shared memory.
+    Producer(
+        "KeEnableOptionalXStateFeaturesApc", "optional processor state enabled for the thread", ("20348", "22000")
+    ),
+    Producer("ExSvmUpdateThreadPasidMsrApc", "shared virtual memory of the thread", _NEWER),
 )
 
 _BY_ROUTINE: dict[str, list[Producer]] = {}
