@@ -16,6 +16,10 @@ FUNCTION_BOUND = 0x10000
 """How many bytes behind its start a function is believed to reach where nothing names functions."""
 
 
+FROM_USER = "entered from user mode"
+"""How a walk ends that has reached the trap frame of the entry from user mode, beyond which nothing is this call's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A frame by numbers alone: what `frame.Frame` says of it."""
@@ -66,14 +70,39 @@ class StackView:
         data: its bytes, with anything in the holes.
         holes: the unreadable ranges [start, end) in bytes from the limit.
         pointer_size: 4 or 8.
+        entry: the trap frame of the entry from user mode, None where there is none. Beyond it no frames lie, but what
+            the processor's floating point state and earlier calls have left.
     """
 
-    def __init__(self, limit: int, data: bytes, holes: Iterable[tuple[int, int]], pointer_size: int) -> None:
+    def __init__(
+        self,
+        limit: int,
+        data: bytes,
+        holes: Iterable[tuple[int, int]],
+        pointer_size: int,
+        entry: int | None = None,
+    ) -> None:
         self.limit = limit
         self.base = limit + len(data)
         self.pointer_size = pointer_size
+        self.entry = entry
         self._data = data
         self._holes = tuple(holes)
+
+    @property
+    def top(self) -> int:
+        """Where frames end."""
+        return self.base if self.entry is None else self.entry
+
+    @property
+    def searched(self) -> str:
+        """How a walk ends that has found nothing more up to the top."""
+        where = "on the stack" if self.entry is None else "below the trap frame of the entry from user mode"
+        return f"no further return address {where}"
+
+    def entered_at(self, entry: int | None) -> StackView:
+        """Return the same stack with another entry from user mode."""
+        return StackView(self.limit, self._data, self._holes, self.pointer_size, entry)
 
     def word(self, address: int) -> int | None:
         """Return a word, None beyond the stack, at an odd address, or where it cannot be read."""
