@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import lzma
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
@@ -44,3 +46,15 @@ def stack_of(audit: Audit, tid: int) -> Stack:
 def texts(stack: Stack) -> list[str]:
     """Give the names of a stack's frames."""
     return [frame.code.text for frame in stack.frames]
+
+
+def with_symbols(folder: Path, added: Mapping[str, int]) -> Path:
+    """Write our XP kernel's symbol file with more symbols, by relative virtual address."""
+    (source,) = (volatility.REPOSITORY_SYMBOLS / "windows" / "ntkrnlpa.pdb").glob("*.json.xz")
+    document = json.loads(lzma.decompress(source.read_bytes()))
+    for name, address in added.items():
+        document["symbols"][name] = {"address": address}
+    path = folder / "symbols" / "windows" / source.parent.name / source.name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(lzma.compress(json.dumps(document).encode()))
+    return path

@@ -16,8 +16,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Address, Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes import seed
 from apcaudit.synthetic.scenes.common import HAL
-from tests.stack_image import audit_of, stack_of, texts
-from tests.test_stack_entries import with_symbols
+from tests.stack_image import audit_of, stack_of, texts, with_symbols
 
 XP, X64 = "xp-sp3-x86", "10-19041-x64"
 CALL = b"\xff\xd0"

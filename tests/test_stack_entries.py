@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import lzma
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Address, Process, Scene, StackWrite, Thread
 from apcaudit.synthetic.scenes.common import HAL
 from tests import volatility
-from tests.stack_image import audit_of, stack_of, texts
+from tests.stack_image import audit_of, stack_of, texts, with_symbols
 
 XP, WINDOWS_7, X64 = "xp-sp3-x86", "7-sp1-x86", "10-19041-x64"
 BASE = {XP: 0xB7F04000, WINDOWS_7: 0x8A004000, X64: 0xFFFFF58C20006000}
@@ -194,18 +192,6 @@ def test_a_system_service_of_the_kernel(tmp_path: Path) -> None:
     assert stack.frames[1].how is How.FRAME_POINTER
 
 
-def with_symbols(folder: Path, added: Mapping[str, int]) -> Path:
-    """Write our XP kernel's symbol file with more symbols, by relative virtual address."""
-    (source,) = (volatility.REPOSITORY_SYMBOLS / "windows" / "ntkrnlpa.pdb").glob("*.json.xz")
-    document = json.loads(lzma.decompress(source.read_bytes()))
-    for name, address in added.items():
-        document["symbols"][name] = {"address": address}
-    path = folder / "symbols" / "windows" / source.parent.name / source.name
-    path.parent.mkdir(parents=True)
-    path.write_bytes(lzma.compress(json.dumps(document).encode()))
-    return path
-
-
 @dataclass(frozen=True)
 class Kernel:
     """A kernel, and the member of _KTRAP_FRAME in which a nested system service keeps the frame before."""
@@ -307,7 +293,7 @@ def test_a_call_of_user_mode(tmp_path: Path, entry: int, callback_stack: int, ex
         ),
         pytest.param(
             Thread(TID, members={"Tcb.StackBase": 0, "Tcb.StackLimit": 0}),
-            "StackLimit 0x0 and StackBase 0x0 are the limits of none",
+            "none, StackLimit is 0x0 and StackBase 0x0",
             id="freed",
         ),
     ],

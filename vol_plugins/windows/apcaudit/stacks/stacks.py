@@ -59,7 +59,7 @@ class Stacks:
         if limit is None or base is None:
             return _none("its limits cannot be read")
         if not 0 < limit < base <= limit + STACK_BOUND or (limit | base) % size:
-            return _none(f"StackLimit {limit:#x} and StackBase {base:#x} are the limits of none")
+            return _none(f"none, StackLimit is {limit:#x} and StackBase {base:#x}")
         data, holes = self._memory.read_sparse(limit, base - limit)
         if sum(end - start for start, end in holes) == len(data):
             resident = read_member(self._memory, self._symbols, "_ETHREAD", "Tcb.KernelStackResident", thread.address)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,6 +112,15 @@ class StackView:
         if any(max(start, hole) < min(end, hole_end) for hole, hole_end in self._holes):
             return None
         return int.from_bytes(self._data[start:end], "little")
+
+    def places(self, value: int, start: int, end: int) -> Iterator[int]:
+        """Yield the addresses in [start, end) of words that have a value."""
+        wanted = value.to_bytes(self.pointer_size, "little")
+        at = self._data.find(wanted, max(start - self.limit, 0))
+        while 0 <= at < end - self.limit:
+            if self.word(self.limit + at) == value:
+                yield self.limit + at
+            at = self._data.find(wanted, at + 1)
 
     def holds(self, address: int) -> bool:
         """Tell whether an address lies on the stack."""

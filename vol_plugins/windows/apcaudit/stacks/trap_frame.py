@@ -66,8 +66,8 @@ class TrapFrames:
     def within(self, stack: StackView, start: int, end: int) -> Iterator[TrapFrame]:
         """Yield what lies in a range and cannot be taken for anything else: its own debug members repeat it."""
         mark = self._offsets["DbgArgMark"]
-        for slot in range(-(-start // 4) * 4 + mark, end, 4):
-            frame = self.at(stack, slot - mark) if stack.word(slot) == _MARK else None
+        for place in stack.places(_MARK, start + mark, end):
+            frame = self.at(stack, place - mark)
             if frame is not None and not frame.user:
                 repeated = self._word(stack, frame.address, "DbgEip"), self._word(stack, frame.address, "DbgEbp")
                 if repeated == (frame.ip, frame.bp):

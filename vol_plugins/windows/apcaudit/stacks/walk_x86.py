@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .frame import How
@@ -98,7 +99,7 @@ class _Walk:
         """Find the next frames by their return addresses, or what an interrupt left below them; none is no frames."""
         found = self._scanner.next_frames(place.inside, max(place.sp, self._stack.limit))
         below = self._stack.top if not found else found[0].found_at or 0
-        trap = next(iter(self._traps_below(place, below)), None)
+        trap = next(self._traps_below(place, below), None)
         if trap is not None and not (found and self._entered(place, found[-1].ip)):
             return self._through(trap)
         if not found:
@@ -125,12 +126,11 @@ class _Walk:
             return None
         return self._believed(self._traps.at(self._stack, place.bp))
 
-    def _traps_below(self, place: _Place, end: int) -> list[TrapFrame]:
-        """Return the trap frames of what was interrupted in the kernel that lie between a place and an address."""
-        if self._traps is None:
-            return []
-        frames = self._traps.within(self._stack, max(place.sp, self._stack.limit), end)
-        return [each for each in map(self._believed, frames) if each is not None]
+    def _traps_below(self, place: _Place, end: int) -> Iterator[TrapFrame]:
+        """Yield the trap frames of what was interrupted in the kernel that lie between a place and an address."""
+        if self._traps is not None:
+            frames = self._traps.within(self._stack, max(place.sp, self._stack.limit), end)
+            yield from (each for each in map(self._believed, frames) if each is not None)
 
     def _believed(self, trap: TrapFrame | None) -> TrapFrame | None:
         """Return a trap frame that may be one, and whether it is of a call: in the kernel it has to lead to code."""
