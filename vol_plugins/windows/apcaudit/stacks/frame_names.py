@@ -34,10 +34,14 @@ class FrameNames:
         return replace(self._drivers.named(address, nearest), doubt=plain.doubt)
 
     def _nearest(self, address: int, *, exact: bool) -> tuple[str, int] | None:
-        nearest, inside = self._drivers.nearest(address), address
-        if not exact and nearest is not None and nearest[1] == 0 and self._ends(address):
-            before, inside = self._drivers.nearest(address - 1), address - 1
-            nearest = None if before is None else (before[0], before[1] + 1)
+        nearest = self._drivers.nearest(address)
+        inside = address if exact else address - 1
+        if not exact and nearest is not None and nearest[1] == 0:
+            if self._ends(address):
+                before = self._drivers.nearest(inside)
+                nearest = None if before is None else (before[0], before[1] + 1)
+            else:
+                inside = address
         if nearest is None or not self._drivers.has_symbols(address):
             return nearest
         return None if nearest[0].startswith(_STRING) else self._in_function(address, inside, nearest)
