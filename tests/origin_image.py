@@ -22,8 +22,13 @@ AVHOOK = Driver(
     code={0x2080: b"\x90" * 0x7B + b"\xe8\x01\x02\x03\x04" + b"\x90" * 0x100},
     devices=("AvHook",),
 )
-#: System Informer's kernel library, and its driver.
-KSI = Driver("ksi.dll", exports={"KsiInitializeApc": 0x1000}, driver_object=False)
+#: System Informer's kernel library, and its driver. A call ends one byte before 0x1103, none right before it.
+KSI = Driver(
+    "ksi.dll",
+    exports={"KsiInitializeApc": 0x1000},
+    code={0x10F8: b"\x90" * 8 + b"\xff\x10\x90"},
+    driver_object=False,
+)
 INFORMER = Driver("SystemInformer.sys", exports={"KphCapture": 0x1000})
 
 After = Callable[[Image], None]

@@ -16,7 +16,6 @@ NO_BOUNDS = {
     "borrowing/probe._MOST_WRONG",  # of how many threads one may disagree
     "code/disassembler.LONGEST",  # bytes of an instruction
     "stacks/calls.LONGEST",
-    "origin/kernel_stacks._LONGEST_CALL",
     "minidump/stand_ins._MOST_PAGES_TO_RSDS",  # how far vol looks
 }
 

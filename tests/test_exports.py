@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from volatility3.plugins.windows.apcaudit.drivers.exports import NAME_BOUND, NAMES_BOUND, Exports, read_exports
+from volatility3.plugins.windows.apcaudit.symbols import preferred_name
 
 SIZE = 0x8000
 PE, DIRECTORY, TABLES, NAMES = 0x80, 0x1000, 0x1100, 0x3000
@@ -106,6 +107,23 @@ def test_the_nearest_name(rva: int, expected: tuple[str, int] | None) -> None:
     assert exports.nearest(rva) == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        # The names that share an address in public PDBs: Windows 10 (19041) x64, XP SP3.
+        (["BgpFwGetCurrentIrql", "KeGetCurrentIrql"], "KeGetCurrentIrql"),
+        (["IoGetCurrentProcess", "PsGetCurrentProcess"], "PsGetCurrentProcess"),
+        (["?RtlUnicodeStringInit@@YAJPEAU_UNICODE_STRING@@PEBG@Z", "RtlUnicodeStringInit"], "RtlUnicodeStringInit"),
+        (["KxStartSystemThread", "KiStartSystemThread"], "KiStartSystemThread"),
+        (["PspQueueApcSpecialApc", "AlpcpFreeBuffer", "ExFreeCallBack"], "PspQueueApcSpecialApc"),
+        (["SmWdWritesApcRundown", "KiSuspendNop", "PoStartNextPowerIrp"], "KiSuspendNop"),
+    ],
+)
+def test_names_of_folded_code(names: list[str], expected: str) -> None:
+    """Of a symbol table's names for one address an APC routine's is printed, else the one that the WDK documents."""
+    assert preferred_name(names) == expected
+
+
 def test_no_exports_name_nothing() -> None:
     """An image without exports names no address."""
     assert Exports().nearest(0x1000) is None
@@ -128,6 +146,11 @@ def test_no_exports_name_nothing() -> None:
             image([Export(b"Second", 0, 1), Export(b"First", 0x6000, 1)]), ["First"], id="two names of one function"
         ),
         pytest.param(image([Export(b"Zw", 0x6000), Export(b"Nt", 0x6000)]), ["Nt"], id="two functions at one address"),
+        pytest.param(
+            image([Export(b"KeWaitForMutexObject", 0x6000), Export(b"KeWaitForSingleObject", 0x6000)]),
+            ["KeWaitForSingleObject"],
+            id="another name of a documented routine",
+        ),
         pytest.param(
             image([Export(b"\x1b[2J", 0x6000), Export(b"Own", 0x6100)]), ["Own"], id="a name that a terminal acts on"
         ),

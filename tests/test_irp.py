@@ -100,6 +100,13 @@ CASES = (
         ),
         frames=(StackWrite("stack-0x240", ("nt!KiSwapThread+0x9c", "fltMgr!FltSendMessage", "avhook+0x2100")),),
     ),
+    # A call that ends a byte too early is none: `call [eax]; nop`.
+    Case(
+        "synchronous-early-call",
+        Irp(NTFS_READ, user_event="stack-0x260"),
+        "completion of IRP {irp:#x}, IRP_MJ_READ to \\Driver\\Ntfs, issued by avhook?",
+        frames=(StackWrite("stack-0x240", ("nt!KiSwapThread+0x9c", "ksi+0x1103", "avhook+0x2100")),),
+    ),
     # Without a return address that a call precedes, the nearest pointer is all there is.
     Case(
         "synchronous-pointer",

@@ -24,7 +24,7 @@ TOP = 0x500000
 RETURN = 0xFFFFF80200001234
 #: What the registers hold when the function is entered, by number; RBX, RBP, RSI, RDI and R12 to R15 are the caller's.
 ENTERED = tuple(0x1000 + 0x111 * number for number in range(16))
-RBX, RSP, RBP, RSI = 3, 4, 5, 6
+RBX, RSP, RBP, RSI, RDI = 3, 4, 5, 6, 7
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,52 @@ def test_chained_unwind_data() -> None:
     found = unwound(image, 0x104, {RSP: TOP - 0x28, RBX: 1}, {TOP - 8: ENTERED[RBX]})
     assert found is not None
     assert (found.registers.ip, found.registers.sp, found.registers.general[RBX]) == (RETURN, TOP + 8, ENTERED[RBX])
+
+
+#: A part split off that saves registers late (Microsoft, "Chained unwind info structures"), in the caller's home space:
+#: mov [rbp+200h], rsi; mov [rbp+1f8h], rdi. Its function: push rbp; sub rsp, 200h; lea rbp, [rsp+20h];
+#: mov [rbp+1f0h], rbx.
+SAVING_LATE = image_of(
+    {
+        0x1000: "210e0425 0e744300 07644400 00020000 14020000 20100000",
+        0x1020: "01140625 14344200 0d03 08014000 0150",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("ip", "saved"),
+    [
+        pytest.param(0x100, {}, id="at the beginning of the part"),
+        pytest.param(0x107, {RSI: 0x220}, id="behind the first save"),
+        pytest.param(0x10E, {RSI: 0x220, RDI: 0x218}, id="behind its prologue"),
+    ],
+)
+def test_the_frame_of_chained_unwind_data(ip: int, saved: dict[int, int]) -> None:
+    """Wherever in a part split off, saved registers are found from the frame register: it was set before the part ran.
+
+    The stack pointer has moved since (alloca), so that it tells nothing.
+    """
+    frame = TOP - 0x208
+    memory = {TOP - 8: ENTERED[RBP], frame + 0x210: ENTERED[RBX]}
+    memory |= {frame + offset: ENTERED[number] for number, offset in saved.items()}
+    changed = {RSP: TOP - 0x1000, RBP: frame + 0x20, RBX: 1, **dict.fromkeys(saved, 1)}
+    found = unwound(SAVING_LATE, ip, changed, memory)
+    assert found is not None
+    assert (found.registers.ip, found.found_at) == (RETURN, TOP)
+    assert found.registers.general == (*ENTERED[:RSP], TOP + 8, *ENTERED[RSP + 1 :])
+
+
+def test_one_frame_for_all_of_a_chain() -> None:
+    """Without a frame register the offsets of a whole chain count from the stack pointer that the walk came with.
+
+    So Microsoft's unwinder has it (FrameBase of UnwindPrologue, src/coreclr/unwinder/amd64/unwinder.cpp of .NET).
+    """
+    # The part: sub rsp, 20h. The function: sub rsp, 40h; mov [rsp+30h], rsi, which is at 50h of the part's frame.
+    image = image_of({0x1000: "21040100 0432 0000 00020000 10020000 20100000", 0x1020: "01090300 09640a00 0472"})
+    found = unwound(image, 0x108, {RSP: TOP - 0x60, RSI: 1}, {TOP - 0x10: ENTERED[RSI]})
+    assert found is not None
+    assert (found.registers.ip, found.registers.general[RSI]) == (RETURN, ENTERED[RSI])
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
+from volatility3.plugins.windows.apcaudit.audit import Selection
 from volatility3.plugins.windows.apcaudit.stacks.calls import CallBefore, call_before
-from volatility3.plugins.windows.apcaudit.stacks.frame import How, Stack
+from volatility3.plugins.windows.apcaudit.stacks.frame import How
 from volatility3.plugins.windows.apcaudit.stacks.registers import of_context, of_switch_frame, only
 from volatility3.plugins.windows.apcaudit.stacks.stacks import Stacks
 
-from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
-from apcaudit.synthetic.scene import Scene, StackWrite, Thread
+from apcaudit.synthetic.scene import StackWrite, Thread
 from apcaudit.synthetic.scenes import seed
-from tests import volatility
+from tests.stack_image import audit_of, stack_of, texts
 
 #: The post's stack: ChildEBP, return address, arguments, function.
 POST = [
@@ -33,29 +31,6 @@ POST = [
 #: A debugger prints zeros beside it: there is no frame any more, its EBP is 0.
 OUTERMOST = "nt!KiThreadStartup+0x16"
 NAMES = [*(name for *_, name in POST), OUTERMOST]
-
-Change = Callable[[Image], None]
-
-
-def audit_of(scene: Scene, folder: Path, *changes: Change) -> Audit:
-    image = build(scene, load_kernel(scene.kernel))
-    for change in changes:
-        change(image)
-    path = folder / "stack.dmp"
-    image.write_dump(path)
-    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "stacks-cache")
-    return Audit(plugin.context, plugin.config["kernel"])
-
-
-def stack_of(audit: Audit, tid: int) -> Stack:
-    stacks = {each.thread.members.tid: each.thread.stack for each in audit.run(Selection(clean_too=True, stacks=True))}
-    found = stacks[tid]
-    assert found is not None
-    return found
-
-
-def texts(stack: Stack) -> list[str]:
-    return [frame.code.text for frame in stack.frames]
 
 
 def test_the_post(tmp_path: Path) -> None:

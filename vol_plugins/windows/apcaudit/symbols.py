@@ -11,7 +11,7 @@ from volatility3.framework.layers import resources
 from . import facts as windows
 from . import symbol_file
 from .borrowing.merge import PRODUCER as BORROWED
-from .drivers.names import nearest
+from .drivers.names import familiar, nearest
 from .isf_types import MALFORMED, IsfTypes
 from .layout import Member
 
@@ -128,6 +128,6 @@ def canonical(address: int, bits: int) -> int:
 
 
 def preferred_name(names: list[str]) -> str:
-    """Choose among the names of folded code the one that an APC routine can mean, else the first by alphabet."""
+    """Choose among the names of folded code the one that an APC routine can mean, else the one that a reader knows."""
     meant = [name for name in names if any(part in name for part in windows.APC_NAME_PARTS)]
-    return min(meant or names)
+    return min(meant) if meant else familiar(names)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import Struct, unpack_from
 
-from .names import nearest
+from .names import familiar, nearest
 from .pe_header import EXPORT, ReadRva, read_header
 
 NAMES_BOUND = 20_000
@@ -93,7 +93,7 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
         found.setdefault(address, []).append(name)
     addresses = tuple(sorted(found))
     aliases = {address: tuple(sorted(each)) for address, each in found.items() if len(each) > 1}
-    return Exports(addresses, tuple(min(found[address]) for address in addresses), aliases, forwarders, cut)
+    return Exports(addresses, tuple(familiar(found[address]) for address in addresses), aliases, forwarders, cut)
 
 
 def _export_directory(read: ReadRva) -> tuple[int, int] | None:

@@ -123,7 +123,7 @@ class Drivers:
             if len(self._codes) >= CODES_KEPT:
                 self._codes.clear()
             doubt = None if address < self.kernel_start else self.conflict_at(address)
-            code = self._codes[address] = replace(self._resolve(address), doubt=doubt)
+            code = self._codes[address] = replace(self.named(address, self.nearest(address)), doubt=doubt)
         return code
 
     def routine(self, address: int) -> Code:
@@ -157,7 +157,22 @@ class Drivers:
             names = self._symbols.names_at(address)
         return tuple(f"{driver.label}!{name}" for name in names)
 
-    def _resolve(self, address: int) -> Code:
+    def nearest(self, address: int) -> tuple[str, int] | None:
+        """Return the name of the symbol, else of the export, at or below an address, and the distance in bytes."""
+        driver = self.holding(address)
+        if driver is None:
+            return None
+        if self.is_kernel(driver):
+            return self._symbols.nearest(address)
+        return self.image(driver).nearest(address - driver.base)
+
+    def has_symbols(self, address: int) -> bool:
+        """Tell whether what names an address are its module's symbols, which name every function, and no exports."""
+        driver = self.holding(address)
+        return driver is not None and (self.is_kernel(driver) or self.image(driver).symbols is not None)
+
+    def named(self, address: int, nearest: tuple[str, int] | None) -> Code:
+        """Name a code address by a symbol and the distance from it in bytes, by its module alone where that is None."""
         backing = self.backing(address)
         driver = self.holding(address)
         if driver is None:
@@ -165,7 +180,6 @@ class Drivers:
             return Code(address, backing, f"{address:#x}", former=None if former is None else former.name)
         mark = "" if backing is Backing.MODULE else HIDDEN_MARK if backing is Backing.NOTHING else UNLISTED_MARK
         rva = address - driver.base
-        nearest = self._symbols.nearest(address) if self.is_kernel(driver) else self.image(driver).nearest(rva)
         if nearest is None:
             section = self.image(driver).section(rva)
             where = f" ({section})" if section else ""

@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..drivers.loaded import Drivers
-from ..memory import PAGE, Memory
+from ..memory import Memory
 from ..model import Code, Thread
+from ..stacks.calls import find_call
 
 STACK_BOUND = 64 << 10
 """How many bytes of a stack are searched: x64 gives threads 24 KiB, large ones up to 72 (Windows Internals)."""
 
 # Modules that every call passes through; the module that asked is the first one beyond them.
 _COMMON = frozenset({"nt", "hal"})
-
-_NEAR_CALL = 0xE8
-_INDIRECT_CALL, _INDIRECT_CALL_OPERATION = 0xFF, 2
-_LONGEST_CALL = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +56,8 @@ def caller_above(memory: Memory, drivers: Drivers, thread: Thread, address: int)
         driver = drivers.at(value)
         if driver is None or driver.label.lower() in _COMMON:
             continue
-        if follows_call(memory, value):
+        if find_call(memory.read, value, size).follows:
             return Caller(start + offset, drivers.code(value), follows_call=True)
         if nearest is None:
             nearest = Caller(start + offset, drivers.code(value), follows_call=False)
     return nearest
-
-
-def follows_call(memory: Memory, address: int) -> bool:
-    """Tell whether the instruction before a code address is a call (Intel SDM volume 2, CALL)."""
-    if address % PAGE < _LONGEST_CALL:
-        code = memory.read_sparse(address - _LONGEST_CALL, _LONGEST_CALL)[0]
-    else:
-        code = memory.read(address - _LONGEST_CALL, _LONGEST_CALL) or b""
-    if len(code) < _LONGEST_CALL:
-        return False
-    if code[-5] == _NEAR_CALL:
-        return True
-    # FF /2 with a ModRM byte, an optional SIB byte and no, an 8-bit or a 32-bit displacement.
-    return any(
-        code[-length] == _INDIRECT_CALL and code[1 - length] >> 3 & 7 == _INDIRECT_CALL_OPERATION
-        for length in (2, 3, 4, 6, 7)
-    )

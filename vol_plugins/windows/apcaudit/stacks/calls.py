@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 LONGEST = 7
@@ -11,6 +12,7 @@ _NEAR_CALL, _NEAR_CALL_LENGTH = 0xE8, 5
 _GROUP_5, _INDIRECT_CALL = 0xFF, 2
 _MODRM_LENGTHS = (2, 3, 4, 6, 7)
 _SIB, _DISPLACEMENT_ONLY = 4, 5
+_PAGE = 0x1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,23 @@ def call_before(code: bytes, address: int, pointer_size: int) -> CallBefore:
         if code[start] == _GROUP_5 and code[start + 1] >> 3 & 7 == _INDIRECT_CALL and _length(code[start:]) == length:
             return CallBefore(True)
     return CallBefore(None if len(code) < LONGEST else False)
+
+
+def find_call(read: Callable[[int, int], bytes | None], address: int, pointer_size: int) -> CallBefore:
+    """Look for a call that ends at an address, in what of the bytes before it can be read.
+
+    Args:
+        read: reads bytes at a virtual address, None where they cannot all be read.
+        address: where the call would end.
+        pointer_size: 4 or 8.
+    """
+    code = read(address - LONGEST, LONGEST)
+    if code is None:
+        # What of it can be read: of its own page, or in a minidump as many bytes as that holds.
+        lengths = {min(address % _PAGE, LONGEST - 1), *range(1, LONGEST)}
+        pieces = (read(address - length, length) for length in sorted(lengths - {0}, reverse=True))
+        code = next((piece for piece in pieces if piece is not None), b"")
+    return call_before(code, address, pointer_size)
 
 
 def _length(code: bytes) -> int:

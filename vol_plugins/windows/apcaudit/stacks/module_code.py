@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..drivers.loaded import Driver, Drivers
 from ..memory import PAGE, Memory
 from ..symbols import KernelSymbols
-from .calls import LONGEST, CallBefore, call_before
+from .calls import CallBefore, find_call
 from .function_table import FunctionTable
 from .unwind_info import RuntimeFunction
 from .walk_x64 import UnwindTable
@@ -44,13 +44,7 @@ class ModuleCode:
 
     def call_before(self, address: int) -> CallBefore:
         """Look for the call that ends at an address."""
-        code = self._memory.read(address - LONGEST, LONGEST)
-        if code is None:
-            # What of it can be read: of its own page, or in a minidump as many bytes as that holds.
-            lengths = {min(address % PAGE, LONGEST - 1), *range(1, LONGEST)}
-            pieces = (self._memory.read(address - length, length) for length in sorted(lengths - {0}, reverse=True))
-            code = next((piece for piece in pieces if piece is not None), b"")
-        return call_before(code, address, self._memory.pointer_size)
+        return find_call(self._memory.read, address, self._memory.pointer_size)
 
     def read_code(self, address: int, length: int) -> bytes | None:
         """Read bytes of code."""

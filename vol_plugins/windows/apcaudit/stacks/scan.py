@@ -42,7 +42,7 @@ class Scanner:
         """
         size = self.stack.pointer_size
         pending: list[Found] = []
-        for slot in range(-(-start // size) * size, self.stack.base, size):
+        for slot in range(-(-start // size) * size, self.stack.top, size):
             value = self.stack.word(slot)
             if value is None or not self.code.is_code(value):
                 continue

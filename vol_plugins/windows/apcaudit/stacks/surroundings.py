@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,10 @@ FRAMES_BOUND = 64
 
 FUNCTION_BOUND = 0x10000
 """How many bytes behind its start a function is believed to reach where nothing names functions."""
+
+
+FROM_USER = "entered from user mode"
+"""How a walk ends that has reached the trap frame of the entry from user mode, beyond which nothing is this call's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +70,39 @@ class StackView:
         data: its bytes, with anything in the holes.
         holes: the unreadable ranges [start, end) in bytes from the limit.
         pointer_size: 4 or 8.
+        entry: the trap frame of the entry from user mode, None where there is none. Beyond it no frames lie, but what
+            the processor's floating point state and earlier calls have left.
     """
 
-    def __init__(self, limit: int, data: bytes, holes: Iterable[tuple[int, int]], pointer_size: int) -> None:
+    def __init__(
+        self,
+        limit: int,
+        data: bytes,
+        holes: Iterable[tuple[int, int]],
+        pointer_size: int,
+        entry: int | None = None,
+    ) -> None:
         self.limit = limit
         self.base = limit + len(data)
         self.pointer_size = pointer_size
+        self.entry = entry
         self._data = data
         self._holes = tuple(holes)
+
+    @property
+    def top(self) -> int:
+        """Where frames end."""
+        return self.base if self.entry is None else self.entry
+
+    @property
+    def searched(self) -> str:
+        """How a walk ends that has found nothing more up to the top."""
+        where = "on the stack" if self.entry is None else "below the trap frame of the entry from user mode"
+        return f"no further return address {where}"
+
+    def entered_at(self, entry: int | None) -> StackView:
+        """Return the same stack with another entry from user mode."""
+        return StackView(self.limit, self._data, self._holes, self.pointer_size, entry)
 
     def word(self, address: int) -> int | None:
         """Return a word, None beyond the stack, at an odd address, or where it cannot be read."""
@@ -83,6 +112,15 @@ class StackView:
         if any(max(start, hole) < min(end, hole_end) for hole, hole_end in self._holes):
             return None
         return int.from_bytes(self._data[start:end], "little")
+
+    def places(self, value: int, start: int, end: int) -> Iterator[int]:
+        """Yield the addresses in [start, end) of words that have a value."""
+        wanted = value.to_bytes(self.pointer_size, "little")
+        at = self._data.find(wanted, max(start - self.limit, 0))
+        while 0 <= at < end - self.limit:
+            if self.word(self.limit + at) == value:
+                yield self.limit + at
+            at = self._data.find(wanted, at + 1)
 
     def holds(self, address: int) -> bool:
         """Tell whether an address lies on the stack."""

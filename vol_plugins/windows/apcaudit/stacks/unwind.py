@@ -16,6 +16,7 @@ CHAIN_BOUND = 32
 ReadWord = Callable[[int], "int | None"]
 """Reads a pointer of the thread's stack."""
 
+_ALL = 1 << 31  # more bytes than a prologue has
 _MACHINE_FRAME_RSP = 0x18  # RIP, CS, EFLAGS, RSP, SS, in front of them an error code where the info says so
 
 
@@ -63,10 +64,10 @@ def unwind(
             epilogue = find_epilogue(code, info.frame_register)
             if epilogue is not None:
                 return _returned(_through(epilogue, registers, word), word)
-        for depth in range(CHAIN_BOUND):
-            # A chained entry's prologue has run as a whole.
-            done = offset if exact and not depth else 1 << 31
-            registers, machine_frame = _undo(registers, word, info, done)
+        done = offset if exact else _ALL
+        frame = _frame(registers, info, done)
+        for _ in range(CHAIN_BOUND):
+            registers, machine_frame = _undo(registers, word, info, done, frame)
             if machine_frame is not None:
                 return _machine_frame(registers, word, machine_frame)
             if info.chained is None:
@@ -74,7 +75,8 @@ def unwind(
             following = read_unwind_info(read, info.chained.unwind_data)
             if following is None:
                 return None
-            info = following
+            # A chained entry's prologue has run as a whole.
+            info, done = following, _ALL
     except _LostError:
         pass
     return None
@@ -88,9 +90,10 @@ def _code(read: ReadRva, rva: int) -> bytes:
     return b""
 
 
-def _undo(registers: Registers, word: ReadWord, info: UnwindInfo, done: int) -> tuple[Registers, int | None]:
+def _undo(
+    registers: Registers, word: ReadWord, info: UnwindInfo, done: int, frame: int
+) -> tuple[Registers, int | None]:
     """Undo what of a prologue has run; also give the info of a machine frame that ends it."""
-    frame = _frame(registers, info, done)
     for code in info.codes:
         if code.offset > done or code.operation is Operation.EPILOG:
             continue
@@ -112,11 +115,15 @@ def _undo(registers: Registers, word: ReadWord, info: UnwindInfo, done: int) -> 
 
 
 def _frame(registers: Registers, info: UnwindInfo, done: int) -> int:
-    """Return what the offsets of saved registers count from."""
+    """Return what the offsets of saved registers count from, those of chained entries too.
+
+    A part of a function that is chained to it runs after the function has set the frame register, and has the same
+    frame register and offset in its unwind data (Microsoft, "x64 exception handling", UNW_FLAG_CHAININFO).
+    """
     if not info.frame_register:
         return registers.sp
     established = any(code.operation is Operation.SET_FPREG and code.offset <= done for code in info.codes)
-    if done < info.prolog_size and not established:
+    if done < info.prolog_size and not established and info.chained is None:
         return registers.sp
     value = registers.general[info.frame_register]
     if value is None:

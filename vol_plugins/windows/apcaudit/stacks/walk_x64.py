@@ -10,7 +10,7 @@ from .frame import How
 from .function_table import FunctionTable, NoEntry
 from .registers import Registers, only
 from .scan import Scanner
-from .surroundings import FRAMES_BOUND, CodeView, Found, StackView, Walked
+from .surroundings import FRAMES_BOUND, FROM_USER, CodeView, Found, StackView, Walked
 from .unwind import Unwound, leave_leaf, unwind
 
 
@@ -40,13 +40,14 @@ def walk_x64(start: Registers, stack: StackView, code: CodeView, tables: UnwindT
         if step is None or not _believable(step, registers, stack, code):
             found = scanner.next_frames(registers.ip, max(registers.sp, stack.limit))
             if not found:
-                return Walked(tuple(frames), "no further return address on the stack")
+                return Walked(tuple(frames), stack.searched)
             frames += found
             registers, exact = only(found[-1].ip, found[-1].address or 0, None, 8), False
             continue
         registers, exact = step.registers, step.interrupted
+        how = How.INTERRUPTED if step.interrupted else How.UNWOUND
         follows = None if step.interrupted else code.call_before(registers.ip).follows
-        frames.append(Found(registers.ip, How.UNWOUND, registers.sp, step.found_at, follows_call=follows))
+        frames.append(Found(registers.ip, how, registers.sp, step.found_at, follows_call=follows))
     return Walked(tuple(frames[:FRAMES_BOUND]), f"{FRAMES_BOUND} frames, no more are followed")
 
 
@@ -68,7 +69,7 @@ def _ending(step: Unwound, before: Registers, stack: StackView, code: CodeView) 
     """Say where a step has left the kernel or reached the stack's end."""
     after = step.registers
     if after.sp <= before.sp or not stack.limit < after.sp <= stack.base:
-        return None if not step.interrupted or code.is_code(after.ip) else "entered from user mode"
+        return None if not step.interrupted or code.is_code(after.ip) else FROM_USER
     if not after.ip:
         return "the outermost frame"
     return None
