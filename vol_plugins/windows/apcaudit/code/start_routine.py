@@ -6,8 +6,13 @@ from ..drivers.loaded import Driver, Drivers
 from ..memory import PAGE, Memory
 from ..model import Finding, Thread
 from .checks import check
-from .disassembler import LONGEST, MISSING, decoder
-from .program import Program, Surroundings, read_program
+from .instruction import LONGEST, Decoder, Instruction
+from .program import DriverCode, Reader
+
+MISSING = (
+    "the code at the start addresses of suspect threads is not checked: capstone is not installed"
+    " (pip install capstone)"
+)
 
 
 class StartRoutines:
@@ -16,9 +21,14 @@ class StartRoutines:
     def __init__(self, memory: Memory, drivers: Drivers) -> None:
         self._memory = memory
         self._drivers = drivers
-        self._decode = decoder(self._read, memory.bits)
         self._checked: dict[int, tuple[Finding, ...]] = {}
-        self._notes: list[str] = []
+        self._notes: dict[str, None] = {}
+        try:
+            import capstone.x86
+
+            self._decoder: Decoder | None = Decoder(capstone, memory.bits)
+        except ImportError:
+            self._decoder = None  # a checkout with vol alone
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -33,30 +43,27 @@ class StartRoutines:
         driver = self._drivers.holding(start)
         if driver is None or self._drivers.is_kernel(driver):
             return ()
-        if self._decode is None:
-            if not self._notes:
-                self._notes.append(MISSING)
+        if self._decoder is None:
+            self._notes[MISSING] = None
             return ()
-        findings = self._checked.get(start)
-        if findings is None:
-            program = self._program(start, driver)
+        if start not in self._checked:
+            program = Reader(self._code(driver)).read(start)
+            self._checked[start] = check(program)
             name = self._drivers.code(start).text
-            self._notes += [f"the start routine {name} is checked in part: {note}" for note in program.notes]
-            findings = self._checked[start] = check(program)
-        return findings
+            self._notes |= {f"the start routine {name} is checked in part: {note}": None for note in program.notes}
+        return self._checked[start]
 
-    def _program(self, start: int, driver: Driver) -> Program:
-        assert self._decode is not None
-        surroundings = Surroundings(
+    def _code(self, driver: Driver) -> DriverCode:
+        return DriverCode(
+            range(driver.base, driver.base + driver.size),
             self._decode,
-            lambda address: driver.base <= address < driver.base + driver.size,
             self._memory.pointer,
             lambda address: frozenset(self._drivers.function_names(address)),
         )
-        return read_program(start, surroundings)
 
-    def _read(self, address: int) -> bytes:
+    def _decode(self, address: int) -> Instruction | None:
         code = self._memory.read(address, LONGEST)
         if code is None:
             code = self._memory.read(address, min(LONGEST, PAGE - address % PAGE))
-        return code or b""
+        assert self._decoder is not None
+        return self._decoder.decode(address, code) if code else None
