@@ -6,7 +6,7 @@ SOURCES := $(shell git ls-files -co --exclude-standard apcaudit vol_plugins symb
 
 .PHONY: demo test lint bench clean
 
-# The seed's case as a crash dump, stock vol on it, and the same rows as JSON lines.
+# The seed's case as a crash dump, stock vol on it, and the same rows as JSON lines; then a machine with nothing wrong.
 demo: $(VENV)/.demo
 	@mkdir -p demo
 	$(BIN)/apcaudit synth seed --format dump -o demo/seed.dmp
@@ -14,6 +14,10 @@ demo: $(VENV)/.demo
 	@$(BIN)/vol -q --offline -r jsonl -f demo/seed.dmp windows.apcaudit --wide > demo/seed.jsonl
 	@echo; echo "The same as JSON lines in demo/seed.jsonl, and from those as cards (apcaudit show):"; echo
 	@$(BIN)/apcaudit show demo/seed.jsonl
+	$(BIN)/apcaudit synth desktop --format dump -o demo/desktop.dmp
+	@$(BIN)/vol -q --offline -r jsonl -f demo/desktop.dmp windows.apcaudit --wide --all > demo/desktop.jsonl
+	@echo; echo "An ordinary machine, all of its threads:"; echo
+	@$(BIN)/apcaudit show demo/desktop.jsonl --min-severity medium
 
 # A file stays with one process: what it builds for its tests is built once.
 test: $(VENV)/.test

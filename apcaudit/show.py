@@ -1,13 +1,15 @@
-"""`apcaudit show`: the rows of the audit as cards that fit a terminal, worst first."""
+"""`apcaudit show`: a summary of an audit's rows, and those with findings as cards that fit a terminal, worst first."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Print rows of `vol -q -r jsonl -f IMAGE windows.apcaudit --wide` as cards, the worst first.",
     )
     parser.add_argument("rows", nargs="?", default="-", metavar="ROWS", help="file of JSON lines; - is standard input")
+    parser.add_argument(
+        "--min-severity",
+        choices=SEVERITIES,
+        default="low",
+        help="print no cards below this severity (default: low; info prints every row)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -61,8 +69,54 @@ def run(options: argparse.Namespace) -> int:
     except (ValueError, RecursionError) as error:
         raise ApcAuditError(f"{options.rows} holds no JSON lines of the audit: {error}") from error
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
-    print("\n\n".join(cards(rows, width)) if rows else "nothing to report")
+    print("\n".join(summary(rows, width)))
+    floor = SEVERITIES.index(options.min_severity)
+    for card in cards([row for row in rows if SEVERITIES.index(row["Severity"]) <= floor], width):
+        print(f"\n{card}")
     return 0
+
+
+def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
+    """Say how much was looked at, whether something is wrong, and why queues are not empty where nothing is.
+
+    Args:
+        rows: columns by name; the threads are all of the image's where `--all` was given, which clean rows show.
+        width: the longest line in characters.
+    """
+    threads = {row.get("Thread"): row for row in rows}
+    apcs = sum(row.get("Apc") is not None for row in rows)
+    every = any(row.get("Apc") is None and not row["Findings"] for row in rows)
+    what = _counted(len(threads), "thread") + ("" if every else " with APCs queued or findings")
+    worst = Counter(_worst_by_thread(rows).values())
+    wrong = [f"{worst[level]} {level}" for level in SEVERITIES[:3] if worst[level]]
+    verdict = f"{', '.join(wrong)}" if wrong else "nothing wrong"
+    yield f"{what}, {_counted(apcs, 'APC')} queued: {verdict}"
+    reasons = Counter(match[1].strip() for row in rows for match in _REASON.finditer(row.get("Explanation") or ""))
+    if reasons:
+        text = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        yield from textwrap.wrap(f"still queued: {text}", width, initial_indent="  ", subsequent_indent="    ")
+    low = Counter(code for row in rows if row["Severity"] == "low" for code in row["Findings"].split(","))
+    if low:
+        text = ", ".join(f"{code} {count}" for code, count in sorted(low.items()))
+        yield from textwrap.wrap(
+            f"explained, worth seeing: {text}", width, initial_indent="  ", subsequent_indent="    "
+        )
+
+
+#: Why an APC is still queued, without the values.
+_REASON = re.compile(r"still queued, ([^:(.]+)")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _worst_by_thread(rows: Iterable[dict[str, Any]]) -> dict[Any, str]:
+    worst: dict[Any, str] = {}
+    for row in rows:
+        held = worst.get(row.get("Thread"), "info")
+        worst[row.get("Thread")] = min(held, row["Severity"], key=SEVERITIES.index)
+    return worst
 
 
 def cards(rows: Iterable[dict[str, Any]], width: int) -> Iterator[str]:

@@ -30,6 +30,8 @@ ROW = {
 }
 
 CARD = """\
+1 thread with APCs queued or findings, 1 APC queued: 1 critical
+
 CRITICAL  detach-bugcheck, undelivered
   thread     0x8ab54388, TID 340, Running
   process    System, PID 4, attached to BAVSvc.exe (1264)
@@ -78,7 +80,7 @@ def test_no_output_is_no_clean_bill(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "rows").write_text("")
     assert main(["show", str(tmp_path / "rows")]) == 1
     assert main(["show", written(tmp_path)]) == 0
-    assert capsys.readouterr().out == "nothing to report\n"
+    assert capsys.readouterr().out == "0 threads with APCs queued or findings, 0 APCs queued: nothing wrong\n"
 
 
 def test_what_is_no_json_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,3 +91,26 @@ def test_what_is_no_json_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "no JSON lines" in error
+
+
+CLEAN = {**ROW, "Severity": "info", "Findings": "", "Explanation": "", "Apc": None, "Queue": None}
+
+
+def test_a_summary_of_an_ordinary_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of rows without findings there are no cards: how many threads and APCs there are, and why these are queued."""
+    why = "still queued, suspended in place (WaitRegister.State 4, WaitSuspended; SuspendCount 1)."
+    rows = [{**CLEAN, "Thread": 0x1000 * number} for number in range(3)]
+    rows += [{**CLEAN, "Thread": 0x9000, "Apc": 0x10 * number, "Explanation": why} for number in range(2)]
+    rows += [{**ROW, "Thread": 0xA000, "Severity": "low", "Findings": "undelivered"}]
+    assert main(["show", written(tmp_path, *rows), "--min-severity", "medium"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "5 threads, 3 APCs queued: nothing wrong",
+        "  still queued: 2 suspended in place",
+        "  explained, worth seeing: undelivered 1",
+    ]
+
+
+def test_every_row_as_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --min-severity info rows without findings are cards too."""
+    main(["show", written(tmp_path, CLEAN), "--min-severity", "info"])
+    assert "INFO      nothing found" in capsys.readouterr().out

@@ -6,12 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from volatility3.plugins.windows.apcaudit.audit import Audit
 from volatility3.plugins.windows.apcaudit.bugcheck import HEADER, KERNEL, combined
-from volatility3.plugins.windows.apcaudit.model import BugCheck, QueueName
+from volatility3.plugins.windows.apcaudit.checks.crash_ties import Named, crash_sentence
+from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Code, Facts, QueueName
+from volatility3.plugins.windows.apcaudit.model import Process as ProcessModel
 
+from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
-from apcaudit.synthetic.scene import Apc, Bugcheck, Process, Thread
+from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.scene import Apc, Bugcheck, Process, Scene, Thread
+from apcaudit.synthetic.scenes.common import HAL
 from tests import volatility
+from tests.situations_pure import WINDOWS_10, WINDOWS_XP
+from tests.situations_pure import thread as pure_thread
 from tests.views_image import Audits, audited
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "7-sp1-x64", "10-19041-x86", "11-26100-x64"])
@@ -181,12 +189,97 @@ def test_exit_with_apcs_disabled(kernel: str, tmp_path: Path) -> None:
 
 @KERNELS
 def test_index_mismatch(kernel: str, tmp_path: Path) -> None:
-    """0x1 names the system call or the worker routine that came back with APCs disabled."""
+    """0x1 names the worker routine that came back with APCs disabled."""
     count = 0xFFFFFFFE if kernel.startswith("xp") else 0xFFFE
-    for kind, text in ((0, "returned from the system call "), (1, "when the worker routine ")):
-        found = crash(kernel, tmp_path, (RUNNING,), Bugcheck(0x1, ("fltmgr+0x1200", 0, count, kind)))
-        assert f"{text}fltmgr" in sentence(found).lower()
-        assert "ApcStateIndex was 0, KernelApcDisable was -2" in sentence(found)
+    found = crash(kernel, tmp_path, (RUNNING,), Bugcheck(0x1, ("fltmgr+0x1200", 0, count, 1)))
+    assert "when the worker routine fltmgr" in sentence(found).lower()
+    assert "ApcStateIndex was 0, KernelApcDisable was -2" in sentence(found)
+
+
+SYSTEM_CALL = Code(
+    0xFFFFF80000401000, Backing.MODULE, "nt!NtQueryInformationProcess", "nt", "NtQueryInformationProcess"
+)
+SERVICE_EXIT = Code(0xFFFFF80000402000, Backing.MODULE, "nt!KiSystemServiceExit+0x20", "nt", "KiSystemServiceExit")
+IN_PROGRAM = Code(0x00007FF612341000, Backing.USER, "0x7ff612341000")
+
+
+@pytest.mark.parametrize(
+    ("code", "parameters", "facts", "said"),
+    [
+        pytest.param(
+            SYSTEM_CALL,
+            (0, 0xFFFE, 0),
+            WINDOWS_10,
+            "returned from the system call nt!NtQueryInformationProcess: ApcStateIndex was 0, KernelApcDisable was -2",
+            id="a system call",
+        ),
+        pytest.param(
+            IN_PROGRAM,
+            (0, 0xFFFF, 0xFFFFF80000400000),
+            WINDOWS_10,
+            "returned to user mode at 0x7ff612341000 from a system call: ApcStateIndex was 0, KernelApcDisable was -1",
+            id="x64 since 8: parameter 1 is where it returned to, parameter 4 a kernel address",
+        ),
+        pytest.param(
+            SERVICE_EXIT,
+            (1, 0, 0),
+            WINDOWS_10,
+            "left nt!KiSystemServiceExit+0x20, a system call, work item or callback: ApcStateIndex was 1",
+            id="type 0 also comes from work items and callbacks",
+        ),
+        pytest.param(
+            SYSTEM_CALL,
+            (0x100, 0xFFFFFFFE, 0xFFFFFFFF),
+            WINDOWS_XP,
+            "ApcStateIndex was 1, KernelApcDisable was -2 (before the call 0, KernelApcDisable -1)",
+            id="XP packs the index and the one before",
+        ),
+        pytest.param(
+            SYSTEM_CALL,
+            (0, 0xFFFFFFFE, 0),
+            WINDOWS_XP,
+            "ApcStateIndex was 0, KernelApcDisable was -2 (before the call 0, KernelApcDisable 0)",
+            id="XP, not attached",
+        ),
+    ],
+)
+def test_what_0x1_says(code: Code, parameters: tuple[int, int, int], facts: Facts, said: str) -> None:
+    """The parameters of 0x1 mean what that Windows and that way out of the kernel put there (WDK, ReactOS)."""
+    bugcheck = BugCheck(0x1, (code.address, *parameters), "nt!KiBugCheckData")
+    named = Named(lambda _: code, lambda address: ProcessModel(address, None, None))
+    assert said in (crash_sentence(pure_thread(), bugcheck, named, facts) or "")
+
+
+@KERNELS
+def test_the_crashed_thread_of_several_without_a_header(kernel: str, tmp_path: Path) -> None:
+    """In a raw image the crashed thread is the only one on a processor whose stack is inside of KeBugCheck."""
+    image = build(
+        Scene(
+            "stopped",
+            "a raw image of a stopped machine",
+            kernel,
+            (
+                Process(
+                    "System",
+                    4,
+                    (
+                        Thread(16, state="Running", running_on=0),
+                        replace(RUNNING, stack=("nt!KeBugCheck+0x14", "nt!KeUnstackDetachProcess+0x118")),
+                    ),
+                    parent=0,
+                ),
+            ),
+            (HAL,),
+            bugcheck=Bugcheck(0x6),
+            processors=2,
+        ),
+        load_kernel(kernel),
+    )
+    path = tmp_path / "stopped.raw"
+    image.write_raw(path)
+    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=tmp_path.parent / "views-cache")
+    audit = Audit(plugin.context, plugin.config["kernel"])
+    assert audit.facts.crashing_thread == image.address_of[8]
 
 
 @KERNELS

@@ -28,6 +28,14 @@ _REGISTERS32 = ("Eax", "Ecx", "Edx", "Ebx", "Esi", "Edi")
 """Members of _KTRAP_FRAME: x64 and x86."""
 
 
+STACK_BOUND = 1 << 20
+"""The largest kernel stack that is believed, in bytes; x64 gives up to 72 KiB, callouts a few of them."""
+
+# Routines that stop the machine (WDK), and how far from its start an address is looked at as one of a routine.
+_STOPPING = frozenset({"KeBugCheck", "KeBugCheckEx", "KeBugCheck2"})
+FUNCTION_BOUND = 0x4000
+
+
 class Crash:
     """Ties the bugcheck to threads; `thread` is the _ETHREAD that stopped the machine, None where that is unknown.
 
@@ -64,7 +72,8 @@ class Crash:
     def find_thread(self, running: Iterable[int], dumped: Iterable[int], header: CrashHeader | None) -> None:
         """Find the crashed thread among those on the processors.
 
-        It is the one that a minidump names, whose stack the dump's context is on, the only one, or the KAPC's.
+        It is the one that a minidump names, whose stack the dump's context is on, the only one, the KAPC's, or the only
+        one whose stack is inside of KeBugCheck.
         """
         on_processors = tuple(running)
         wanted = next(iter(dumped), None)
@@ -76,6 +85,9 @@ class Crash:
                 if len(candidates) == 1:
                     wanted = candidates[0]
                     break
+            else:
+                stopping = [each for each in on_processors if self._is_stopping(each)]
+                wanted = stopping[0] if len(stopping) == 1 else None
         self.thread = wanted
 
     @property
@@ -144,11 +156,28 @@ class Crash:
         return apc if apc.type == windows.APC_OBJECT and apc.size == self._layout.apc.size else None
 
     def _on_stack(self, thread: int, pointer: int) -> bool:
+        limit, base = self._stack_of(thread)
+        return limit <= pointer < base
+
+    def _stack_of(self, thread: int) -> tuple[int, int]:
+        """Return StackLimit and StackBase of a thread, an empty range where they cannot be read or make no sense."""
         data = self._memory.read(thread, self._layout.thread.size)
         if data is None:
-            return False
+            return 0, 0
         members = ThreadMembers._make(self._layout.thread(data))
-        return bool(members.stack_base) and (members.stack_limit or 0) <= pointer < (members.stack_base or 0)
+        limit, base = members.stack_limit or 0, members.stack_base or 0
+        return (limit, base) if limit < base <= limit + STACK_BOUND else (0, 0)
+
+    def _is_stopping(self, thread: int) -> bool:
+        """Tell whether a thread's stack holds an address within the routines that stop the machine."""
+        limit, base = self._stack_of(thread)
+        size = self._layout.pointer_size
+        data, _ = self._memory.read_sparse(limit, base - limit)
+        words = struct.unpack_from("<" + ("I" if size == 4 else "Q") * (len(data) // size), data)
+        starts = [start for name in _STOPPING if (start := self._symbols.address(name)) is not None]
+        near = (word for word in words if any(start < word < start + FUNCTION_BOUND for start in starts))
+        found = (self._symbols.nearest(word) for word in near)
+        return any(nearest is not None and nearest[0] in _STOPPING for nearest in found)
 
     def _faulted_at(self, frame: int) -> Code | None:
         values = (self._register(name, frame) for name in _INSTRUCTION)
