@@ -30,13 +30,22 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scene import Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes import SCENES
-from apcaudit.synthetic.situations.situation import BYSTANDER, RUNNING, SERVICE, SPECIAL, Situation
+from apcaudit.synthetic.situations.situation import (
+    BYSTANDER,
+    RUNNING,
+    SERVICE,
+    SPECIAL,
+    TIED,
+    WOW64,
+    Situation,
+)
 from tests.volatility import construct
 
 DOCS = Path(__file__).resolve().parent
 PLUGINS = str(DOCS.parent / "vol_plugins")
-KERNEL = "10-19041-x64"
-#: The examples of the seed's scene, and whether the explanation tells what the origin was taken from.
+#: The kernels of the examples: each situation is shown on the first that can have it.
+KERNELS = ("10-19041-x64", "7-sp1-x64", "11-26100-x64")
+#: The examples of the seed's scene, and whether the explanation gives the evidence behind the origin.
 SEED = {"seed": False, "seed-evidence": True}
 WIDTH = 100
 
@@ -84,7 +93,7 @@ OWN = (
         "attached inside of FltSendMessage, which its start routine calls in a loop with APCs disabled in two ways",
         {**RUNNING, "attached_to": SERVICE, "kernel_apcs": (SPECIAL,), "start": "avsend!AvSendThread"},
         {
-            "detach-bugcheck": "critical",
+            "detach-bugcheck": "high",
             "flt-send-under-fast-mutex": "medium",
             "flt-send-loop": "low",
             "apc-disabled-across-wait": "low",
@@ -112,6 +121,12 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "pending-empty": ("ApcStateIndex", *_DELIVERY, "Queue"),
     "pending-lost": (*_DELIVERY, *_APC),
     "exit-bugcheck": ("KernelApcDisable", "SpecialApcDisable", *_APC),
+    "lost-apc": ("ApcStateIndex", "KernelApcPending", "Queue"),
+    "embedded-apc-altered": ("StartAddress", "Queue"),
+    "apc-disabled-in-user-wait": ("KernelApcDisable", "SpecialApcDisable", "Queue"),
+    "suspended-but-not": ("KernelApcInProgress", "Queue"),
+    "start-in-data": _START,
+    "suspended-in-place": (*_QUEUE, "NormalRoutine", "Origin"),
     "flt-send-loop": (*_ATTACH, *_START),
     "apc-disabled-across-wait": (*_ATTACH, *_START),
     "state-mismatch": _ATTACH,
@@ -127,6 +142,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "routine-unbacked": (*_ROUTINES, "Origin"),
     "routine-unloaded": (*_ROUTINES, "Origin"),
     "routine-user-address": _ROUTINES,
+    "routine-not-code": _ROUTINES,
     "kernel-normal-in-user-apc": _ROUTINES,
     "environment-mismatch": (*_ATTACH, *_APC),
     "off-list-apc": ("Views", *_ROUTINES, "Origin"),
@@ -187,12 +203,23 @@ def audited(wanted: Iterable[str], folder: Path) -> dict[str, list[dict[str, Any
     """Build the machines that have these situations and audit them: the rows of each situation's thread."""
     chosen = set(wanted)
     found = {name: seed_rows(folder / name, wide=SEED[name]) for name in chosen & set(SEED)}
-    tids = {situations.FIRST_TID + 4 * at: SITUATIONS[name] for at, name in enumerate(in_order(chosen - set(SEED)))}
-    kernel = load_kernel(KERNEL)
-    for row in rows_of(build(scene(tids, kernel), kernel), folder / "situations", wide=False):
-        if row["TID"] in tids:
-            found.setdefault(tids[row["TID"]].name, []).append(row)
+    for kernel, shown_on in on_kernels(chosen - set(SEED)):
+        tids = {situations.FIRST_TID + 4 * at: SITUATIONS[name] for at, name in enumerate(in_order(shown_on))}
+        for row in rows_of(build(scene(tids, kernel), kernel), folder / kernel.name, wide=False):
+            if row["TID"] in tids:
+                found.setdefault(tids[row["TID"]].name, []).append(row)
     return found
+
+
+def on_kernels(chosen: set[str]) -> Iterator[tuple[Kernel, set[str]]]:
+    """Yield the kernels that are needed, each with the situations that are shown on it."""
+    left = set(chosen)
+    for name in KERNELS:
+        kernel = load_kernel(name)
+        possible = {each for each in left if SITUATIONS[each].fits(kernel)}
+        if possible:
+            yield kernel, possible
+        left -= possible
 
 
 def in_order(chosen: set[str]) -> list[str]:
@@ -210,8 +237,9 @@ def scene(tids: dict[int, Situation], kernel: Kernel) -> Scene:
         return tuple(each.thread(tid, former) for tid, each in tids.items() if each.owner == owner)
 
     listed = (
-        Process("System", 4, (Thread(tid=BYSTANDER), *threads("System"))),
+        Process("System", 4, (Thread(tid=BYSTANDER), Thread(tid=TIED, **RUNNING), *threads("System"))),
         Process(SERVICE, 1204, threads(SERVICE)),
+        Process(WOW64, 1300, threads(WOW64), wow64=True),
     )
     hidden = Process("ghost.exe", 3600, threads("ghost.exe"), in_process_list=False)
     events = tuple(each.event(tid) for tid, each in tids.items() if each.after is not None)
@@ -228,7 +256,7 @@ def seed_rows(folder: Path, *, wide: bool) -> list[dict[str, Any]]:
 
 
 def rows_of(image: Image, folder: Path, *, wide: bool) -> Iterator[dict[str, Any]]:
-    """Audit an image with --scan; `wide` is whether the explanation tells what the origin was taken from."""
+    """Audit an image with --scan; `wide` is whether the explanation gives the evidence behind the origin."""
     if PLUGINS not in volatility3.plugins.__path__:
         volatility3.plugins.__path__.insert(0, PLUGINS)
     folder.mkdir(parents=True, exist_ok=True)

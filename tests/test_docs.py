@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from volatility3 import framework
 
+from apcaudit import show
+from apcaudit.synthetic.build import build
+from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.scenes import seed
 from apcaudit.synthetic.situations import SITUATIONS
 from docs import examples
+from tests import volatility
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -50,6 +56,22 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return examples.audited(
         (name for page in GUIDE for name in examples.names(text_of(page))), tmp_path_factory.mktemp("docs")
     )
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Gather what explanations say of every situation, and of a thread that is alone in being stuck."""
+    folder = tmp_path_factory.mktemp("said")
+    every = examples.audited((*examples.SEED, *(each.name for each in SITUATIONS)), folder / "every")
+    alone = examples.audited(("stuck-special",), folder / "alone")
+    return "\n".join(row["Explanation"] for found in (every, alone) for of in found.values() for row in of).lower()
+
+
+def quotes(text: str) -> list[str]:
+    """Give what a page has in italics and is no mere emphasis: four words at least."""
+    prose = re.sub(r"```.*?```|`[^`]*`|\*\*[^*]+\*\*", "", text, flags=re.DOTALL)
+    found = (" ".join(quote.split()) for quote in re.findall(r"(?<![*\w])\*([^*]+)\*(?![*\w])", prose))
+    return [quote for quote in found if len(quote.split()) >= 4]
 
 
 def test_every_code_has_a_page_and_every_page_a_code() -> None:
@@ -91,6 +113,24 @@ def test_severities(code: str) -> None:
 def test_examples_are_what_the_plugin_prints(page: Path, rows: Rows) -> None:
     """An example is the plugin's row as it is now; `python -m docs.examples` writes them anew."""
     assert text_of(page) == examples.updated(page, rows)
+
+
+@pytest.mark.parametrize("code", sorted(PAGES))
+def test_quotes_are_what_the_plugin_says(code: str, said: str) -> None:
+    """A sentence in italics, by which an analyst knows a cause, is one that an explanation has."""
+    assert [quote for quote in quotes(text_of(PAGES[code])) if quote.lower() not in said] == []
+
+
+def test_the_readme_shows_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's row and card are those of the program where capstone is not installed, as after `make demo`."""
+    monkeypatch.setitem(sys.modules, "capstone", None)
+    image = tmp_path / "seed.dmp"
+    build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
+    (row,) = volatility.rows(image, cache=tmp_path / "cache")
+    readme = text_of(ROOT / "README.md")
+    assert "\t".join(row) in readme
+    assert "\t".join(map(examples.shown, row.values())) in readme
+    assert "\n".join(show.cards([row], 110)) in readme
 
 
 @pytest.mark.parametrize("page", GUIDE, ids=lambda path: path.stem)
