@@ -23,6 +23,7 @@ import volatility3.plugins
 from volatility3.framework.interfaces.renderers import BaseAbsentValue
 from volatility3.framework.renderers import UnreadableValue, format_hints
 
+from apcaudit import show
 from apcaudit.synthetic import situations
 from apcaudit.synthetic.assembly import Slot
 from apcaudit.synthetic.build import build
@@ -39,7 +40,7 @@ from apcaudit.synthetic.situations.situation import (
     WOW64,
     Situation,
 )
-from tests.volatility import construct
+from tests.volatility import construct, rows
 
 DOCS = Path(__file__).resolve().parent
 PLUGINS = str(DOCS.parent / "vol_plugins")
@@ -48,6 +49,8 @@ KERNELS = ("10-19041-x64", "7-sp1-x64", "11-26100-x64")
 #: The examples of the seed's scene, and whether the explanation gives the evidence behind the origin.
 SEED = {"seed": False, "seed-evidence": True}
 WIDTH = 100
+README = DOCS.parent / "README.md"
+README_WIDTH = 110
 
 _EXAMPLE = re.compile(r"(<!-- example: ([a-z0-9-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -257,8 +260,7 @@ def seed_rows(folder: Path, *, wide: bool) -> list[dict[str, Any]]:
 
 def rows_of(image: Image, folder: Path, *, wide: bool) -> Iterator[dict[str, Any]]:
     """Audit an image with --scan; `wide` is whether the explanation gives the evidence behind the origin."""
-    if PLUGINS not in volatility3.plugins.__path__:
-        volatility3.plugins.__path__.insert(0, PLUGINS)
+    _use_checkout()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "image"
     if image.scene.bugcheck is None:
@@ -273,8 +275,40 @@ def rows_of(image: Image, folder: Path, *, wide: bool) -> Iterator[dict[str, Any
             yield {column.name: column.value(row) for column in columns.COLUMNS}
 
 
+def readme_updated(text: str, folder: Path) -> str:
+    """Return the README's text with the seed's card and row as the program prints them now."""
+    (row,) = seed_table(folder)
+    card = "\n".join(show.cards([row], README_WIDTH))
+    table = "\n\n".join(["\t".join(row), "\t".join(map(shown, row.values()))])
+    text = re.sub(r"```\nCRITICAL.*?\n```", lambda _: f"```\n{card}\n```", text, flags=re.DOTALL)
+    return re.sub(
+        r"(Volatility 3 Framework [0-9.]+\n\n).*?\n```", lambda match: f"{match[1]}{table}\n```", text, flags=re.DOTALL
+    )
+
+
+def _use_checkout() -> None:
+    """Let vol find the checkout's plugin, whether a copy is installed or not."""
+    if PLUGINS not in volatility3.plugins.__path__:
+        volatility3.plugins.__path__.insert(0, PLUGINS)
+
+
+def seed_table(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows that vol prints of the seed's crash dump, by the columns that it shows without --wide."""
+    _use_checkout()
+    case = SCENES["seed"]()
+    folder.mkdir(parents=True, exist_ok=True)
+    build(case, load_kernel(case.kernel)).write_dump(folder / "seed.dmp")
+    return rows(folder / "seed.dmp", cache=folder / "cache")
+
+
 def main() -> int:
-    """Write the examples of every page anew and name the pages that changed."""
+    """Write the examples of every page and of the README anew and name those that changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        readme = README.read_text(encoding="utf-8")
+        text = readme_updated(readme, Path(folder))
+        if text != readme:
+            README.write_text(text, encoding="utf-8")
+            print(README.name)
     with tempfile.TemporaryDirectory() as folder:
         rows = audited((name for page in pages() for name in names(page.read_text(encoding="utf-8"))), Path(folder))
     for page in pages():

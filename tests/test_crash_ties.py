@@ -129,7 +129,7 @@ def test_detach(kernel: str, tmp_path: Path) -> None:
     """0x6 has no parameters: it is tied to the thread that was detaching and to what it has queued."""
     attached = replace(RUNNING, attached_to="svchost.exe", kernel_apcs=(Apc(),), kernel_apc_pending=True)
     found = crash(kernel, tmp_path, (attached,), Bugcheck(0x6))
-    assert "when this thread detached from svchost.exe (1000): its kernel APC list tells why" in sentence(found)
+    assert "when this thread detached from svchost.exe (1000): its kernel APC list shows why" in sentence(found)
     assert found.codes(8)["detach-bugcheck"] == "critical"
 
 

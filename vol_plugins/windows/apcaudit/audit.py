@@ -120,7 +120,16 @@ class Audit:
         self._stuck: set[int] | None = None
         self._not_calm: Callable[[], Iterator[Thread]] = lambda: iter(())
         self._harmless_starts: dict[tuple[int | None, int | None, int | None], bool] = {}
-        self.placement = Placement(self.memory, self.symbols, self.drivers, self.lists, self.processes, self._listed)
+        saved = self.crash.stack_pointer
+        self.placement = Placement(
+            self.memory,
+            self.symbols,
+            self.drivers,
+            self.lists,
+            self.processes,
+            self._listed,
+            {} if self.crash.thread is None or saved is None else {self.crash.thread: saved},
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ FUNCTION_BOUND = 0x4000
 class Crash:
     """Ties the bugcheck to threads; `thread` is the _ETHREAD that stopped the machine, None where that is unknown.
 
+    `stack_pointer` is its, where the dump's context is on its stack.
+
     Args:
         memory: the image.
         symbols: the kernel's.
@@ -68,6 +70,7 @@ class Crash:
         self._facts = facts
         self._apcs = self._named_apcs()
         self.thread: int | None = None
+        self.stack_pointer: int | None = None
 
     def find_thread(self, running: Iterable[int], dumped: Iterable[int], header: CrashHeader | None) -> None:
         """Find the crashed thread among those on the processors.
@@ -89,6 +92,9 @@ class Crash:
                 stopping = [each for each in on_processors if self._is_stopping(each)]
                 wanted = stopping[0] if len(stopping) == 1 else None
         self.thread = wanted
+        pointer = _stack_pointer(header)
+        if wanted is not None and pointer and self._on_stack(wanted, pointer):
+            self.stack_pointer = pointer
 
     @property
     def threads(self) -> frozenset[int]:

@@ -85,7 +85,7 @@ class Backing(Enum):
     MODULE = "loaded module"
     UNLOADED = "former range of an unloaded driver"
     NOTHING = "no loaded module"
-    USER = "user space or no canonical address"
+    USER = "user space, or at no canonical address"
     UNKNOWN = "the list of modules could not be read"
 
 

@@ -137,7 +137,7 @@ def order_violation(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     return Finding(
         "order-violation",
         Severity.MEDIUM,
-        f"the special kernel APC stands behind the normal one {ahead.address:#x}, where KiInsertQueueApc puts none",
+        f"the special kernel APC is queued behind the normal one {ahead.address:#x}, where KiInsertQueueApc puts none",
     )
 
 
@@ -172,7 +172,8 @@ def apc_outside_pool(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     known = windows.STACK_APC_ROUTINES
     if apc.on_stack and (facts.is_routine(apc.kernel_routine, *known) or facts.is_routine(apc.normal_routine, *known)):
         return None
-    return Finding("apc-outside-pool", Severity.HIGH, f"the KAPC at {apc.address:#x} lies in {apc.misplaced}")
+    where = "on" if apc.on_stack else "in"
+    return Finding("apc-outside-pool", Severity.HIGH, f"the KAPC at {apc.address:#x} lies {where} {apc.misplaced}")
 
 
 def _with_address(code: Code) -> str:

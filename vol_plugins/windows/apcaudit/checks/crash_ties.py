@@ -86,7 +86,7 @@ def _detach(thread: Thread, parameters: tuple[int, ...], named: Named, facts: Fa
     if members.kernel_apc_in_progress:
         left.append("KernelApcInProgress")
     gone = f"what it stopped for is not in {'this dump' if facts.partial else 'memory any more'}"
-    why = f"{' and '.join(left)} tells why" if left else gone
+    why = f"{' and '.join(left)} shows why" if left else gone
     return f"when this thread detached from {thread.attached or 'another process'}: {why}"
 
 
@@ -122,7 +122,7 @@ def _unexpected_irql(thread: Thread, parameters: tuple[int, ...], named: Named, 
     )
     if normal:
         text += f", NormalRoutine {named.code(normal)}"
-    return text if named.apc is not None else f"{text}; its memory holds that KAPC no more"
+    return text if named.apc is not None else f"{text}; its memory no longer holds that KAPC"
 
 
 def _counters(combined: int, facts: Facts) -> str:

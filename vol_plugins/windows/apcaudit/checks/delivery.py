@@ -135,10 +135,10 @@ def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
     members = thread.members
     if is_termination(apc, facts):
         return "a termination is in progress: the thread ends when it next returns to user mode"
-    if is_own(apc, facts):
-        return why_own_queued(apc, thread)
     if apc.queue is QueueName.SAVED_KERNEL:
         return "other-environment: it is delivered when the thread detaches"
+    if is_own(apc, facts):
+        return why_own_queued(apc, thread, _blocked(thread, facts))
     if apc.queue is not QueueName.KERNEL:
         return None
     if is_special_user(apc, facts) and apc.apc_mode == windows.KERNEL_MODE and not members.kernel_apc_pending:
@@ -158,6 +158,23 @@ def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
         return "not-yet-scheduled: it is delivered when the thread runs below APC_LEVEL"
     if members.state == windows.RUNNING:
         return "the thread is running: it may be about to be delivered"
+    return None
+
+
+def _blocked(thread: Thread, facts: Facts) -> str | None:
+    """Say what keeps a waiting thread from running a normal kernel APC, its own ones included."""
+    members = thread.members
+    if not waiting(thread):
+        return None
+    if (members.wait_irql or 0) >= windows.APC_LEVEL:
+        return f"WaitIrql is {members.wait_irql}"
+    for name, value in (
+        ("SpecialApcDisable", member(thread, "special_apc_disable", facts)),
+        ("KernelApcDisable", members.kernel_apc_disable),
+        ("KernelApcInProgress", members.kernel_apc_in_progress),
+    ):
+        if value:
+            return f"{name} is {value}"
     return None
 
 

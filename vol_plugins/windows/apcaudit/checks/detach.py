@@ -38,13 +38,13 @@ def detach_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
         text = f"{state}: {stops}, and this image is of a machine that it stopped on this thread"
         return Finding("detach-bugcheck", Severity.CRITICAL, text + _seems_to_hold(thread, facts))
     if not kernel and not user and members.state not in (None, windows.RUNNING):
-        text = "a normal kernel APC has come to it, which ends before the thread can detach (a hard-error pop-up, say)"
+        text = "a normal kernel APC is in progress in it and ends before it can detach (a hard-error pop-up, say)"
         return Finding("detach-bugcheck", Severity.LOW, f"{state}: {text}")
     if delivered_first(thread, facts):
         how = "about to run" if members.state in COMING else "waiting at IRQL 0"
         text = f"it is {how} with KernelApcPending 1, so the APC is delivered before the thread can detach"
         return Finding("detach-bugcheck", Severity.LOW, f"{state}; {text}")
-    text = f"{state}: {stops} if it detaches in this state{_why_not_delivered(thread, facts)}"
+    text = f"{state}: {stops} if it detaches {_before_what(thread, facts)}"
     return Finding("detach-bugcheck", Severity.HIGH, text + _seems_to_hold(thread, facts))
 
 
@@ -57,19 +57,22 @@ def _attached_to(thread: Thread) -> str:
     return "another process"
 
 
-def _why_not_delivered(thread: Thread, facts: Facts) -> str:
-    """Say what keeps the APC from being delivered before a detach, as far as the image shows it."""
+def _before_what(thread: Thread, facts: Facts) -> str:
+    """Say before what event a detach would stop the machine, and why nothing is delivered first."""
     members = thread.members
     why = reason(thread, facts)
-    if why in (Reason.IRQL, Reason.GUARDED_REGION):
-        return f" and before it {'lowers its IRQL' if why is Reason.IRQL else 'leaves its guarded region'}"
-    if members.kernel_apc_pending == 0 and non_empty(thread, QueueName.KERNEL):
-        return ", which nothing prevents: KernelApcPending is 0, so nothing is drained before the test"
+    if why is Reason.IRQL:
+        return "before it lowers its IRQL"
+    if why is Reason.GUARDED_REGION:
+        return "before it leaves its guarded region"
     if why is Reason.CRITICAL_REGION:
-        return " and before it leaves its critical region"
+        return "before it leaves its critical region"
+    if members.kernel_apc_pending == 0 and non_empty(thread, QueueName.KERNEL):
+        return "in this state, since with KernelApcPending 0 nothing is drained before the test"
     if members.state == windows.RUNNING and not facts.stopped:
-        return "; in a live image the APC may be delivered in the next instruction"
-    return ""
+        what = "be delivered" if non_empty(thread, QueueName.KERNEL) else "end"
+        return f"in this state; in a live image the APC may {what} in the next instruction"
+    return "in this state"
 
 
 def _seems_to_hold(thread: Thread, facts: Facts) -> str:

@@ -112,7 +112,7 @@ class Embedded:
             names = zip(("KernelRoutine", "RundownRoutine", "NormalRoutine"), routines, allowed, strict=True)
             for name, routine, addresses in names:
                 if routine is not None and addresses is not None and routine not in addresses:
-                    found.append(f"{row.member}.{name} is {routine:#x}, which this kernel does not put there")
+                    found.append(f"{row.member}.{name} is {routine:#x}")
         return found
 
 
@@ -126,7 +126,7 @@ def embedded_apc_altered(thread: Thread, facts: Facts) -> Finding | None:
     return Finding(
         "embedded-apc-altered",
         Severity.HIGH,
-        f"a KAPC that is part of the thread itself was altered: {'; '.join(defects)}",
+        f"a KAPC that is part of the thread itself holds what this kernel does not put there: {'; '.join(defects)}",
     )
 
 
@@ -145,8 +145,8 @@ def suspended_but_not(thread: Thread, facts: Facts) -> Finding | None:
     return Finding(
         "suspended-but-not",
         Severity.LOW,
-        f"SuspendCount is {members.suspend_count}, yet the thread is neither suspended in place (WaitRegister.State"
-        f" {members.wait_state}) nor in its suspending APC, which is not queued either",
+        f"SuspendCount is {members.suspend_count}, yet the thread is not suspended in place (WaitRegister.State"
+        f" {members.wait_state}), and its suspending APC is neither running nor queued",
     )
 
 
@@ -156,8 +156,14 @@ def in_place(members: ThreadMembers) -> bool:
     return state is not None and windows.FIRST_SUSPEND_STATE <= state <= windows.LAST_SUSPEND_STATE
 
 
-def why_own_queued(apc: Apc, thread: Thread) -> str:
-    """Say why a KAPC of the kernel's own is still in a thread's list."""
+def why_own_queued(apc: Apc, thread: Thread, blocked: str | None) -> str:
+    """Say why a KAPC of the kernel's own is still in a thread's list.
+
+    Args:
+        apc: the KAPC.
+        thread: the thread that it is part of.
+        blocked: what keeps the thread from running a normal kernel APC, None where nothing does.
+    """
     members = thread.members
     if apc.member == "UpdateTebApc":
         return "a TEB update waits for the thread to run"
@@ -170,7 +176,10 @@ def why_own_queued(apc: Apc, thread: Thread) -> str:
     if members.termination_request:
         return "the thread is to end when it next runs (TerminationApcRequest 1)"
     if members.suspend_count or members.freeze_count:
-        return f"a suspension waits for the thread to run (SuspendCount {members.suspend_count}{frozen})"
+        counts = f"SuspendCount {members.suspend_count}{frozen}"
+        if blocked is not None:
+            return f"a suspension waits until the thread can run kernel APCs ({blocked}; {counts})"
+        return f"a suspension waits for the thread to run ({counts})"
     return "left by a suspension that has ended: resumed and not yet run (SuspendCount 0)"
 
 

@@ -18,7 +18,7 @@ def list_cycle(thread: Thread, facts: Facts) -> Finding | None:
         return None
     text = "; ".join(
         f"the {queue.name.value} APC list closes without returning to its head {queue.head:#x}: the entry at"
-        f" {queue.ended_at:#x} points back into it after {len(queue.apcs)} entries"
+        f" {queue.ended_at:#x} points back into it after {_entries(queue)}"
         for queue in queues
     )
     return Finding("list-cycle", Severity.HIGH, text)
@@ -29,7 +29,7 @@ def list_truncated(thread: Thread, facts: Facts) -> Finding | None:
     queues = [queue for queue in thread.queues if queue.ending is Ending.BOUND]
     if not queues:
         return None
-    text = "; ".join(f"the {queue.name.value} APC list goes on after {len(queue.apcs)} entries" for queue in queues)
+    text = "; ".join(f"the {queue.name.value} APC list goes on after {_entries(queue)}" for queue in queues)
     return Finding("list-truncated", Severity.MEDIUM, f"{text}: the rest was not read")
 
 
@@ -43,9 +43,11 @@ def _damage(queue: Queue, facts: Facts) -> str | None:
         return (
             f"{where} is broken: the Blink of the entry at {queue.broken_at:#x} does not point back to its predecessor"
         )
-    return (
-        f"{where} could not be followed past {queue.ended_at:#x} after {len(queue.apcs)} entries: {queue.ending.value}"
-    )
+    return f"{where} could not be followed past {queue.ended_at:#x} after {_entries(queue)}: {queue.ending.value}"
+
+
+def _entries(queue: Queue) -> str:
+    return f"{len(queue.apcs)} entr{'y' if len(queue.apcs) == 1 else 'ies'}"
 
 
 CHECKS = (list_broken, list_cycle, list_truncated)

@@ -41,8 +41,9 @@ def stuck_deliverable(thread: Thread, facts: Facts) -> Finding | None:
     if not is_stuck(thread, facts):
         return None
     apcs = queued_kernel_apcs(thread, facts) or ()
+    kind = (head_kind(thread, facts) or "").replace("-", " ")
     text = (
-        f"the thread waits at WaitIrql 0 with nothing that forbids delivery, yet a {head_kind(thread, facts)} APC"
+        f"the thread waits at WaitIrql 0 and nothing forbids delivery, yet a {kind} APC"
         f"{named_apc(apcs[0]) if apcs else ''} is queued: queuing it should have ended the wait"
     )
     if facts.stopped:
@@ -63,8 +64,8 @@ def pending_empty(thread: Thread, facts: Facts) -> Finding | None:
     return Finding(
         "pending-empty",
         Severity.MEDIUM,
-        "KernelApcPending is 1 but the kernel APC list is intact and empty: an APC was taken off without delivery,"
-        " or the image is smeared",
+        "KernelApcPending is 1 but the kernel APC list is intact and empty: an APC was taken off without delivery"
+        + ("" if facts.stopped else ", or the image is smeared"),
     )
 
 
@@ -92,8 +93,7 @@ def lost_apc(thread: Thread, facts: Facts) -> Finding | None:
         "lost-apc",
         Severity.HIGH,
         f"SavedApcState, which a thread at ApcStateIndex 0 does not use, holds an APC that says it is queued{named}:"
-        " it came for an environment that the thread has left, is never delivered, and the next attach overwrites the"
-        " list",
+        " it was queued for an attach that has ended. Nothing delivers it, and the next attach overwrites the list",
     )
 
 

@@ -42,9 +42,12 @@ def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
     if not causes:
         return None
     text = f"the thread {'was exiting' if crashed else 'has terminated'} and {' and '.join(causes)}: "
-    text += "the exit path stops the machine with bugcheck 0x20 (KERNEL_APC_PENDING_DURING_EXIT)"
     if crashed:
-        text += ", and this image is of a machine stopped by it on this thread"
+        text += "the exit path stops the machine with bugcheck 0x20 (KERNEL_APC_PENDING_DURING_EXIT), and this image is"
+        text += " of a machine that it stopped on this thread"
+    else:
+        text += "the exit path would have stopped the machine with bugcheck 0x20 (KERNEL_APC_PENDING_DURING_EXIT), so"
+        text += " this came after its test, or the memory is no longer the thread's"
     return Finding("exit-bugcheck", Severity.CRITICAL if crashed else Severity.HIGH, text)
 
 
@@ -130,8 +133,8 @@ def apc_disabled_in_user_wait(thread: Thread, facts: Facts) -> Finding | None:
         "apc-disabled-in-user-wait",
         Severity.MEDIUM,
         f"the thread waits in user mode ({windows.wait_reason_name(members.wait_reason, facts.wait_reasons)}) and"
-        f" {' and '.join(counters)}: returning to user mode so stops the machine with bugcheck 0x1"
-        " (APC_INDEX_MISMATCH), and until then the thread cannot be suspended",
+        f" {' and '.join(counters)}: if it returns to user mode in this state, bugcheck 0x1 (APC_INDEX_MISMATCH) stops"
+        " the machine, and until then the thread cannot be suspended",
     )
 
 

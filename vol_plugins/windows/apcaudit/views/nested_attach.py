@@ -69,15 +69,18 @@ class NestedAttach:
             raise LayoutError(f"the symbol table's _KAPC_STATE has no {path}")
         return member.offset
 
-    def search(self, members: ThreadMembers, processes: AbstractSet[int]) -> StackSearch:
+    def search(
+        self, members: ThreadMembers, processes: AbstractSet[int], stack_pointer: int | None = None
+    ) -> StackSearch:
         """Search the stack of an attached thread.
 
         Args:
             members: the thread's.
             processes: virtual addresses of the known _EPROCESSes.
+            stack_pointer: that of a running thread, where a crash saved it.
         """
         # KernelStack of a running thread is where it last waited.
-        top = None if members.state == windows.RUNNING else members.kernel_stack
+        top = stack_pointer if members.state == windows.RUNNING else members.kernel_stack
         searches = [self._segment(limit, base, top, processes) for limit, base in self._segments(members)]
         states = tuple(state for search in searches for state in search.states)
         known = [search.whole for search in searches if search.whole is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from ..apc_lists import ApcLists
@@ -17,7 +17,7 @@ from .stack_ranges import StackRanges
 
 
 class Placement:
-    """Completes a thread that has APCs or is attached."""
+    """Completes a thread that has APCs or is attached; `stack_pointers` are of running threads, by _ETHREAD."""
 
     def __init__(
         self,
@@ -27,7 +27,9 @@ class Placement:
         lists: ApcLists,
         processes: Processes,
         threads: Callable[[], Iterable[Thread]],
+        stack_pointers: Mapping[int, int],
     ) -> None:
+        self._stack_pointers = stack_pointers
         self._drivers = drivers
         self._lists = lists
         self._processes = processes
@@ -43,7 +45,8 @@ class Placement:
         return replace(thread, queues=queues) if queues != thread.queues else thread
 
     def _with_nested(self, thread: Thread) -> Thread:
-        found = self._nested.search(thread.members, self._processes.known)
+        stack_pointer = self._stack_pointers.get(thread.address)
+        found = self._nested.search(thread.members, self._processes.known, stack_pointer)
         if not found.states:
             return replace(
                 thread,
