@@ -30,7 +30,7 @@ def test_every_processor_is_read_once(kernel: str, tmp_path: Path) -> None:
 @KERNELS
 def test_irql_of_a_running_thread_in_a_crash(kernel: str, tmp_path: Path) -> None:
     """What the crash saved is the running thread's IRQL; XP saves none, so there it is unknown."""
-    stopped = Bugcheck(0x6, (0, 0, 0, 0))
+    stopped = Bugcheck(0xA, (0, 0, 0, 0))
     found = audited(kernel, tmp_path, (RUNNING,), processors=2, bugcheck=stopped, crashing_thread=8, crash_irql=1)
     assert found.of[8].thread.irql == (None if kernel.startswith("xp") else 1)
     assert found.of[8].thread.processor == 1

