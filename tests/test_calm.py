@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from volatility3.plugins.windows.apcaudit.absence import Absence
 from volatility3.plugins.windows.apcaudit.checks.calm import Calm
 from volatility3.plugins.windows.apcaudit.checks.threads import check
+from volatility3.plugins.windows.apcaudit.layout import Decoder, EmbeddedKapc, Layout
 from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Thread
+from volatility3.plugins.windows.apcaudit.thread_members import Glance, ThreadMembers
 
 from tests.situations_pure import (
+    APC_SIZE,
     KERNEL_HEAD,
     NO_OP,
     OTHER,
@@ -60,7 +63,46 @@ MEMBERS: dict[str, Any] = {
     "teb_apc_rundown": st.sampled_from([0, 0x1234, None]),
     "teb_apc_normal": st.sampled_from([0, ROUTINES["KiUpdateTebApc"], 0x1234, None]),
 }
-CALM = Calm(KERNEL_HEAD - THREAD, USER_HEAD - THREAD, WINDOWS_11_24H2)
+# Where a thread of 11 (26100) has its KAPCs, and these their members (public PDB).
+KAPCS = tuple(
+    EmbeddedKapc(name, at, at + 0x58, at, at + 2, at + 8, at + 0x20)
+    for name, at in (("SchedulerApc", 0x288), ("UpdateTebApc", 0x720))
+)
+LAYOUT = Layout(
+    pointer_size=8,
+    thread=Decoder((), 0),
+    glance=Decoder((), 0),
+    apc=Decoder((), APC_SIZE),
+    apc_list_entry=0x10,
+    kernel_head=KERNEL_HEAD - THREAD,
+    user_head=USER_HEAD - THREAD,
+    saved_kernel_head=0x258,
+    saved_user_head=0x268,
+    thread_list_entry=0x538,
+    embedded={kapc.start: kapc.member for kapc in KAPCS},
+    embedded_kapcs=KAPCS,
+    has_state_pointer=False,
+    lacks=frozenset(),
+)
+CALM = Calm(LAYOUT, WINDOWS_11_24H2)
+
+
+def glance(members: ThreadMembers) -> Glance:
+    return Glance(*(getattr(members, name) for name in Glance._fields))
+
+
+def thread_bytes(members: ThreadMembers) -> bytes:
+    """Lay the embedded KAPCs into an _ETHREAD; a member that could not be read is zero there."""
+    data = bytearray(0x800)
+    for kapc, prefix in zip(KAPCS, ("suspend_apc", "teb_apc"), strict=True):
+        values = {name: getattr(members, f"{prefix}_{name}") or 0 for name in ("type", "size", "thread")}
+        data[kapc.type], data[kapc.size] = values["type"], values["size"]
+        data[kapc.thread : kapc.thread + 8] = values["thread"].to_bytes(8, "little")
+        routines = (getattr(members, f"{prefix}_{name}") or 0 for name in ("kernel", "rundown", "normal"))
+        data[kapc.routines : kapc.routines + 24] = b"".join(each.to_bytes(8, "little") for each in routines)
+    return bytes(data)
+
+
 CODES = (None, 0x1, 0x6, 0x20)
 
 
@@ -88,10 +130,13 @@ def test_calm_threads_have_no_findings(
     bugcheck = None if code is None else BugCheck(code, (0, 0, 0, 0), "nt!KiBugCheckData")
     facts = replace(WINDOWS_11_24H2, bugcheck=bugcheck)
     usual = processor is None and absence is None and listed is not False
-    calm = CALM(subject.address, subject.members)
+    # A thread on the list of another process is none that every view holds.
+    usual = usual and subject.members.process == OWNER.address
+    calm = CALM(subject.address, glance(subject.members), thread_bytes(subject.members))
     assert not (usual and calm) or check(subject, facts) == ()
 
 
 def test_an_ordinary_thread_is_calm() -> None:
     """A waiting thread with nothing queued is calm: otherwise nothing is spared."""
-    assert CALM(THREAD, thread().members)
+    ordinary = thread().members
+    assert CALM(THREAD, glance(ordinary), thread_bytes(ordinary))

@@ -113,7 +113,7 @@ class Audit:
         scanned = self._scan(context, progress) if scan_memory else Scanned()
         self._scanned = scanned
         self._find_crash()
-        self._calm = Calm(self.layout.kernel_head, self.layout.user_head, self.facts)
+        self._calm = Calm(self.layout, self.facts)
         self._thread_notes: tuple[str, ...] = ()
         self.off_list = OffList(self.memory, self.layout, self.lists, scanned.apcs, self.drivers.kernel_start)
         self._named_threads: frozenset[int] = frozenset()
@@ -238,13 +238,13 @@ class Audit:
                 if selection.clean_too or reported:
                     yield self.suspects.examined(self._named(audited), stack_too=selection.stacks)
 
-    def _passes(self, address: int, members: Glance | ThreadMembers) -> bool:
+    def _passes(self, address: int, members: Glance, data: bytes) -> bool:
         """Tell of a thread that every view holds whether it has nothing queued and no check would find anything."""
         return (
-            self._calm(address, members)
+            self._calm(address, members, data)
             and address not in self._named_threads
             and self._start_harmless(members)
-            and self.lists.nothing_lost(address, members)
+            and (not self.layout.has_state_pointer or self.lists.nothing_lost(address, members))
         )
 
     def _quiet(self, thread: Thread) -> bool:

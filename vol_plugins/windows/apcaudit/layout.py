@@ -206,13 +206,30 @@ class LayoutError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddedKapc:
+    """Where a KAPC that is a member of _ETHREAD has what the kernel fills in once: offsets from the thread's start.
+
+    The three routines lie side by side in every version.
+    """
+
+    member: str
+    start: int
+    end: int
+    type: int
+    size: int
+    thread: int
+    routines: int
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """The structures of one kernel that the walk reads; sizes and offsets in bytes.
 
     `kernel_head`, `user_head`, `saved_kernel_head`, `saved_user_head` and `thread_list_entry` are offsets in
     _ETHREAD, `apc_list_entry` is one in _KAPC. `embedded` names the members of _ETHREAD that are KAPCs, by their
-    offsets. `has_state_pointer` is whether an APC goes to the list of its own ApcStateIndex, whatever the thread's is:
-    the kernel has _KTHREAD.ApcStatePointer. `lacks` names the ThreadMembers that this Windows does not have.
+    offsets, `embedded_kapcs` says where each has its members. `has_state_pointer` is whether an APC goes to the list of
+    its own ApcStateIndex, whatever the thread's is: the kernel has _KTHREAD.ApcStatePointer. `lacks` names the
+    ThreadMembers that this Windows does not have.
     """
 
     pointer_size: int
@@ -226,6 +243,7 @@ class Layout:
     saved_user_head: int
     thread_list_entry: int
     embedded: Mapping[int, str]
+    embedded_kapcs: tuple[EmbeddedKapc, ...]
     has_state_pointer: bool
     lacks: frozenset[str]
 
@@ -263,10 +281,15 @@ def read_layout(
     if (sizes["_KAPC"] or 0) > _LARGEST_KAPC:
         raise LayoutError(f"the symbol table's _KAPC has {sizes['_KAPC']:#x} bytes, more than its own Size can say")
     lacks = frozenset(name for name, member in zip(names, thread, strict=True) if member is None)
+    embedded = _embedded(lookup, members_of_type)
+    has_state_pointer = lookup("_ETHREAD", "Tcb.ApcStatePointer[0]") is not None
+    # Links of a SavedApcState that is not in use matter only where the kernel may still queue there.
+    unused = frozenset() if has_state_pointer else frozenset({"saved_kernel_flink", "saved_user_flink"})
+    glance = [None if name in unused else thread[names.index(name)] for name in Glance._fields]
     return Layout(
         pointer_size=entry.size,
         thread=Decoder(thread, sizes["_ETHREAD"] or 0),
-        glance=Decoder([thread[names.index(name)] for name in Glance._fields], sizes["_ETHREAD"] or 0),
+        glance=Decoder(glance, sizes["_ETHREAD"] or 0),
         apc=Decoder(apc, sizes["_KAPC"] or 0),
         apc_list_entry=entry.offset,
         kernel_head=lists[0].offset,
@@ -274,8 +297,9 @@ def read_layout(
         saved_kernel_head=lists[2].offset,
         saved_user_head=lists[3].offset,
         thread_list_entry=lists[4].offset,
-        embedded=_embedded(lookup, members_of_type),
-        has_state_pointer=lookup("_ETHREAD", "Tcb.ApcStatePointer[0]") is not None,
+        embedded=embedded,
+        embedded_kapcs=_embedded_kapcs(embedded, dict(zip(_APC_MEMBERS, apc, strict=True)), sizes),
+        has_state_pointer=has_state_pointer,
         lacks=lacks,
     )
 
@@ -286,6 +310,24 @@ def _embedded(lookup: MemberLookup, members_of_type: Callable[[str, str], Mappin
     start = 0 if tcb is None else tcb.offset
     found = {offset + start: name for name, offset in members_of_type("_KTHREAD", "_KAPC").items()}
     return found | {offset: name for name, offset in members_of_type("_ETHREAD", "_KAPC").items()}
+
+
+def _embedded_kapcs(
+    embedded: Mapping[int, str], members: Mapping[str, Member], sizes: Mapping[str, int | None]
+) -> tuple[EmbeddedKapc, ...]:
+    return tuple(
+        EmbeddedKapc(
+            name,
+            start,
+            start + (sizes["_KAPC"] or 0),
+            start + members["Type"].offset,
+            start + members["Size"].offset,
+            start + members["Thread"].offset,
+            start + members["KernelRoutine"].offset,
+        )
+        for start, name in embedded.items()
+        if start + (sizes["_KAPC"] or 0) <= (sizes["_ETHREAD"] or 0)
+    )
 
 
 _LIST_HEADS = (

@@ -30,18 +30,6 @@ class Glance(NamedTuple):
     suspend_count: int | None
     kernel_apc_disable: int | None
     special_apc_disable: int | None
-    suspend_apc_type: int | None
-    suspend_apc_size: int | None
-    suspend_apc_thread: int | None
-    suspend_apc_kernel: int | None
-    suspend_apc_rundown: int | None
-    suspend_apc_normal: int | None
-    teb_apc_type: int | None
-    teb_apc_size: int | None
-    teb_apc_thread: int | None
-    teb_apc_kernel: int | None
-    teb_apc_rundown: int | None
-    teb_apc_normal: int | None
 
 
 class ThreadMembers(NamedTuple):

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from .. import facts as windows
+from ..layout import Layout
 from ..model import Facts
-from ..thread_members import Glance, ThreadMembers
-from .embedded import Embedded
+from ..thread_members import Glance
+from .embedded import usual_bytes
 
 _ENDED = (None, windows.TERMINATED)
 
 
 class Calm:
-    """Tells calm threads of one kernel.
+    """Tells calm threads of one kernel."""
 
-    Args:
-        kernel_head: offset of ApcState.ApcListHead[KernelMode] in _ETHREAD, in bytes.
-        user_head: offset of ApcState.ApcListHead[UserMode].
-        facts: what is known of the image.
-    """
+    def __init__(self, layout: Layout, facts: Facts) -> None:
+        self._kernel_head = layout.kernel_head
+        self._user_head = layout.user_head
+        self._embedded_usual = usual_bytes(layout.embedded_kapcs, layout.pointer_size, facts)
 
-    def __init__(self, kernel_head: int, user_head: int, facts: Facts) -> None:
-        self._kernel_head = kernel_head
-        self._user_head = user_head
-        self._embedded = Embedded(facts)
-
-    def __call__(self, address: int, members: Glance | ThreadMembers) -> bool:
+    def __call__(self, address: int, members: Glance, data: bytes) -> bool:
         """Tell whether a thread that every view holds and that starts in a module is one that every check passes.
 
         False is no finding, only a thread that the checks have to look at; a test holds this against them. What
@@ -33,6 +28,7 @@ class Calm:
         Args:
             address: virtual address of the _ETHREAD.
             members: what was read of the thread.
+            data: its bytes.
         """
         return (
             members.apc_kernel_flink == address + self._kernel_head == members.apc_kernel_blink
@@ -46,5 +42,5 @@ class Calm:
             and members.state not in _ENDED
             and not members.suspend_count
             and (members.wait_mode == 0 or not (members.kernel_apc_disable or members.special_apc_disable))
-            and self._embedded.is_usual(address, members)
+            and self._embedded_usual(address, data)
         )

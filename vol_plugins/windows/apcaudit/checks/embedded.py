@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 from .. import facts as windows
 from ..facts import EMBEDDED_APCS, EmbeddedApc
+from ..layout import EmbeddedKapc
 from ..model import Apc, Facts, Finding, Queue, QueueName, Severity, Thread
-from ..thread_members import Glance, ThreadMembers
+from ..thread_members import ThreadMembers
 
 Routines = tuple[frozenset[int] | None, frozenset[int] | None, frozenset[int] | None]
 """The addresses that KernelRoutine, RundownRoutine and NormalRoutine may have; None where this kernel does not tell."""
@@ -64,69 +66,90 @@ def routines_of(row: EmbeddedApc, routines: Mapping[str, int]) -> Routines:
     return kernel, rundown, normal
 
 
-class Embedded:
-    """Compares what threads hold in their embedded KAPCs with what this kernel gives them."""
-
-    def __init__(self, facts: Facts) -> None:
-        self._rows = [(row, routines_of(row, facts.routines)) for row in EMBEDDED_APCS if row.member in facts.embedded]
-        self._size = facts.apc_size
-        self._seen: set[tuple[int | None, ...]] = set()
-
-    def is_usual(self, address: int, members: Glance | ThreadMembers) -> bool:
-        """Tell whether nothing is wrong with a thread's embedded KAPCs: most threads' hold the same routines."""
-        key = (
-            members.suspend_apc_type,
-            members.suspend_apc_size,
-            members.suspend_apc_kernel,
-            members.suspend_apc_rundown,
-            members.suspend_apc_normal,
-            members.teb_apc_type,
-            members.teb_apc_size,
-            members.teb_apc_kernel,
-            members.teb_apc_rundown,
-            members.teb_apc_normal,
+def defects(address: int, members: ThreadMembers, facts: Facts) -> list[str]:
+    """Say what the embedded KAPCs of a thread hold that this kernel does not put there."""
+    found = []
+    for row in EMBEDDED_APCS:
+        if row.member not in facts.embedded:
+            continue
+        kind, size, thread, *routines = (
+            getattr(members, f"{row.prefix}_{name}")
+            for name in ("type", "size", "thread", "kernel", "rundown", "normal")
         )
-        if key in self._seen and members.suspend_apc_thread == address and members.teb_apc_thread in (address, 0, None):
-            return True
-        if self.defects(address, members):
-            return False
-        self._seen.add(key)
-        return True
+        if row.may_be_zero and not any((kind, size, thread, *routines)):
+            continue
+        if kind not in (None, windows.APC_OBJECT):
+            found.append(f"{row.member}.Type is {kind}, not {windows.APC_OBJECT} (ApcObject)")
+        if size not in (None, facts.apc_size):
+            found.append(f"{row.member}.Size is {size:#x}, not {facts.apc_size:#x}")
+        if thread not in (None, address):
+            found.append(f"{row.member}.Thread is {thread:#x}, not this thread")
+        allowed = routines_of(row, facts.routines)
+        names = zip(("KernelRoutine", "RundownRoutine", "NormalRoutine"), routines, allowed, strict=True)
+        for name, routine, addresses in names:
+            if routine is not None and addresses is not None and routine not in addresses:
+                found.append(f"{row.member}.{name} is {routine:#x}")
+    return found
 
-    def defects(self, address: int, members: Glance | ThreadMembers) -> list[str]:
-        """Say what the embedded KAPCs of a thread hold that this kernel does not put there."""
-        found = []
-        for row, allowed in self._rows:
-            kind, size, thread, *routines = (
-                getattr(members, f"{row.prefix}_{name}")
-                for name in ("type", "size", "thread", "kernel", "rundown", "normal")
-            )
-            if row.may_be_zero and not any((kind, size, thread, *routines)):
-                continue
-            if kind not in (None, windows.APC_OBJECT):
-                found.append(f"{row.member}.Type is {kind}, not {windows.APC_OBJECT} (ApcObject)")
-            if size not in (None, self._size):
-                found.append(f"{row.member}.Size is {size:#x}, not {self._size:#x}")
-            if thread not in (None, address):
-                found.append(f"{row.member}.Thread is {thread:#x}, not this thread")
-            names = zip(("KernelRoutine", "RundownRoutine", "NormalRoutine"), routines, allowed, strict=True)
-            for name, routine, addresses in names:
-                if routine is not None and addresses is not None and routine not in addresses:
-                    found.append(f"{row.member}.{name} is {routine:#x}")
-        return found
+
+UsualBytes = Callable[[int, bytes], bool]
+"""Tells of an _ETHREAD's virtual address and bytes whether its embedded KAPCs hold what this kernel puts there."""
+
+
+def usual_bytes(kapcs: Sequence[EmbeddedKapc], pointer_size: int, facts: Facts) -> UsualBytes:
+    """Make the test that spares nearly every thread the decoding of its embedded KAPCs; False asks for a closer look.
+
+    It is made of the bytes that Type, Size, Thread and the routines must have, since decoding a dozen members of every
+    thread would cost more than all the rest.
+    """
+    by_member = {kapc.member: kapc for kapc in kapcs}
+    tests = []
+    for row in EMBEDDED_APCS:
+        if row.member not in facts.embedded:
+            continue
+        kapc, routines = by_member.get(row.member), routines_of(row, facts.routines)
+        if kapc is None or None in routines:
+            return lambda _address, _thread: False
+        tests.append(_usual(kapc, row, routines, pointer_size, facts.apc_size))
+    if len(tests) == 1:
+        return tests[0]
+    return lambda address, thread: all(test(address, thread) for test in tests)
+
+
+def _usual(kapc: EmbeddedKapc, row: EmbeddedApc, routines: Routines, pointer_size: int, apc_size: int) -> UsualBytes:
+    allowed = (addresses or frozenset() for addresses in routines)
+    usual = frozenset(
+        b"".join(each.to_bytes(pointer_size, "little") for each in combination) for combination in product(*allowed)
+    )
+    # Bound to locals: this is asked of every thread.
+    kind, size, thread_at, routines_at = kapc.type, kapc.size, kapc.thread, kapc.routines
+    thread_end, routines_end = thread_at + pointer_size, routines_at + 3 * pointer_size
+    start, end, may_be_zero, apc_object = kapc.start, kapc.end, row.may_be_zero, windows.APC_OBJECT
+
+    def test(address: int, thread: bytes) -> bool:
+        if (
+            thread[routines_at:routines_end] in usual
+            and thread[kind] == apc_object
+            and thread[size] == apc_size
+            and thread[thread_at:thread_end] == address.to_bytes(pointer_size, "little")
+        ):
+            return True
+        return may_be_zero and not any(thread[start:end])
+
+    return test
 
 
 def embedded_apc_altered(thread: Thread, facts: Facts) -> Finding | None:
     """A KAPC that is a member of a live thread holds what the kernel does not put there."""
     if thread.members.state in (None, windows.INITIALIZED, windows.TERMINATED):
         return None
-    defects = Embedded(facts).defects(thread.address, thread.members)
-    if not defects:
+    wrong = defects(thread.address, thread.members, facts)
+    if not wrong:
         return None
     return Finding(
         "embedded-apc-altered",
         Severity.HIGH,
-        f"a KAPC that is part of the thread itself holds what this kernel does not put there: {'; '.join(defects)}",
+        f"a KAPC that is part of the thread itself holds what this kernel does not put there: {'; '.join(wrong)}",
     )
 
 

@@ -14,7 +14,7 @@ from ..thread_members import Glance, ThreadMembers
 from .system_time import SystemTime
 from .views import Views
 
-Passes = Callable[[int, "Glance | ThreadMembers"], bool]
+Passes = Callable[[int, Glance, bytes], bool]
 
 THREAD_BOUND = 1_000_000
 """How many threads of one process are followed."""
@@ -97,7 +97,8 @@ class Threads:
                 if entry % self._layout.pointer_size:
                     break
                 data = read(address, size)
-                seen = self.members(address) if data is None else Glance._make(glance_at(data))
+                glance = None if data is None else Glance._make(glance_at(data))
+                seen = self.members(address) if glance is None else glance
                 if seen.tid is None and seen.thread_list_flink is None:
                     break
                 if seen.process != process.address and self._is_foreign(address, seen.process, process):
@@ -108,7 +109,7 @@ class Threads:
                 count += 1
                 entry = seen.thread_list_flink if forward else seen.thread_list_blink
                 if views is usual and listed and seen.process == process.address:
-                    if passes is None or not passes(address, seen):
+                    if passes is None or glance is None or data is None or not passes(address, glance, data):
                         yield Thread(address, self.members(address), process, views=views)
                 else:
                     yield self._unusual(address, self.members(address), process, views, listed)
