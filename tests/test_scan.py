@@ -152,6 +152,53 @@ def test_nested_attach(kernel: str, queued: bool, tmp_path: Path) -> None:
 
 
 @KERNELS
+def test_nested_attach_of_a_running_thread(kernel: str, tmp_path: Path) -> None:
+    """KernelStack of a running thread is stale: all of its stack is searched, and what is found may be left over."""
+    probe = audited(kernel, tmp_path, (Thread(8),))
+    base = probe.of[8].thread.members.stack_base
+    assert base
+    middle = Apc("nt!IopDeallocateApc", linked=False, environment=1, label="middle")
+
+    def place(image: Image) -> None:
+        # Below where the thread last waited.
+        image.address_of["nested"] = base - 0x600
+
+    thread = Thread(8, stack_base=base, state="Running", running_on=0, attached_to="svc.exe", kernel_apcs=(middle,))
+    found = audited(kernel, tmp_path, (thread,), others=(SERVICE, OTHER), changes=(place, _nest(queued=False)))
+    assert "other.exe (200)?" in (found.of[8].thread.nested_attach or "")
+
+
+@pytest.mark.parametrize("kernel", ["7-sp1-x64", "8.1-x64", "10-19041-x64", "11-26100-x64"])
+def test_nested_attach_on_the_stack_before(kernel: str, tmp_path: Path) -> None:
+    """A state on the stack that a callout grew out of is found there: _KSTACK_CONTROL at InitialStack leads to it."""
+    probe = audited(kernel, tmp_path, (Thread(8), Thread(12)))
+    bases = {tid: probe.of[tid].thread.members.stack_base for tid in (8, 12)}
+    assert bases[8]
+    assert bases[12]
+    middle = Apc("nt!IopDeallocateApc", linked=False, environment=1, label="middle")
+
+    def grow(image: Image) -> None:
+        memory, body = image.memory, image.address_of[8]
+        new = memory.layout.has_type("_KSTACK_CONTROL")
+        control, own = ("_KSTACK_CONTROL", "StackBase") if new else ("_KERNEL_STACK_CONTROL", "Current.StackBase")
+        start = bases[8] - 0x100
+        memory.write(body, "_ETHREAD", "Tcb.InitialStack", start)
+        memory.write(start, control, own, bases[8])
+        memory.write(start, control, "Previous.StackBase", bases[12])
+        memory.write(start, control, "Previous.StackLimit", (bases[12] or 0) - 0x6000)
+        image.address_of["nested"] = (bases[12] or 0) - 0x280
+
+    threads = (
+        Thread(8, stack_base=bases[8], attached_to="svc.exe", kernel_apcs=(middle,)),
+        Thread(12, stack_base=bases[12]),
+    )
+    found = audited(kernel, tmp_path, threads, others=(SERVICE, OTHER), changes=(grow, _nest(queued=True)))
+    assert "other.exe (200)" in (found.of[8].thread.nested_attach or "")
+    nested = [apc.address for queue in found.of[8].thread.queues for apc in queue.apcs]
+    assert nested == [found.image.address_of["apc:middle"]]
+
+
+@KERNELS
 def test_single_attach(kernel: str, tmp_path: Path) -> None:
     """A thread that attached once has no third state; a stack that is not in the image is said not to be examined."""
     threads = (Thread(8, attached_to="svc.exe"), Thread(12, attached_to="svc.exe", stack_pages=0))
