@@ -49,7 +49,7 @@ def test_page_tables_are_found_where_they_map_themselves(kernel: str, tmp_path: 
 
 @KERNELS
 def test_a_routine_outside_of_modules_is_told_with_its_region(kernel: str, tmp_path: Path) -> None:
-    """The explanation of routine-unbacked names the pool, the kernel stack or the shared page that a routine lies in."""
+    """The explanation of routine-unbacked names the pool, the stack or the shared page that a routine lies in."""
     probe = audited(kernel, tmp_path, (Thread(8), Thread(12)))
     base = probe.of[12].thread.members.stack_base
     assert base
