@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
+import json
 import os
 import signal
 import time
@@ -11,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from apcaudit.bulk import store, worker
+from apcaudit.bulk import export, store, worker
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.outcome import Failed, Scanned, Settings
 from apcaudit.synthetic import situations
+from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.scene import Apc, Process, Scene, Thread
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
 from tests.bulk_images import BROKEN, apcaudit, gone, need_extra, wait_for_reader
@@ -73,6 +78,25 @@ def test_every_situation_is_in_the_tables(tmp_path: Path) -> None:
     assert {tid: codes for tid, codes in found.items() if tid in planted} == {
         tid: codes for tid, codes in planted.items() if codes
     }
+
+
+@pytest.mark.parametrize("name", ["-agent.exe", "=agent.exe", "+agent.exe", "@agent.exe"])
+def test_a_name_is_what_it_is_in_memory(name: str, tmp_path: Path) -> None:
+    """A name that begins like a formula is itself in Parquet and JSON; only CSV has an apostrophe before it."""
+    process = Process(
+        name, 800, (Thread(804, start=0x401000, system=False, kernel_apcs=(Apc("nt!IopCompleteRequest"),)),)
+    )
+    scene = Scene("named", "a name", "10-19041-x64", (Process("System", 4, (Thread(8),), parent=0), process))
+    image = tmp_path / "named.dmp"
+    build(scene, load_kernel(scene.kernel)).write_dump(image)
+    settings = Settings(tmp_path / "results", offline=True)
+    assert isinstance(worker.scan(Evidence(image), settings), Scanned)
+    names = store.connect(settings.results).execute("SELECT process FROM threads WHERE pid = 800").fetchall()
+    assert names == [(name,)]
+    lines = [json.loads(line) for line in export.jsonl(settings.results, "threads")]
+    assert [line["process"] for line in lines if line["pid"] == 800] == [name]
+    rows = csv.DictReader(io.StringIO("".join(export.comma_separated(settings.results, "threads")), newline=""))
+    assert [row["process"] for row in rows if row["pid"] == "800"] == [f"'{name}"]
 
 
 def test_genuine_images(tmp_path: Path, shared: Path) -> None:
