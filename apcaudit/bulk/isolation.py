@@ -49,6 +49,8 @@ class Isolation:
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self._stopped = False
+        self._lock = threading.Lock()
+        self._request = 0
 
     def start(self) -> None:
         """Start the process, so that it has loaded what it needs when it is asked."""
@@ -71,10 +73,14 @@ class Isolation:
         # Where there is no fork, nobody is left to say it.
         ended = sys.platform != "linux"
         expired = threading.Event()
+        own = self._request
 
         def expire() -> None:
-            expired.set()
-            self.close()
+            with self._lock:
+                # A timer that cancel() came too late for: what the process reads by now is another image.
+                if self._request == own:
+                    expired.set()
+                    self._kill()
 
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), expire)
         timer.daemon = True
@@ -109,6 +115,8 @@ class Isolation:
         except BrokenPipeError:
             pass
         finally:
+            with self._lock:
+                self._request += 1
             timer.cancel()
             if os.name == "nt" or sys.platform != "linux":
                 self.close()
@@ -126,6 +134,10 @@ class Isolation:
 
     def close(self) -> None:
         """Kill the process and its child, if there is one."""
+        with self._lock:
+            self._kill()
+
+    def _kill(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
