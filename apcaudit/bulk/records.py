@@ -33,7 +33,9 @@ class ImageRow:
     size: int | None = _column("bytes, unpacked")
     status: str = _column("`scanned` or `failed`")
     reason: str | None = _column("why it failed")
-    stage: str | None = _column("where it failed: `start`, `unpack`, `hash`, `open`, `audit`, `store`")
+    stage: str | None = _column(
+        "where it failed: `start`, `unpack`, `hash`, `open`, `audit`, `store`; `worker` around these"
+    )
     seconds: float = _column("how long the scan took")
     scanned_at: float = _column("when the scan ended, seconds since 1970")
     worker: str = _column("machine and process ID of the worker")
