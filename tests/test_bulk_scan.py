@@ -31,16 +31,8 @@ need_extra()
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the tests' own."""
-    folder = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    yield folder
-    worker.readers.stop()
-    worker.readers.reopen()
-    if before is None:
-        del os.environ["XDG_CACHE_HOME"]
-    else:
-        os.environ["XDG_CACHE_HOME"] = before
+    with bulk_images.own_cache(tmp_path_factory.mktemp("cache")) as folder:
+        yield folder
 
 
 def test_the_rows_are_what_was_planted(tmp_path: Path) -> None:
