@@ -23,6 +23,7 @@ from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
 
 from apcaudit import where
+from apcaudit.bulk.reader_cache import ReaderCache
 from apcaudit.bulk.records import Address, ApcRow, DriverRow, FindingRow, ThreadRow
 from apcaudit.bulk.rows import Rows, address_of, time_of
 from apcaudit.bulk.symbol_files import SymbolFiles
@@ -72,21 +73,26 @@ class NoKernelError(ApcAuditError):
         self.kernel = kernel
 
 
-def prepare(symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
+def prepare(symbols: tuple[Path, ...], cache: ReaderCache, *, offline: bool) -> None:
     """Load what every image needs: vol's plugins, the folders of symbol files, and the cache that indexes them."""
-    own_symbols = _find_own()
-    for folder in (own_symbols, *reversed(symbols)):
-        if str(folder) not in volatility3.symbols.__path__:
-            volatility3.symbols.__path__.insert(0, str(folder))
-    cache.mkdir(parents=True, exist_ok=True)
-    constants.CACHE_PATH = str(cache)
+    cache.begin()
+    # Only the first one will vol write to, and remove files from.
+    folders = [str(each) for each in (cache.first, *symbols, _find_own())]
+    others = [each for each in volatility3.symbols.__path__ if each not in folders]
+    volatility3.symbols.__path__[:] = [*folders, *others, str(cache.last)]
+    constants.CACHE_PATH = str(cache.own)
     constants.OFFLINE = offline
+    if offline:
+        # Nothing is there, which vol takes for a file that it could not fetch: it then looks for one by its name. Being
+        # offline is an error to it, after which it does not look, though its index may have missed the file.
+        constants.SYMBOL_SERVER_URL = (cache.own / "nowhere").as_uri()
     plugin = _plugin()
     # Runs the automagic that fills the index, on no image.
     context = contexts.Context()
     for magic in _magics(context):
         if type(magic).__name__ == "SymbolCacheMagic":
             magic(context, "automagic", plugin, None)
+    cache.keep()
     for module in ("audit", "columns", "diagnosis", "document", "image_facts"):
         # Deferred modules load when an attribute is asked for.
         vars(importlib.import_module(f"{_PACKAGE}.{module}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import lzma
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from apcaudit.bulk import worker
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
@@ -28,6 +31,22 @@ def need_extra() -> None:
     """Skip a module's tests where the extra `bulk` is not installed."""
     for module in ("pyarrow", "duckdb", "rich", "distributed"):
         pytest.importorskip(module, reason=NO_EXTRA)
+
+
+@contextlib.contextmanager
+def own_cache(folder: Path) -> Iterator[Path]:
+    """Give the workers of this process a cache folder meanwhile, and end the processes that read images for them."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    try:
+        yield folder
+    finally:
+        worker.readers.stop()
+        worker.readers.reopen()
+        if before is None:
+            del os.environ["XDG_CACHE_HOME"]
+        else:
+            os.environ["XDG_CACHE_HOME"] = before
 
 
 def write(path: Path, scene: str, kernel: str | None = None, **arguments: Any) -> Path:

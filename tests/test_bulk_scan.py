@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import signal
 import time
@@ -10,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from apcaudit.bulk import store, worker
+from apcaudit.bulk import export, store, worker
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.outcome import Failed, Scanned, Settings
 from apcaudit.synthetic import situations
+from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.scene import Apc, Process, Scene, Thread
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
 from tests.bulk_images import BROKEN, apcaudit, gone, need_extra, wait_for_reader
@@ -25,16 +30,8 @@ need_extra()
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the tests' own."""
-    folder = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    yield folder
-    worker.readers.stop()
-    worker.readers.reopen()
-    if before is None:
-        del os.environ["XDG_CACHE_HOME"]
-    else:
-        os.environ["XDG_CACHE_HOME"] = before
+    with bulk_images.own_cache(tmp_path_factory.mktemp("cache")) as folder:
+        yield folder
 
 
 def test_the_rows_are_what_was_planted(tmp_path: Path) -> None:
@@ -70,6 +67,25 @@ def test_every_situation_is_in_the_tables(tmp_path: Path) -> None:
     assert {tid: codes for tid, codes in found.items() if tid in planted} == {
         tid: codes for tid, codes in planted.items() if codes
     }
+
+
+@pytest.mark.parametrize("name", ["-agent.exe", "=agent.exe", "+agent.exe", "@agent.exe"])
+def test_a_name_is_what_it_is_in_memory(name: str, tmp_path: Path) -> None:
+    """A name that begins like a formula is itself in Parquet and JSON; only CSV has an apostrophe before it."""
+    process = Process(
+        name, 800, (Thread(804, start=0x401000, system=False, kernel_apcs=(Apc("nt!IopCompleteRequest"),)),)
+    )
+    scene = Scene("named", "a name", "10-19041-x64", (Process("System", 4, (Thread(8),), parent=0), process))
+    image = tmp_path / "named.dmp"
+    build(scene, load_kernel(scene.kernel)).write_dump(image)
+    settings = Settings(tmp_path / "results", offline=True)
+    assert isinstance(worker.scan(Evidence(image), settings), Scanned)
+    names = store.connect(settings.results).execute("SELECT process FROM threads WHERE pid = 800").fetchall()
+    assert names == [(name,)]
+    lines = [json.loads(line) for line in export.jsonl(settings.results, "threads")]
+    assert [line["process"] for line in lines if line["pid"] == 800] == [name]
+    rows = csv.DictReader(io.StringIO("".join(export.comma_separated(settings.results, "threads")), newline=""))
+    assert [row["process"] for row in rows if row["pid"] == "800"] == [f"'{name}"]
 
 
 def test_genuine_images(tmp_path: Path, shared: Path) -> None:

@@ -28,7 +28,9 @@ def test_a_bomb_among_the_symbol_files(tmp_path: Path) -> None:
         for _ in range(LIMIT >> 20):
             file.write(packer.compress(bytes(1 << 20)))
         file.write(packer.flush())
-    start = {"symbols": [str(tmp_path / "symbols")], "cache": str(tmp_path / "cache"), "offline": True}
+    own = tmp_path / "own"
+    own.mkdir()
+    start = {"symbols": [str(tmp_path / "symbols")], "cache": str(tmp_path / "cache"), "own": str(own), "offline": True}
     # Not getrusage's peak, which a process takes over from the one that started it.
     script = "import pathlib, sys; from apcaudit.bulk import child; child.main(); "
     script += "sys.stderr.write(pathlib.Path('/proc/self/status').read_text())"

@@ -29,6 +29,11 @@ from apcaudit.synthetic.kernels import OWN, TYPES_ONLY, Kernel, load_kernel
 from apcaudit.synthetic.scene import Apc, Process, Scene, Thread
 from tests.volatility import REPOSITORY_SYMBOLS, construct
 
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
+
 SHIPPING = OWN | TYPES_ONLY
 THREADS = ("_ETHREAD", "_KTHREAD")
 
@@ -174,6 +179,26 @@ def test_a_few_smeared_threads_do_not_matter(tmp_path: Path) -> None:
         image.memory.write(image.address_of[20], "_ETHREAD", "Tcb.Header.Type", 0)
 
     assert ".19041 " in borrowed_from(case("10-19041-x64", tmp_path, THREADS, change=smear).audit())
+
+
+@pytest.mark.skipif(resource is None, reason="this system has no limit of a file's size")
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completed file that cannot be written is told, and of what was written of it nothing stays."""
+    found = case("10-19041-x64", tmp_path, THREADS)
+    monkeypatch.setattr(volatility3.symbols, "__path__", [*map(str, found.symbols), *volatility3.symbols.__path__])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Vol's index is far smaller than the completed file, so it is written.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, before[1]))
+    try:
+        with pytest.raises(UnsatisfiedException) as refused:
+            construct(found.path, "windows.apcaudit.ApcAudit", cache=found.cache, symbols=())
+        (requirement,) = refused.value.unsatisfied.values()
+        text = requirement.description
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"cannot be written into {found.cache}" in text
+    assert "File too large" in text
+    assert [path for path in found.cache.rglob("*.json") if "apcaudit_types" in str(path)] == []
 
 
 def test_other_plugins_run_too(tmp_path: Path) -> None:

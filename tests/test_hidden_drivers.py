@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from volatility3.plugins.windows.apcaudit.image_facts import image_facts
 from volatility3.plugins.windows.apcaudit.model import Backing
 
 from apcaudit.synthetic.build import build
@@ -33,6 +34,10 @@ def _wipe_header(name: str) -> Callable[[Image], None]:
         image.memory.space.write(image.address_of[f"driver:{name}"], bytes(0x400))
 
     return change
+
+
+def _cut_list(image: Image) -> None:
+    image.memory.write_pointer(image.address_of["module:ntoskrnl.exe"], 0)
 
 
 @KERNELS
@@ -63,6 +68,19 @@ def test_a_routine_in_a_hidden_image(kernel: str, tmp_path: Path) -> None:
     apc = found.of[8].thread.queues[0].apcs[0]
     assert (apc.kernel_routine and apc.kernel_routine.text) == "Ghost!GhostMain (hidden)"
     assert found.codes(8)["routine-unbacked"] == "high"
+
+
+@pytest.mark.parametrize(("cut", "hidden"), [(False, True), (True, None)])
+@KERNELS
+def test_the_document_has_what_its_code_lies_in(kernel: str, cut: bool, hidden: bool | None, tmp_path: Path) -> None:
+    """The image facts list it behind the modules: hidden, or unknown where the list was not read whole."""
+    changes = (_cut_list,) if cut else ()
+    threads = (Thread(8, start="Ghost!GhostMain+0x10"),)
+    found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, GHOST, SPOOK), changes=changes)
+    drivers = image_facts(found.audit).drivers
+    assert [(each.name, each.hidden) for each in drivers if each.hidden is not False] == [("Ghost.sys", hidden)]
+    assert drivers[-1].base == found.image.address_of["driver:Ghost.sys"]
+    assert {"ntoskrnl.exe", "hal.dll", "fltMgr.sys"} == {each.name for each in drivers if each.hidden is False}
 
 
 @KERNELS

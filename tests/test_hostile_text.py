@@ -121,21 +121,15 @@ def test_terminal(machine: Machine) -> None:
     assert lines
     # Each line has every column: no tab and no line end came out of a name.
     assert len({line.count("\t") for line in lines}) == 1
-    assert "\\x3d\\x1b[2J\\x0d\\x0a\\x09" in out
+    assert "=\\x1b[2J\\x0d\\x0a\\x09" in out
 
 
 def test_csv(machine: Machine) -> None:
-    """A CSV reader gets the rows back, and a spreadsheet finds no formula at the beginning of a cell."""
+    """A CSV reader gets the rows back; formulas are left to vol, whose writer of CSV it is (SECURITY.md)."""
     out, _ = vol(machine, "csv", "--wide")
     harmless(out)
     table = list(csv.reader(io.StringIO(out[out.index("TreeDepth") :]), escapechar="\\"))
     assert len({len(row) for row in table if row}) == 1
-    cells = [cell for row in table[1:] for cell in row]
-    assert [
-        cell
-        for cell in cells
-        if cell[:1] in set("=+@") or (cell[:1] == "-" and len(cell) > 1 and not cell[1:].isdigit())
-    ] == []
 
 
 def test_json_lines(machine: Machine) -> None:
@@ -143,6 +137,8 @@ def test_json_lines(machine: Machine) -> None:
     out, _ = vol(machine, "jsonl", "--wide")
     rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert {row["PID"] for row in rows} == {4, 800}
+    # What only a spreadsheet would act on is as it is in memory.
+    assert {row["Process"][:9] for row in rows} == {"System", "=\\x1b[2J\\"}
     for row in rows:
         for value in row.values():
             if isinstance(value, str):
@@ -157,7 +153,7 @@ def test_log(machine: Machine) -> None:
     told = [line for line in log.splitlines() if "does not close" in line]
     assert told
     harmless("".join(told))
-    assert "\\x3d\\x1b[2J" in told[0]
+    assert "=\\x1b[2J" in told[0]
 
 
 def test_evidence_is_only_read(machine: Machine) -> None:

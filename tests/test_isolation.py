@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -68,6 +70,59 @@ def test_an_answer_is_of_its_request(says: tuple[str, ...], first: object, isola
 def test_who_does_not_end_has_not_answered(isolation: Isolation) -> None:
     """A process that answers and then goes on is killed when the time is over, and its image has failed."""
     assert ask(isolation, DONE, seconds=0.5) == "its time was over (--timeout)"
+
+
+#: Answers only when somebody has made the file that the request names.
+WAITING = """
+import json, os, sys, time
+for request in sys.stdin:
+    sys.stdout.write('{"stage": "audit"}\\n')
+    sys.stdout.flush()
+    while not os.path.exists(json.loads(request)["until"]):
+        time.sleep(0.001)
+    sys.stdout.write('{"done": 1}\\n{"ended": true}\\n')
+    sys.stdout.flush()
+"""
+
+
+class Held:
+    """A timer that never goes off by itself: the test does what it would do, when it wants to."""
+
+    made: ClassVar[list[Held]] = []
+    daemon = False
+
+    def __init__(self, interval: float, function: Callable[[], None]) -> None:
+        self.interval, self.function = interval, function
+        self.made.append(self)
+
+    def start(self) -> None:
+        """Begin to wait."""
+
+    def cancel(self) -> None:
+        """Come too late: the thread of the timer is past the moment where it looks whether it was cancelled."""
+
+
+def test_a_late_timer_is_of_its_own_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer that goes off when its image has ended leaves the process alone, which reads the next image."""
+    monkeypatch.setattr(threading, "Timer", Held)
+    monkeypatch.setattr(Held, "made", [])
+    isolation = Isolation((), tmp_path, offline=True)
+    isolation._command = [sys.executable, "-c", WAITING]
+    goes_on = tmp_path / "goes on"
+    request, deadline = {"until": str(goes_on)}, time.monotonic() + 60
+    goes_on.touch()
+    assert isolation.ask(request, deadline, lambda _: None) == 1
+    goes_on.unlink()
+
+    def late(_: str) -> None:
+        Held.made[0].function()
+        goes_on.touch()
+
+    assert isolation.ask(request, deadline, late) == 1
+    # The timer of the image that is being read does end it.
+    goes_on.unlink()
+    with pytest.raises(ImageError, match="time was over"):
+        isolation.ask(request, deadline, lambda _: Held.made[2].function())
 
 
 def test_who_is_stopped_gets_no_process(tmp_path: Path) -> None:

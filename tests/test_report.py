@@ -220,24 +220,29 @@ def test_the_same_story_is_told_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "status", "suspicious"),
+    ("module", "routine", "said"),
     [
-        ("ntoskrnl.exe", "loaded", False),
-        ("Evil.sys", "hidden", True),
-        ("Evil.sys", "unloaded", True),
-        (None, None, True),
+        ("ntoskrnl.exe", "nt!IopCompleteRequest", None),
+        ("Evil.sys", "Evil!Apc (hidden)", "hidden: in no list"),
+        ("Evil.sys", "Evil+0x1230 (.text) (unlisted)", "unlisted"),
+        # The audit names no routine where an unloaded driver lay.
+        ("Evil.sys", "0xfffff80012345678", "unloaded"),
+        (None, "0xfffff80012345678", "in no module"),
+        # An image that hides behind the name of a loaded one.
+        ("ntoskrnl.exe", "nt!IopCompleteRequest (hidden)", "hidden: in no list"),
     ],
 )
 def test_code_of_no_loaded_module_stands_out(
-    tmp_path: Path, module: str | None, status: str | None, suspicious: bool
+    tmp_path: Path, module: str | None, routine: str, said: str | None
 ) -> None:
-    """A driver's box is marked when no list holds it, when it is unloaded, or when the routine is in none."""
+    """A driver's box is marked when the list lacks it, when it is unloaded, or when the routine is in none."""
     records = suspect(1)
-    apc = dataclasses.replace(records.apcs[0], kernel_module=module)
-    drivers = (dataclasses.replace(records.drivers[0], name=module, status=status),) if module and status else ()
-    records = Records(records.image, records.threads, (apc,), records.findings, drivers)
+    apc = dataclasses.replace(records.apcs[0], kernel_module=module, kernel_routine=routine)
+    records = Records(records.image, records.threads, (apc,), records.findings, records.drivers)
     boxes = diagram.draw(chain.follow(dataset.read(write(tmp_path, records)))[0]).boxes
-    assert [box.suspect for box in boxes if box.heading == "Driver"] == [suspicious, False]
+    marked, unmarked = [(box.suspect, box.whole.split("\n")) for box in boxes if box.heading == "Driver"]
+    assert marked == (said is not None, [*filter(None, (module, said))])
+    assert unmarked == (False, ["Bfilter.sys"])
 
 
 def test_boxes_do_not_overlap(tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ from volatility3.plugins.windows.apcaudit.text import LONGEST, from_ansi, from_u
         ),
         pytest.param("Проводник.exe", "Проводник.exe", id="Cyrillic"),
         pytest.param("設定.exe", "設定.exe", id="Japanese"),
+        # A spreadsheet would run it, but a name is a name; the writer of CSV sees to spreadsheets.
+        pytest.param("-agent.exe", "-agent.exe", id="a name that begins like a formula"),
+        pytest.param("=1+2", "=1+2", id="a formula"),
+        pytest.param("\uff1d1+2", "\uff1d1+2", id="a formula in wide form"),
+        pytest.param("=\x1b[2J", r"=\x1b[2J", id="a formula with an escape sequence"),
         pytest.param("\x1b[2J", r"\x1b[2J", id="an escape sequence"),
         pytest.param("a\r\nb\tc", r"a\x0d\x0ab\x09c", id="line ends and tabs"),
         pytest.param("\x9b31m", r"\x9b31m", id="an 8-bit control"),
@@ -45,6 +50,7 @@ def test_printable(text: str, expected: str) -> None:
         (b"System\0\0\0\0\0\0\0\0\0", "System"),
         (b"svchost.exe\0old", "svchost.exe"),
         (b"fifteen-letters", "fifteen-letters"),
+        (b"@agent.exe\0", "@agent.exe"),
         (b"\0garbage", ""),
         (b"caf\xe9\x1b\0", r"café\x1b"),
     ],
@@ -58,6 +64,7 @@ def test_an_array_of_characters_ends_at_its_nul(data: bytes, expected: str) -> N
     ("data", "expected"),
     [
         ("Bfilter.sys".encode("utf-16-le"), "Bfilter.sys"),
+        ("+agent.exe".encode("utf-16-le"), "+agent.exe"),
         ("\U0001f600".encode("utf-16-le"), "\U0001f600"),
         (b"a\0\x00\xd8b\0", r"a\ud800b"),
         (b"a\0\0\0b\0", r"a\x00b"),

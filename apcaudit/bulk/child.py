@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from apcaudit import framework
+from apcaudit.bulk.reader_cache import ReaderCache
 from apcaudit.bulk.unpack import image_of, is_packed
 from apcaudit.errors import ApcAuditError
 
@@ -57,8 +58,9 @@ def main() -> None:
     start = json.loads(sys.argv[1])
     answers = Answers()
     symbols = tuple(Path(each) for each in start["symbols"])
+    cache = ReaderCache(Path(start["own"]), Path(start["cache"]))
     with _limited(start["index_memory"]):
-        framework.prepare(symbols, Path(start["cache"]), offline=start["offline"])
+        framework.prepare(symbols, cache, offline=start["offline"])
         if _CAN_FORK:
             # What could not be indexed is read again here.
             framework.share()
@@ -68,8 +70,9 @@ def main() -> None:
             request = json.loads(line)
             if not _CAN_FORK:
                 handle(request, answers)
+                cache.keep()
                 return
-            _fork(request, answers)
+            _fork(request, answers, cache)
 
 
 @contextlib.contextmanager
@@ -88,13 +91,16 @@ def _limited(memory: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _fork(request: dict[str, Any], answers: Answers) -> None:
+def _fork(request: dict[str, Any], answers: Answers, cache: ReaderCache) -> None:
+    cache.clear()
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(ours)
         _limit(request["memory"])
-        os.write(theirs, handle(request, answers).encode()[:_LAST_WORDS])
+        symbol_file = handle(request, answers)
+        cache.keep()
+        os.write(theirs, symbol_file.encode()[:_LAST_WORDS])
         os._exit(_OWN_EXIT)
     os.close(theirs)
     last_words = _last_words(ours)

@@ -40,8 +40,7 @@ def run(
     """
     if scheduler is None and workers == 0:
         for each in evidence:
-            source = each.source
-            yield worker.scan(each, settings, lambda at, source=source: stage(_HERE, source, at))  # type: ignore[misc]
+            yield _scanned_here(each, settings, stage)
         return
     if scheduler is None:
         count = min(workers or os.cpu_count() or 1, max(1, len(evidence)))
@@ -63,6 +62,15 @@ def run(
             # Before the cluster ends, which waits for its threads: those wait for the processes.
             stack.callback(worker.readers.stop)
         yield from _spread(distributed, client, evidence, settings, stage)
+
+
+def _scanned_here(evidence: Evidence, settings: Settings, stage: Stage) -> Outcome:
+    """Scan an image for this process; whatever else goes wrong is that image's failure, as it is in Dask's workers."""
+    started = time.monotonic()
+    try:
+        return worker.scan(evidence, settings, lambda at: stage(_HERE, evidence.source, at))
+    except Exception as error:
+        return worker.fail(evidence, settings, _why(error), "worker", time.monotonic() - started)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +73,14 @@ def find(paths: Iterable[str], leave_out: Path | None = None) -> list[Evidence]:
     found: dict[Evidence, None] = {}
     for text in paths:
         path = Path(text)
-        named = [path] if path.exists() else [Path(each) for each in sorted(glob.glob(text, recursive=True))]
+        named = (
+            [path] if _unless_refused(path.exists) else [Path(each) for each in sorted(glob.glob(text, recursive=True))]
+        )
         if not named:
             raise ApcAuditError(f"{text}: no such file or folder, and no file matches it")
         for each in named:
             absolute = Path(os.path.abspath(each))
-            files = _below(absolute, leave_out) if absolute.is_dir() else [absolute]
+            files = _below(absolute, leave_out) if os.path.isdir(absolute) else [absolute]
             for file in files:
                 found.update(dict.fromkeys(_members(file)))
     return list(found)
@@ -86,17 +88,34 @@ def find(paths: Iterable[str], leave_out: Path | None = None) -> list[Evidence]:
 
 def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
     hidden = None if leave_out is None else os.path.abspath(leave_out)
-    for parent, folders, files in os.walk(folder):
+    closed: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = sorted(each for each in folders if each[0] != "." and os.path.join(parent, each) != hidden)
         for name in sorted(files):
             path = Path(parent, name)
-            if name[0] != "." and path.suffix.lower() not in _BESIDE and not is_state(name, files) and path.is_file():
+            if name[0] == "." or path.suffix.lower() in _BESIDE or is_state(name, files):
+                continue
+            if _unless_refused(path.is_file):
                 yield path
+    # Nobody knows what is in a folder that cannot be listed: it is a row of its own.
+    yield from closed
+
+
+def _unless_refused(tell: Callable[[], bool]) -> bool:
+    """Ask the system about a file; True where it refuses to tell: whoever scans it fails too, and says why in a row."""
+    try:
+        return tell()
+    except OSError:
+        return True
 
 
 def _members(path: Path) -> Iterator[Evidence]:
     """Yield the members of a zip archive that may be images, or the file itself."""
     try:
+        if not path.is_file():
+            # To open a FIFO is to wait for who writes to it.
+            yield Evidence(path)
+            return
         # A dump or raw image may end in what looks like an archive's directory: only what begins as one is one.
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"

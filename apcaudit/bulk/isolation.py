@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from apcaudit.bulk import scratch
 from apcaudit.errors import ApcAuditError
 
 _INDEX_MEMORY = 4 << 30
@@ -38,17 +39,21 @@ class Isolation:
 
     Args:
         symbols: folders of symbol files, before those that vol and the plugin come with.
-        cache: folder of vol's index of them.
+        cache: folder of what processes with these folders leave to one another; each has one of its own in it.
         offline: whether vol may fetch nothing.
     """
 
     def __init__(self, symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
-        start = {"symbols": [str(each) for each in symbols], "cache": str(cache), "offline": offline}
-        start["index_memory"] = _INDEX_MEMORY
-        self._command = [sys.executable, "-m", "apcaudit.bulk.child", json.dumps(start)]
+        self._start = {"symbols": [str(each) for each in symbols], "cache": str(cache), "offline": offline}
+        self._start["index_memory"] = _INDEX_MEMORY
+        self._command = [sys.executable, "-m", "apcaudit.bulk.child"]
+        self._cache = cache
         self._process: subprocess.Popen[bytes] | None = None
+        self._own = contextlib.ExitStack()
         self._errors: IO[bytes] | None = None
         self._stopped = False
+        self._lock = threading.Lock()
+        self._request = 0
 
     def start(self) -> None:
         """Start the process, so that it has loaded what it needs when it is asked."""
@@ -71,10 +76,14 @@ class Isolation:
         # Where there is no fork, nobody is left to say it.
         ended = sys.platform != "linux"
         expired = threading.Event()
+        asked = self._request
 
         def expire() -> None:
-            expired.set()
-            self.close()
+            with self._lock:
+                # A timer that cancel() came too late for: what the process reads by now is another image.
+                if self._request == asked:
+                    expired.set()
+                    self._kill()
 
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), expire)
         timer.daemon = True
@@ -109,6 +118,8 @@ class Isolation:
         except BrokenPipeError:
             pass
         finally:
+            with self._lock:
+                self._request += 1
             timer.cancel()
             if os.name == "nt" or sys.platform != "linux":
                 self.close()
@@ -126,15 +137,22 @@ class Isolation:
 
     def close(self) -> None:
         """Kill the process and its child, if there is one."""
+        with self._lock:
+            self._kill()
+
+    def _kill(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.name == "nt":
-                process.kill()
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        # Once somebody has seen that it ended, its number may be another process's.
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.name == "nt":
+                    process.kill()
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._own.close()
 
     def _last_error(self) -> str:
         """Return the last line that the process wrote to stderr, a bounded one."""
@@ -146,20 +164,28 @@ class Isolation:
         return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            root = str(Path(__file__).resolve().parents[2])
-            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        process = self._process
+        if process is not None and process.poll() is None:
+            return process
+        self.close()
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            own = stack.enter_context(scratch.folder(self._cache))
             # A session of its own: Ctrl-C reaches the scan alone, and killing the group reaches its child.
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                self._command,
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [*self._command, json.dumps(self._start | {"own": str(own)})],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,
             )
-        return self._process
+            with self._lock:
+                self._process, self._own = process, stack.pop_all()
+        return process
 
 
 def _read(line: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -24,6 +25,8 @@ class Readers:
         self._idle: dict[_Kind, list[Isolation]] = {}
         self._lent: set[Isolation] = set()
         self._stopped = False
+        # Each has a folder of its own, which is removed when it ends.
+        atexit.register(self.stop)
 
     def prepare(self, settings: Settings, count: int) -> None:
         """Start processes before they are needed: they load what they need while this one does something else."""

@@ -19,6 +19,13 @@ SEVERITIES = ("info", "low", "medium", "high", "critical")
 SCANNED = "scanned"
 FAILED = "failed"
 
+LOADED, HIDDEN, UNLISTED, UNLOADED = "loaded", "hidden", "unlisted", "unloaded"
+"""What the module list says of a driver. Behind the text of a routine in one that it lacks, the audit writes which it
+is, in parentheses."""
+
+NO_NAME = "<no name>"
+"""Stands for the name of a driver that has none: its code can be compared all the same."""
+
 
 def _column(text: str) -> Any:
     return field(metadata={"doc": text})
@@ -33,7 +40,9 @@ class ImageRow:
     size: int | None = _column("bytes, unpacked")
     status: str = _column("`scanned` or `failed`")
     reason: str | None = _column("why it failed")
-    stage: str | None = _column("where it failed: `start`, `unpack`, `hash`, `open`, `audit`, `store`")
+    stage: str | None = _column(
+        "where it failed: `start`, `unpack`, `hash`, `open`, `audit`, `store`; `worker` around these"
+    )
     seconds: float = _column("how long the scan took")
     scanned_at: float = _column("when the scan ended, seconds since 1970")
     worker: str = _column("machine and process ID of the worker")
@@ -134,14 +143,16 @@ class FindingRow:
 
 @dataclass(frozen=True, slots=True)
 class DriverRow:
-    """A kernel module of an image: loaded, or remembered as unloaded."""
+    """A kernel module of an image: loaded, in no list and holding code of these tables, or remembered as unloaded."""
 
     image: str = _column("the image, as in images")
     base: Address = _column("first virtual address")
     size: int = _column("bytes")
-    name: str = _column("file name")
+    name: str = _column("file name, `<no name>` without")
     path: str | None = _column("path, none of unloaded ones")
-    status: str = _column("`loaded`, `hidden` (no list holds it) or `unloaded`")
+    status: str = _column(
+        "`loaded`, `hidden` (the module list lacks it), `unlisted` (so does a list that was not read whole), `unloaded`"
+    )
 
 
 @dataclass(frozen=True, slots=True)

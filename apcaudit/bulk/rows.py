@@ -6,7 +6,19 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from apcaudit.bulk.records import SEVERITIES, Address, ApcRow, DriverRow, FindingRow, ThreadRow
+from apcaudit.bulk.records import (
+    HIDDEN,
+    LOADED,
+    NO_NAME,
+    SEVERITIES,
+    UNLISTED,
+    UNLOADED,
+    Address,
+    ApcRow,
+    DriverRow,
+    FindingRow,
+    ThreadRow,
+)
 
 _UNIX_EPOCH = 116444736000000000
 """1 January 1970 as a FILETIME, 100 ns units since 1601."""
@@ -30,8 +42,10 @@ class Rows:
         self._values = values
         self._timeline = timeline
         self._rows_of = rows_of
-        self._drivers = sorted(document.image.drivers, key=lambda driver: int(driver.base))
-        self._bases = [driver.base for driver in self._drivers]
+        drivers = sorted(document.image.drivers, key=lambda driver: int(driver.base))
+        self._drivers = drivers
+        self._loaded = _Ranges([each for each in drivers if each.hidden is False])
+        self._unlisted = _Ranges([each for each in drivers if each.hidden is not False])
         self.threads: list[ThreadRow] = []
         self.apcs: list[ApcRow] = []
         self.findings: list[FindingRow] = []
@@ -60,14 +74,16 @@ class Rows:
     def drivers(self) -> Iterator[DriverRow]:
         """Yield the image's kernel modules."""
         for each in self._drivers:
-            status = "hidden" if each.hidden else "loaded"
-            yield DriverRow(self._image, Address(each.base), each.size, each.name, each.path or None, status)
+            status = {False: LOADED, True: HIDDEN}.get(each.hidden, UNLISTED)
+            name = each.name or NO_NAME
+            yield DriverRow(self._image, Address(each.base), each.size, name, each.path or None, status)
         for each in self._document.image.unloaded:
-            yield DriverRow(self._image, Address(each.start), each.end - each.start, each.name, None, "unloaded")
+            name = each.name or NO_NAME
+            yield DriverRow(self._image, Address(each.start), each.end - each.start, name, None, UNLOADED)
 
     def _thread(self, audited: Any, values: list[dict[str, Any]]) -> dict[str, Any]:
         first, thread = values[0], audited.thread
-        module, rva = self._place(first["StartAddress"])
+        module, rva = self._place(thread.start)
         return {
             "attached": first["Attached"],
             "state": first["State"],
@@ -107,7 +123,7 @@ class Rows:
         }
         for name in ("kernel", "normal", "rundown"):
             code = getattr(apc, f"{name}_routine")
-            module, rva = self._place(None if code is None else code.address)
+            module, rva = self._place(code)
             # A null routine is known to be none, which the text 0x0 says.
             found |= {f"{name}_routine": row[f"{name.title()}Routine"], f"{name}_module": module, f"{name}_rva": rva}
         return found
@@ -118,17 +134,31 @@ class Rows:
             FindingRow(**about, apc=apc, queue=queue, code=finding.code, severity=severity, explanation=text)
         )
 
-    def _place(self, address: int | None) -> tuple[str | None, int | None]:
-        """Return the module, loaded or unloaded since, that a code address lies in, and the offset in it."""
-        if not address:
+    def _place(self, code: Any) -> tuple[str | None, int | None]:
+        """Return the module that code lies in, loaded, in no list or unloaded since, and the offset in it."""
+        if code is None or not code.address:
             return None, None
-        index = bisect_right(self._bases, address) - 1
-        if index >= 0 and address < self._bases[index] + self._drivers[index].size:
-            return self._drivers[index].name, address - self._bases[index]
-        for former in self._document.image.unloaded:
-            if former.start <= address < former.end:
-                return former.name, address - former.start
-        return None, None
+        if code.former is not None:
+            for former in self._document.image.unloaded:
+                if former.start <= code.address < former.end:
+                    return former.name or NO_NAME, code.address - former.start
+        if code.module is None:
+            return None, None
+        driver = (self._loaded if code.backing.name == "MODULE" else self._unlisted).at(code.address)
+        return (None, None) if driver is None else (driver.name or NO_NAME, code.address - driver.base)
+
+
+class _Ranges:
+    """Drivers by base address: which of them holds an address, the one that begins nearest below it."""
+
+    def __init__(self, drivers: list[Any]) -> None:
+        self._drivers = drivers
+        self._bases = [driver.base for driver in drivers]
+
+    def at(self, address: int) -> Any:
+        """Return the driver that holds an address, None where none does."""
+        below = reversed(self._drivers[: bisect_right(self._bases, address)])
+        return next((each for each in below if address < each.base + each.size), None)
 
 
 def address_of(value: int | None) -> Address | None:

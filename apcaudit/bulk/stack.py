@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apcaudit.bulk import store
+from apcaudit.bulk.records import HIDDEN, UNLISTED, UNLOADED
 from apcaudit.errors import ApcAuditError
 
 NO_MODULE = "<no module>"
@@ -25,6 +26,9 @@ def _routine(table: str, prefix: str) -> str:
     names = {"module": f"{prefix}_module", "rva": f"{prefix}_rva", "routine": f"{prefix}_routine"}
     return _ROUTINE.format(table="{prefix}" + table, none=NO_MODULE, **names)
 
+
+# Behind a name, for code that is in no listed module: a driver that hides behind another one's name is another.
+_MARK = rf"regexp_extract({{}}.name, ' \(({HIDDEN}|{UNLISTED}|{UNLOADED})\)$', 1)"
 
 KINDS: dict[str, str] = {
     "kernel-routine": _routine("apcs", "kernel"),
@@ -89,12 +93,14 @@ def stack(results: Path, kinds: Sequence[str] = tuple(KINDS), baseline: Path | N
 
 
 def _query(kind: str, *, with_baseline: bool) -> str:
-    # Code is the same where module and offset are; of its names, which differ with the symbols at hand, any will do.
+    # Code is the same where the module, what the list says of it, and the offset are; of its names, which differ with
+    # the symbols at hand, any will do.
     by_place = "routine" in kind
     same = "lower(a.module) = lower(b.module) AND a.rva IS NOT DISTINCT FROM b.rva" if by_place else "a.name = b.name"
+    same += f" AND {_MARK.format('a')} = {_MARK.format('b')}" if by_place else ""
     known = KINDS[kind].format(prefix="baseline_")
     only_new = f"WHERE NOT EXISTS (FROM ({known}) b WHERE {same})" if with_baseline else ""
-    group = "lower(a.module), a.rva" if by_place else "a.name"
+    group = f"lower(a.module), a.rva, {_MARK.format('a')}" if by_place else "a.name"
     return f"""
     WITH a AS (SELECT * FROM ({KINDS[kind].format(prefix="")}) a {only_new}),
     -- A name a thing, and an image once a thing.

@@ -6,8 +6,10 @@ import contextlib
 import gzip
 import hashlib
 import lzma
+import os
 import re
 import shutil
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,8 +34,24 @@ Stream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
 _GZIP, _XZ, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\0", b"PK\x03\x04"
 
 
+#: What is no file to be read to its end: a FIFO waits for who writes to it, a device may never end.
+_NO_FILES = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"))
+
+
 def is_packed(path: Path, member: str | None) -> bool:
-    """Tell whether a file has to be unpacked; a member of an archive always has."""
+    """Tell whether a file has to be unpacked; a member of an archive always has.
+
+    Raises:
+        ApcAuditError: it is no file that ends.
+    """
+    mode = path.stat().st_mode
+    for is_kind, kind in _NO_FILES:
+        if is_kind(mode):
+            raise ApcAuditError(f"{path} is {kind}, no file with an image in it")
+    if stat.S_ISDIR(mode):
+        # It is asked for where it could not be listed, which says why.
+        os.listdir(path)
+        raise ApcAuditError(f"{path} is a folder, no file with an image in it")
     return member is not None or _head(path).startswith((_GZIP, _XZ, _ZIP))
 
 

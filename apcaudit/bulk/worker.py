@@ -189,11 +189,12 @@ def _known(evidence: Evidence, settings: Settings) -> str | None:
 
 def _remember(evidence: Evidence, image: str, settings: Settings) -> None:
     folder = settings.results / _KNOWN
-    folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{uuid.uuid4().hex}"
-    with contextlib.suppress(FileNotFoundError):
-        # Evidence that somebody moved away meanwhile is not remembered.
-        unfinished.write_text(json.dumps({"image": image, "state": _state(evidence)}), encoding="utf-8")
+    # It saves time and no more: evidence that somebody moved away meanwhile, say, is not remembered.
+    with contextlib.suppress(OSError):
+        known = json.dumps({"image": image, "state": _state(evidence)})
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(known, encoding="utf-8")
         os.replace(unfinished, folder / _unread(evidence))
     if image != _unread(evidence):
         # It was unreadable before, and is not any more.

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from apcaudit.bulk.records import ApcRow, FindingRow, ThreadRow
+from apcaudit.bulk.records import HIDDEN, LOADED, UNLISTED, UNLOADED, ApcRow, FindingRow, ThreadRow
 from apcaudit.reports.dataset import Dataset, rank
 from apcaudit.reports.visible import name_of
 
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What holds a routine: its name, and `loaded`, `hidden`, `unloaded`; neither for code of no module."""
+    """What holds a routine: its name, and what the list says of it; neither for code of no module."""
 
     name: str | None
     status: str | None
@@ -29,7 +29,7 @@ class Driver:
     @property
     def suspect(self) -> bool:
         """Whether it is not a loaded module."""
-        return self.status != "loaded"
+        return self.status != LOADED
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def follow(dataset: Dataset) -> tuple[Chain, ...]:
     for thread in dataset.threads:
         key = thread.image, thread.thread
         queued = sorted(apcs[key], key=lambda apc: rank(apc.severity))
-        links = tuple(_links(thread, queued[:_APCS], dataset.statuses))
+        links = tuple(_links(thread, queued[:_APCS]))
         found = tuple(sorted(findings[key], key=lambda each: (rank(each.severity), each.code)))
         name = names.get(thread.image, thread.image)
         made = Chain(thread, name, (name,), links, max(0, len(queued) - _APCS), found)
@@ -100,16 +100,16 @@ def follow(dataset: Dataset) -> tuple[Chain, ...]:
     return tuple(chains)
 
 
-def _links(thread: ThreadRow, apcs: Iterable[ApcRow], statuses: dict[tuple[str, str], str]) -> Iterator[Link]:
+def _links(thread: ThreadRow, apcs: Iterable[ApcRow]) -> Iterator[Link]:
     for apc in apcs:
-        yield Link(apc, tuple(_routines(apc, statuses)))
+        yield Link(apc, tuple(_routines(apc)))
     # A user thread starts in a module of its process, of which the audit knows nothing.
     if thread.start_routine and (thread.start_module is not None or thread.start_backing is not None):
-        driver = _driver(thread.image, thread.start_module, statuses)
+        driver = _driver(thread.start_module, thread.start_routine)
         yield Link(None, (Routine("start routine", thread.start_routine, driver),))
 
 
-def _routines(apc: ApcRow, statuses: dict[tuple[str, str], str]) -> Iterator[Routine]:
+def _routines(apc: ApcRow) -> Iterator[Routine]:
     for role, text, module in (
         ("KernelRoutine", apc.kernel_routine, apc.kernel_module),
         ("NormalRoutine", apc.normal_routine, apc.normal_module),
@@ -119,15 +119,19 @@ def _routines(apc: ApcRow, statuses: dict[tuple[str, str], str]) -> Iterator[Rou
             continue
         if module is None and role == "NormalRoutine" and apc.kind == "user":
             # It runs in user mode: that no kernel module holds it is as it should be.
-            yield Routine(role, text, Driver("user mode", "loaded"))
+            yield Routine(role, text, Driver("user mode", LOADED))
         else:
-            yield Routine(role, text, _driver(apc.image, module, statuses))
+            yield Routine(role, text, _driver(module, text))
 
 
-def _driver(image: str, module: str | None, statuses: dict[tuple[str, str], str]) -> Driver:
+def _driver(module: str | None, text: str) -> Driver:
+    """Tell by a routine's text what its module is: two of one name may be in an image, and one of them hidden."""
     if module is None:
         return Driver(None, None)
-    return Driver(module, statuses.get((image, module.lower()), "loaded"))
+    if text.startswith("0x"):
+        # Where an unloaded driver lay, the audit names no routine.
+        return Driver(module, UNLOADED)
+    return Driver(module, next((each for each in (HIDDEN, UNLISTED) if text.endswith(f" ({each})")), LOADED))
 
 
 def _likeness(chain: Chain) -> tuple[object, ...]:

@@ -19,15 +19,14 @@ WORST_FIRST = tuple(reversed(SEVERITIES))
 class Dataset:
     """The rows of a folder of results.
 
-    `threads` and `apcs` are those with findings. `statuses` are the modules that are not plainly loaded, by image and
-    name in small letters. `stacked` says how many images have each routine, driver, finding and rule.
+    `threads` and `apcs` are those with findings. `stacked` says how many images have each routine, driver, finding and
+    rule.
     """
 
     images: tuple[ImageRow, ...]
     threads: tuple[ThreadRow, ...]
     apcs: tuple[ApcRow, ...]
     findings: tuple[FindingRow, ...]
-    statuses: dict[tuple[str, str], str]
     stacked: tuple[Stacked, ...]
 
     @property
@@ -54,15 +53,11 @@ def read(results: Path) -> Dataset:
     """
     images = sorted(store.images(results), key=lambda row: (rank(row.severity), -row.findings, row.source, row.image))
     with store.connect(results) as database:
-        statuses = database.execute(
-            "SELECT image, lower(name), status FROM drivers WHERE status <> 'loaded'"
-        ).fetchall()
         return Dataset(
             images=tuple(images),
             threads=_rows(database, "threads", "findings <> '' ORDER BY image, pid, tid, thread"),
             apcs=_rows(database, "apcs", "findings <> '' ORDER BY image, thread, queue, position, apc"),
             findings=_rows(database, "findings", "true ORDER BY image, pid, tid, thread, apc NULLS FIRST, code"),
-            statuses={(image, name): status for image, name, status in statuses},
             stacked=tuple(stack(results)),
         )
 

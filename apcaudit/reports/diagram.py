@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from apcaudit.bulk.records import HIDDEN
 from apcaudit.reports.chain import NO_MODULE, Chain, Link, Routine
 from apcaudit.reports.visible import folded, visible
 
@@ -115,7 +116,7 @@ def _driver(routine: Routine) -> Iterator[tuple[str, int]]:
         return
     yield routine.driver.name, 2
     if routine.driver.suspect and routine.driver.status:
-        yield {"hidden": "hidden: in no list"}.get(routine.driver.status, routine.driver.status), 1
+        yield {HIDDEN: "hidden: in no list"}.get(routine.driver.status, routine.driver.status), 1
 
 
 def _sentence(chain: Chain) -> Iterator[str]:

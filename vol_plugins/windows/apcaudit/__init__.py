@@ -195,13 +195,10 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
             vollog.log(logging.INFO if expected else logging.WARNING, note)
 
     def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        from .collecting import old_objects_left_alone
-
         columns = self._columns()
-        with old_objects_left_alone():
-            for _, rows in self._reported():
-                for row in rows:
-                    yield 0, tuple(column.value(row) for column in columns)
+        for _, rows in self._reported():
+            for row in rows:
+                yield 0, tuple(column.value(row) for column in columns)
 
     def generate_timeline(self) -> Generator[tuple[str, timeliner.TimeLinerType, datetime], None, None]:
         """Yield when the reported threads began and ended, for vol's timeliner."""

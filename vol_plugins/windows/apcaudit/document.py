@@ -28,6 +28,7 @@ class ImageFacts:
     taken from which that one lacks. `system_time` is in FILETIME ticks of 100 ns. `complete` tells by view whether it
     was read to its end: `processes`, `modules`, `cid`. `lacks` are the thread members that this Windows lacks,
     `partial` whether the image holds parts of memory only, `scanned` whether physical memory was searched.
+    `drivers` are the loaded modules, then the images that the list lacks and that code of the document lies in.
     """
 
     kernel_base: int

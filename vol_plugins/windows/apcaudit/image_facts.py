@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def image_facts(audit: Audit) -> ImageFacts:
-    """Gather what is known of the image; what views are complete is known once all threads have been given."""
+    """Gather what is known of the image; what views and drivers there are is known once all threads have been given."""
     header = audit.crash_header
     return ImageFacts(
         kernel_base=audit.symbols.base,
@@ -32,6 +32,6 @@ def image_facts(audit: Audit) -> ImageFacts:
             "cid": audit.cid.evidence,
         },
         lacks=tuple(sorted(audit.facts.lacks)),
-        drivers=audit.drivers.drivers,
+        drivers=(*audit.drivers.drivers, *audit.drivers.unlisted),
         unloaded=audit.drivers.unloaded,
     )

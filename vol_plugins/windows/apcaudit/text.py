@@ -12,14 +12,8 @@ LONGEST = 256
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
 
 
-# What a spreadsheet takes for the beginning of a formula, in either width (OWASP, "CSV Injection").
-_FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
-
-
 def printable(text: str) -> str:
-    r"""Make text out of an image harmless: what a terminal or a spreadsheet could act on is `\xNN` or `\uNNNN`."""
-    if text[:1] in _FORMULA:
-        return _code(text[0]) + printable(text[1:])
+    r"""Make text out of an image harmless: what a terminal could act on is `\xNN` or `\uNNNN`."""
     if text.isascii() and text.isprintable():
         return text if len(text) <= LONGEST else text[:LONGEST] + "..."
     shown = "".join(_escape(character) for character in text[:LONGEST])
@@ -39,9 +33,5 @@ def from_utf16(data: bytes) -> str:
 def _escape(character: str) -> str:
     if character == " " or unicodedata.category(character) not in _UNPRINTABLE:
         return character
-    return _code(character)
-
-
-def _code(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -87,7 +87,7 @@ def _borrow(
             document = merged(own, donor.document, donor.name)
             fit = probe(memory, address_of, IsfTypes(document))
             if fit.reason is None:
-                return Borrowed(_write(document, url, donor.url), _sentence(own, url, lacks, donor, fit))
+                return _written(document, url, donor, _sentence(own, url, lacks, donor, fit))
             reason = fit.reason
         refused.append(f"{donor.name}: {reason}")
     return Borrowed(None, _refusal(url, lacks, build, refused))
@@ -115,6 +115,14 @@ def _refusal(url: str, lacks: tuple[str, ...], build: int | None, refused: list[
     )
 
 
+def _written(document: Mapping[str, Any], url: str, donor: Donor, sentence: str) -> Borrowed:
+    try:
+        return Borrowed(_write(document, url, donor.url), sentence)
+    except OSError as error:
+        reason = f"the file that would complete it cannot be written into {constants.CACHE_PATH}: {error.strerror}"
+        return Borrowed(None, f"{sentence}; {reason}")
+
+
 def _write(document: Mapping[str, Any], url: str, donor_url: str) -> str:
     """Write a document into Volatility's cache, under the name that the kernel's own has, and return its URL."""
     key = hashlib.sha256(f"{url}\0{donor_url}".encode()).hexdigest()[:16]
@@ -123,7 +131,11 @@ def _write(document: Mapping[str, Any], url: str, donor_url: str) -> str:
     path = folder / (url.split("/")[-1].partition(".json")[0] + ".json")
     # Another process may be reading it.
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".json")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(document, file)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(document, file)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
     return path.absolute().as_uri()

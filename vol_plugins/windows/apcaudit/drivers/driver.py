@@ -18,14 +18,17 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """A driver: base address, size in bytes, file name and path; `hidden` is whether a whole module list lacks it."""
+    """A driver: base address, size in bytes, file name and path.
+
+    `hidden` is whether the module list lacks it; None, unknown, where a list does that was not read whole.
+    """
 
     base: int
     size: int
     name: str
     path: str = ""
     source: Source = Source.MODULE
-    hidden: bool = False
+    hidden: bool | None = False
 
     @property
     def label(self) -> str:

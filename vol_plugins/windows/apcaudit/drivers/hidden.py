@@ -22,21 +22,33 @@ _EXECUTABLE = 0x20000000  # IMAGE_SCN_MEM_EXECUTE (winnt.h)
 
 
 class HiddenImages:
-    """Finds the image that an address in no listed module lies in, each once."""
+    """Finds the image that an address in no listed module lies in, each once.
 
-    def __init__(self, memory: Memory, symbols: KernelSymbols, listed: Callable[[int], Driver | None]) -> None:
+    Args:
+        memory: the image's memory.
+        symbols: the kernel's.
+        listed: gives the module of the list that holds an address.
+        complete: whether that list was read whole.
+    """
+
+    def __init__(
+        self, memory: Memory, symbols: KernelSymbols, listed: Callable[[int], Driver | None], *, complete: bool
+    ) -> None:
         self._memory = memory
         self._symbols = symbols
         self._listed = listed
+        self._hidden = True if complete else None
         self._found: list[Driver] = []
         self._without: set[int] = set()
         self._objects: tuple[Driver, ...] | None = None
 
     @property
     def objects(self) -> tuple[Driver, ...]:
-        """The driver objects, read when they are first asked for."""
+        """What driver objects say of images that the list lacks, read when it is first asked for."""
         if self._objects is None:
-            self._objects = read_driver_objects(self._memory, self._symbols)
+            every = read_driver_objects(self._memory, self._symbols)
+            unlisted = (each for each in every if self._listed(each.base) is None)
+            self._objects = tuple(replace(each, hidden=self._hidden) for each in unlisted)
         return self._objects
 
     def at(self, address: int) -> Driver | None:
@@ -86,7 +98,7 @@ class HiddenImages:
         if header is None or not self._believable(header, address - base):
             return None
         name = name_of(read, header)
-        driver = Driver(base, header.size_of_image, name or "", source=Source.HEADER)
+        driver = Driver(base, header.size_of_image, name or "", source=Source.HEADER, hidden=self._hidden)
         known = self._by_object(address)
         if known is None:
             return driver

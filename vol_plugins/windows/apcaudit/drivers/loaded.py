@@ -42,9 +42,10 @@ class Drivers:
         self._routines: dict[int, Code] = {}
         self._overstated: list[str] = []
         self._unread: list[str] = []
+        self._named: dict[int, Driver] = {}
         self.kernel_start = _kernel_start(memory, symbols)
         self.unloaded = read_unloaded(memory, symbols, self.kernel_start)
-        self.hidden = HiddenImages(memory, symbols, self.at)
+        self.hidden = HiddenImages(memory, symbols, self.at, complete=complete)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,8 +89,13 @@ class Drivers:
 
     def everywhere(self) -> tuple[Driver, ...]:
         """Return the loaded modules, and behind them what driver objects say of images that the list lacks."""
-        others = {driver.base: driver for driver in self.hidden.objects if self.at(driver.base) is None}
+        others = {driver.base: driver for driver in self.hidden.objects}
         return (*self.drivers, *others.values())
+
+    @property
+    def unlisted(self) -> tuple[Driver, ...]:
+        """The images that the list lacks and that code lies in which has been named, by base."""
+        return tuple(self._named[base] for base in sorted(self._named))
 
     def image(self, driver: Driver) -> Image:
         """Return a driver's image, to be read as it is asked."""
@@ -178,7 +184,10 @@ class Drivers:
         if driver is None:
             former = self.formerly_at(address) if backing is Backing.UNLOADED else None
             return Code(address, backing, f"{address:#x}", former=None if former is None else former.name)
-        mark = "" if backing is Backing.MODULE else HIDDEN_MARK if backing is Backing.NOTHING else UNLISTED_MARK
+        mark = ""
+        if backing is not Backing.MODULE:
+            mark = HIDDEN_MARK if driver.hidden else UNLISTED_MARK
+            self._named[driver.base] = driver
         rva = address - driver.base
         if nearest is None:
             section = self.image(driver).section(rva)

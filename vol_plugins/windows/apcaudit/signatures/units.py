@@ -81,7 +81,7 @@ class Units:
         known = self._known.get(unit.base)
         if known is None:
             driver = unit.driver
-            hidden = self._drivers.complete and self._drivers.at(driver.base) != driver
+            hidden = driver.hidden is True
             known = self._known[unit.base] = Known(driver.label, driver.path, hidden, self._imports(driver))
         return known
 

@@ -1,0 +1,182 @@
+"""Evidence that the system will not read, and folders that fail: a row or one clear line, never the end of the scan."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apcaudit.bulk import cluster, store
+from apcaudit.bulk.evidence import Evidence, find
+from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
+from apcaudit.cli import main
+from tests import bulk_images
+from tests.bulk_images import apcaudit, need_extra
+
+need_extra()
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="FIFOs and such links are those of POSIX")
+
+#: Seconds within which a command has to end that has nothing to wait for.
+SOON = 60
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tests' own."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def fifo(path: Path) -> Path:
+    """Make a FIFO that nobody writes to."""
+    os.mkfifo(path)
+    return path
+
+
+def endless(path: Path) -> Path:
+    """Make a link to a device that never ends."""
+    path.symlink_to("/dev/zero")
+    return path
+
+
+def input_output_error(path: Path) -> Path:
+    """Make a link to a file that opens, and cannot be read: nothing is mapped at address 0 of a process."""
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("this system has no /proc/self/mem")
+    path.symlink_to("/proc/self/mem")
+    return path
+
+
+def no_status(path: Path) -> Path:
+    """Make a folder with a link of which the system does not even tell what it leads to (ENAMETOOLONG)."""
+    path.mkdir()
+    (path / "a.raw").symlink_to("x" * 300)
+    return path
+
+
+def forbidden(path: Path) -> Path:
+    """Make a file that its user may not read."""
+    path.write_bytes(b"memory")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    return path
+
+
+def hidden_behind(path: Path) -> Path:
+    """Make a file in a folder that lists its names and no more."""
+    path.mkdir()
+    (path / "a.raw").write_bytes(b"memory")
+    path.chmod(0o400)
+    if os.access(path / "a.raw", os.R_OK):
+        pytest.skip("this user may read everything")
+    return path
+
+
+def closed(path: Path) -> Path:
+    """Make a folder that cannot be listed."""
+    path.mkdir()
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    return path
+
+
+UNREADABLE = {
+    "fifo": (fifo, "is a FIFO"),
+    "device": (endless, "is a device"),
+    "input-output-error": (input_output_error, "Input/output error"),
+    "no-status": (no_status, "File name too long"),
+    "forbidden": (forbidden, "Permission denied"),
+    "hidden-behind": (hidden_behind, "Permission denied"),
+    "closed": (closed, "Permission denied"),
+}
+
+EACH = pytest.mark.parametrize(("make", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+
+
+@EACH
+def test_a_row_among_others(make: Callable[[Path], Path], reason: str, tmp_path: Path, cache: Path) -> None:
+    """What cannot be read is a failed image's row that says why; the image beside it is scanned."""
+    odd = make(tmp_path / "odd.raw")
+    whole = bulk_images.write(tmp_path / "whole.dmp", "healthy")
+    results = tmp_path / "results"
+    arguments = ("scan", odd, whole, "-o", results, "--offline", "--workers", 0, "--timeout", SOON)
+    done = apcaudit(*arguments, cache=cache, timeout=SOON)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    rows = {"odd" if "odd.raw" in row.source else "whole": row for row in store.images(results)}
+    assert rows["whole"].status == "scanned"
+    assert rows["odd"].status == "failed"
+    assert reason in (rows["odd"].reason or "")
+
+
+@EACH
+def test_symbols_says_why(make: Callable[[Path], Path], reason: str, tmp_path: Path, cache: Path) -> None:
+    """`apcaudit symbols` says it in the image's line."""
+    done = apcaudit("symbols", make(tmp_path / "odd.raw"), "--timeout", SOON, cache=cache, timeout=SOON)
+    assert done.returncode == 2, done.stderr
+    assert reason in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["fifo", "device", "input-output-error", "forbidden"])
+def test_a_report_of_it(name: str, tmp_path: Path, cache: Path) -> None:
+    """`apcaudit report` of such an image is a page that says why."""
+    make, reason = UNREADABLE[name]
+    page = tmp_path / "page.html"
+    done = apcaudit("report", make(tmp_path / "odd.raw"), "-o", page, "--offline", cache=cache, timeout=SOON)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert reason in page.read_text(encoding="utf-8")
+
+
+def run(settings: Settings, *images: Path) -> list[Outcome]:
+    """Scan images in this process alone."""
+    evidence = find([str(each) for each in images])
+    return list(cluster.run(evidence, settings, lambda *_: None, scheduler=None, workers=0))
+
+
+def test_a_folder_to_unpack_in_that_is_gone(tmp_path: Path, cache: Path) -> None:
+    """Where the scratch folder has gone each image is a row."""
+    images = [bulk_images.write(tmp_path / f"{scene}.dmp", scene) for scene in ("healthy", "seed")]
+    settings = Settings(tmp_path / "results", offline=True, cache=cache, scratch=tmp_path / "gone")
+    outcomes = run(settings, *images)
+    assert [type(each) for each in outcomes] == [Failed, Failed]
+    assert all("No such file or directory" in (row.reason or "") for row in store.images(settings.results))
+    assert [Path(row.source).name for row in store.images(settings.results)] == ["healthy.dmp", "seed.dmp"]
+
+
+def test_results_that_cannot_be_written(tmp_path: Path, cache: Path) -> None:
+    """Where an image's results cannot take their place it is a row, and the next one is scanned."""
+    images = [bulk_images.write(tmp_path / f"{scene}.dmp", scene) for scene in ("healthy", "seed")]
+    settings = Settings(tmp_path / "results", offline=True, cache=cache)
+    settings.results.mkdir()
+    (settings.results / hashlib.sha256(images[0].read_bytes()).hexdigest()).write_text("a file of somebody else's")
+    first, second = run(settings, *images)
+    assert isinstance(first, Failed)
+    assert isinstance(second, Scanned)
+    assert {Path(row.source).name: row.status for row in store.images(settings.results)} == {
+        "healthy.dmp": "failed",
+        "seed.dmp": "scanned",
+    }
+
+
+def test_a_folder_in_the_place_of_an_image(tmp_path: Path, cache: Path) -> None:
+    """A folder where a file was found is a row."""
+    (tmp_path / "a.raw").mkdir()
+    settings = Settings(tmp_path / "results", offline=True, cache=cache)
+    evidence = [Evidence(tmp_path / "a.raw")]
+    (outcome,) = cluster.run(evidence, settings, lambda *_: None, scheduler=None, workers=0)
+    assert isinstance(outcome, Failed)
+    assert "is a folder" in outcome.reason
+
+
+def test_show_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`apcaudit show` of what is no file is one line."""
+    assert main(["show", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "Is a directory" in message
