@@ -14,7 +14,7 @@ PACKAGE = ROOT / "vol_plugins" / "windows" / "apcaudit"
 BOUND = re.compile(r"^_?(\w+_(BOUND|LIMIT|KEPT|BEYOND)|(MOST|LARGEST|LONGEST)_\w+|LONGEST|KEPT|DEEPEST|REMEMBERED)$")
 NO_BOUNDS = {
     "borrowing/probe._MOST_WRONG",  # of how many threads one may disagree
-    "code/disassembler.LONGEST",  # bytes of an instruction
+    "code/instruction.LONGEST",  # bytes of an instruction
     "stacks/calls.LONGEST",
     "minidump/stand_ins._MOST_PAGES_TO_RSDS",  # how far vol looks
 }
@@ -26,10 +26,9 @@ def bounds_of_the_code() -> set[str]:
     for path in sorted(PACKAGE.rglob("*.py")):
         module = str(path.relative_to(PACKAGE).with_suffix("")).replace("\\", "/")
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                name = node.targets[0].id
-                if BOUND.match(name):
-                    found.add(f"{module}.{name}")
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+            found |= {f"{module}.{name}" for name in names if BOUND.match(name)}
     return found - NO_BOUNDS
 
 

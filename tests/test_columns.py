@@ -62,6 +62,9 @@ CONTRACT = [
     ("KernelRoutine", str),
     ("NormalRoutine", str),
     ("RundownRoutine", str),
+    ("NormalContext", format_hints.Hex),
+    ("SystemArgument1", format_hints.Hex),
+    ("SystemArgument2", format_hints.Hex),
     ("Origin", str),
     ("Severity", str),
     ("Findings", str),
@@ -101,7 +104,12 @@ def test_a_whole_row() -> None:
     subject = thread(
         kernel=[
             normal(
-                address=0xFFFF8A0000010008, kernel_routine=IN_KERNEL, origin=Origin("IRP 0xffff8a000000ff90 of disk?")
+                address=0xFFFF8A0000010008,
+                kernel_routine=IN_KERNEL,
+                origin=Origin("IRP 0xffff8a000000ff90 of disk?"),
+                normal_context=0xFFFF8A0000012340,
+                system_argument1=0xFFFF8A0000056780,
+                system_argument2=0,
             )
         ],
         kernel_apc_pending=1,
@@ -145,6 +153,9 @@ def test_a_whole_row() -> None:
         "KernelRoutine": "nt!IopCompleteRequest",
         "NormalRoutine": "Bfilter!DriverEntry+0x10",
         "RundownRoutine": "0x0",
+        "NormalContext": 0xFFFF8A0000012340,
+        "SystemArgument1": 0xFFFF8A0000056780,
+        "SystemArgument2": 0,
         "Origin": "IRP 0xffff8a000000ff90 of disk?",
         "Severity": "critical",
         "Findings": "routine-unbacked,undelivered",
@@ -180,7 +191,8 @@ def test_xp_has_no_guarded_regions() -> None:
     assert (row["SpecialApcDisable"], row["KernelApcDisable"]) == (NOT_APPLICABLE, -1)
 
 
-APC_COLUMNS = ["Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", "Origin"]
+APC_ARGUMENTS = ["NormalContext", "SystemArgument1", "SystemArgument2"]
+APC_COLUMNS = ["Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", *APC_ARGUMENTS, "Origin"]
 
 
 def test_a_thread_with_nothing_queued_has_no_apc() -> None:

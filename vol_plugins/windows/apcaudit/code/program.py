@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from .instruction import RETPOLINE, Fixed, Flow, Instruction, Slot
 
-FUNCTIONS_BOUND, INSTRUCTIONS_BOUND, MUTEXES_BOUND = 128, 8192, 16
+FUNCTIONS_BOUND = 128
+INSTRUCTIONS_BOUND = 8192
+MUTEXES_BOUND = 16
 """How much is followed from one start address."""
 
 MUTEX = "mutex"
