@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apcaudit.synthetic import situations
+from apcaudit.synthetic import garbage, situations
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import Kernel
 from tests import volatility
@@ -18,15 +18,19 @@ Findings = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class SituationAudit:
-    """What two audits of one machine found, by TID: the codes, each with the highest severity of its rows."""
+    """What two audits of one machine found, by TID: the codes, each with the highest severity of its rows.
+
+    `taken_for_threads` is what of the garbage in the pool has a row.
+    """
 
     kernel: Kernel
     listed: dict[int, Findings]
     scanned: dict[int, Findings]
+    taken_for_threads: tuple[str, ...]
 
     def differences(self) -> dict[str, str]:
         """Return, by situation, how the findings differ from those planted; empty when all is right."""
-        found = {}
+        found = dict.fromkeys(self.taken_for_threads, "a row")
         for tid, situation in situations.tids(self.kernel).items():
             audits = {"--scan": self.scanned} if situation.scan else {"list": self.listed, "--scan": self.scanned}
             for name, audit in audits.items():
@@ -49,14 +53,19 @@ def audit_situations(
 ) -> SituationAudit:
     """Build the machine with every situation that a kernel can have and audit it, with and without --scan."""
     image = build(situations.of(kernel), kernel)
+    planted = garbage.plant(image)
     # A crash dump names its page tables; in a raw image vol searches for them, for seconds.
     path = folder / "situations.dmp"
     image.write_dump(path)
     options: dict[str, Any] = {"cache": folder / "cache", "symbols": symbols, "wide": True, "all": True}
+    listed = volatility.rows(path, **options)
+    scanned = volatility.rows(path, scan=True, **options)
+    threads = {int(row["Thread"]) for row in scanned}
     return SituationAudit(
         kernel,
-        by_tid(volatility.rows(path, **options)),
-        by_tid(volatility.rows(path, scan=True, **options)),
+        by_tid(listed),
+        by_tid(scanned),
+        tuple(each.what for each in planted if any(map(each.holds, threads))),
     )
 
 

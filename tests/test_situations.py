@@ -34,3 +34,8 @@ def test_bystander_and_idle_threads_are_silent(audited: SituationAudit) -> None:
     """Threads to which nothing has happened have no finding: a bystander, and every processor's idle thread."""
     assert BYSTANDER in audited.listed
     assert audited.others() == {}
+
+
+def test_garbage_has_no_row(audited: SituationAudit) -> None:
+    """What lies in the pool and looks like a thread is none: the scan gives it no row."""
+    assert audited.taken_for_threads == ()

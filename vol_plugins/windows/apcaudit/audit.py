@@ -111,21 +111,16 @@ class Audit:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was wrong with the views themselves, complete once all threads have been given."""
-        notes = [
+        return (
             *self.threads.notes,
             *self.drivers.notes,
             *(self._signatures.notes if self._signatures is not None else ()),
             *self.suspects.notes,
             *([self._difference] if self._difference is not None else []),
             *([f"structures are those of {self.symbols.borrowed_from}"] if self.symbols.borrowed_from else []),
-        ]
-        if self._scanned.cut_short:
-            notes.append("the scan found more than it keeps: threads and APCs may be missing")
-        if self._scanned.unmapped:
-            notes.append(f"{self._scanned.unmapped} threads of the scan are left out: no kernel address maps them")
-        if self.off_list.unmapped:
-            notes.append(f"{self.off_list.unmapped} APCs of the scan are left out: no kernel address maps them")
-        return tuple(notes)
+            *self._scanned.notes,
+            *self.off_list.notes,
+        )
 
     @property
     def signatures(self) -> Signatures:
@@ -148,7 +143,7 @@ class Audit:
             self.symbols,
             self.layout,
             kernel_start=self.drivers.kernel_start,
-            processes=frozenset(process.address for process in self.processes.listed()),
+            processes=self.processes,
             progress=progress,
         )
 
