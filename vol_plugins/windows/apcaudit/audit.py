@@ -29,7 +29,7 @@ from .thread_members import Glance, ThreadMembers
 from .views.cid_table import CidTable, read_cid_table
 from .views.off_list import OffList
 from .views.placement import Placement
-from .views.processors import read_processors
+from .views.processors import lacking, read_processors
 from .views.scanned import Scanned
 from .views.system_time import SystemTime, create_time_shift
 from .views.threads import Threads
@@ -113,6 +113,7 @@ class Audit:
         """What was wrong with the views themselves, complete once all threads have been given."""
         return (
             *self.threads.notes,
+            *([self._processors_lacking] if self._processors_lacking is not None else []),
             *self.drivers.notes,
             *(self._signatures.notes if self._signatures is not None else ()),
             *self.suspects.notes,
@@ -153,6 +154,7 @@ class Audit:
         dumped: tuple[int, ...] = getattr(layer, "dumped_threads", ())
         prcb: int | None = getattr(layer, "prcb_address", None)
         self.processors = read_processors(self.memory, self.symbols, () if prcb is None else (prcb,))
+        self._processors_lacking = lacking(self.memory, self.symbols, self.processors)
         self.cid = read_cid_table(self.memory, self.symbols)
         views = Views(self.cid, self.processors, dumped, scanned.threads)
         self.crash.find_thread(views.running, dumped, self.crash_header)
