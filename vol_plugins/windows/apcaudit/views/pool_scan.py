@@ -83,7 +83,8 @@ class ThreadFinder:
                     verdict = self._judged(data, at, base + at, virtual)
                     if verdict is not NOTHING:
                         found.add(at)
-                        yield verdict, base + at, virtual
+                    # What is nothing counts, too: memory can be full of it.
+                    yield verdict, base + at, virtual
         for match in _TAGS.finditer(data):
             block = match.start() - shape.tag
             if block < 0 or (base + block) % shape.alignment or block >= limit or block + self._last_body in found:

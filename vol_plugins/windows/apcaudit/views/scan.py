@@ -13,10 +13,10 @@ from ..symbols import KernelSymbols
 from .mappings import kernel_addresses
 from .pool_scan import ApcFinder, ApcShape, ThreadFinder
 from .scanned import Scanned
-from .thread_evidence import NO_PROCESS, OPEN, THREAD, ThreadEvidence, ThreadShape, Verdict
+from .thread_evidence import NO_PROCESS, NOTHING, OPEN, THREAD, ThreadEvidence, ThreadShape, Verdict
 
 HIT_BOUND = 1 << 20
-"""How many hits are kept; more are no machine's threads and APCs, but an image made to exhaust memory."""
+"""How many candidates are looked at; more are no machine's threads and APCs, but an image made to wear the scan out."""
 
 _OPTIONAL_HEADERS = 0xA0
 """Bytes of all optional object headers together, at most: process 16, quota 32, handle 16, name 32, creator 32,
@@ -84,8 +84,8 @@ def scan(
     scanner = _Scanner(ThreadFinder(shape, judge, listed), apcs)
     scanned = Scanned()
 
-    def take(verdict: Verdict, physical: int, address: int, told: int | None) -> bool:
-        """Take what lies at a virtual address, which it tells itself or not, for what it is; is it a thread?"""
+    def take(verdict: Verdict, physical: int, address: int, told: int | None) -> None:
+        """Take what lies at a virtual address, which it tells itself or not, for what it is."""
         if verdict is OPEN:
             data, _ = memory.read_sparse(address, shape.size)
             verdict = judge(data, 0, told)
@@ -93,29 +93,25 @@ def scan(
             scanned.threads.setdefault(address, physical)
         elif verdict is NO_PROCESS:
             scanned.without_process += 1
-        return verdict is THREAD
 
     # By virtual address as they tell it, and without one.
     displaced: list[int] = []
     homeless: list[tuple[Verdict, int]] = []
-    kept = 0
-    for verdict, physical, value in memory.physical_layer.scan(context, scanner, progress):
-        if verdict is None:
-            scanned.apcs.setdefault(value, []).append(physical)
-        elif value is None:
-            homeless.append((verdict, physical))
-        elif memory.physical(value) != physical:
-            if verdict is not THREAD:
-                continue
-            displaced.append(value)
-        elif verdict is THREAD:
-            scanned.threads[value] = physical
-        elif not take(verdict, physical, value, value):
-            continue
-        kept += 1
-        if kept == HIT_BOUND:
+    hits = memory.physical_layer.scan(context, scanner, progress)
+    for number, (verdict, physical, value) in enumerate(hits):
+        if number == HIT_BOUND:
             scanned.cut_short = True
             break
+        if verdict is None:
+            scanned.apcs.setdefault(value, []).append(physical)
+        elif verdict is NOTHING:
+            continue
+        elif value is None:
+            homeless.append((verdict, physical))
+        elif memory.physical(value) == physical:
+            take(verdict, physical, value, value)
+        elif verdict is THREAD:
+            displaced.append(value)
     pages = kernel_addresses(memory, (physical for _, physical in homeless), kernel_start)
     for verdict, physical in homeless:
         page = pages.get(physical & ~(PAGE - 1))
