@@ -98,7 +98,7 @@ _OF_APC = ("Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRou
 
 # Which note excuses that a finding elsewhere is gone: one about the very structure that would prove it.
 _OF_MODULES = ("PsLoadedModuleList", "the entry of ", "headers of ")
-_OF_THREADS = ("does not close", "the thread list of ", "PspCidTable")
+_OF_THREADS = ("does not close", "the thread list of ", "PspCidTable", "KiProcessorBlock")
 _EXCUSES: Mapping[str, tuple[str, ...]] = {
     "module-conflict": _OF_MODULES,
     "orphan-start": _OF_MODULES,

@@ -11,7 +11,7 @@ from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.columns import COLUMNS, rows_of
 from volatility3.plugins.windows.apcaudit.model import Audited
 
-from apcaudit.synthetic import situations
+from apcaudit.synthetic import garbage, situations
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import Kernel
 from tests import volatility
@@ -23,16 +23,20 @@ Findings = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class SituationAudit:
-    """What two audits of one machine found, by TID: each code with its own severity, and the explanations."""
+    """What two audits of one machine found, by TID: each code with its own severity, and the explanations.
+
+    `taken_for_threads` is what of the garbage in the pool has a row.
+    """
 
     kernel: Kernel
     listed: dict[int, Findings]
     scanned: dict[int, Findings]
     explanations: dict[int, str]
+    taken_for_threads: tuple[str, ...]
 
     def differences(self) -> dict[str, str]:
         """Return, by situation, how the findings differ from those planted; empty when all is right."""
-        found = {}
+        found = dict.fromkeys(self.taken_for_threads, "a row")
         for tid, situation in situations.tids(self.kernel).items():
             audits = {"--scan": self.scanned} if situation.scan else {"list": self.listed, "--scan": self.scanned}
             for name, audit in audits.items():
@@ -55,20 +59,24 @@ def audit_situations(
 ) -> SituationAudit:
     """Build the machine with every situation that a kernel can have and audit it, with and without --scan."""
     image = build(situations.of(kernel), kernel)
+    planted = garbage.plant(image)
     # A crash dump names its page tables; in a raw image vol searches for them, for seconds.
     path = folder / "situations.dmp"
     image.write_dump(path)
     plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache", symbols=symbols)
     source = plugin.context, plugin.config["kernel"]
     explanations: dict[int, str] = {}
+    addresses: set[int] = set()
     found = []
     for scan in (False, True):
         audit = Audit(*source, scan_memory=scan)
         threads = list(audit.run(Selection(clean_too=True)))
         found.append({_tid(each): codes_of(each) for each in threads})
+        addresses |= {each.thread.address for each in threads}
         if not scan:
             explanations = {_tid(each): " ".join(_explained(each, audit)) for each in threads}
-    return SituationAudit(kernel, *found, explanations)
+    taken = tuple(each.what for each in planted if any(map(each.holds, addresses)))
+    return SituationAudit(kernel, *found, explanations, taken)
 
 
 def _tid(audited: Audited) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from volatility3.plugins.windows.apcaudit.views.processors import read_processors
 
+from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Apc, Bugcheck, Thread
 from tests.views_image import audited
 
@@ -43,3 +44,52 @@ def test_irql_is_unknown_on_a_running_machine(kernel: str, tmp_path: Path) -> No
     found = audited(kernel, tmp_path, (RUNNING,), processors=2)
     assert found.of[8].thread.irql is None
     assert found.codes(8) == {}
+
+
+@KERNELS
+def test_an_entry_that_leads_to_no_processor(kernel: str, tmp_path: Path) -> None:
+    """Where an entry of KiProcessorBlock leads nowhere the other processors are read, and a note tells of it."""
+
+    def lose(image: Image) -> None:
+        image.memory.write_pointer(image.kernel.address("KiProcessorBlock"), image.address_of["process:System"])
+
+    found = audited(kernel, tmp_path, (RUNNING,), processors=3, changes=(lose,))
+    assert [each.number for each in found.audit.processors] == [1, 2]
+    assert found.of[8].thread.processor == 1
+    assert any("no _KPRCB for 1 of 3 processors" in note for note in found.audit.notes)
+
+
+@KERNELS
+def test_a_processor_block_that_is_gone(kernel: str, tmp_path: Path) -> None:
+    """Where no processor can be read, the idle thread that only they hold is missing, and a note says so."""
+
+    def lose(image: Image) -> None:
+        image.memory.write_pointer(image.kernel.address("KiProcessorBlock"), 0)
+
+    found = audited(kernel, tmp_path, (Thread(8),), changes=(lose,))
+    assert set(found.of) == {8}
+    assert any("no _KPRCB for 1 of 1 processors" in note for note in found.audit.notes)
+
+
+@KERNELS
+@pytest.mark.parametrize("count", [0, 1, 0xFFFFFFFF], ids=hex)
+def test_a_number_of_processors_that_lies(kernel: str, count: int, tmp_path: Path) -> None:
+    """A number of processors that is too low or absurd hides none, and none is missing by an absurd one."""
+
+    def lie(image: Image) -> None:
+        image.memory.write_scalar(image.kernel.address("KeNumberProcessors"), 4, count)
+
+    found = audited(kernel, tmp_path, (RUNNING,), processors=3, changes=(lie,))
+    assert [each.number for each in found.audit.processors] == [0, 1, 2]
+    assert found.codes(8) == {}
+    assert [note for note in found.audit.notes if "processors" in note and count != 0xFFFFFFFF] == []
+
+
+def test_what_follows_a_byte_is_no_part_of_it(tmp_path: Path) -> None:
+    """XP's KeNumberProcessors is one byte, and what lies behind it does not count."""
+
+    def write(image: Image) -> None:
+        image.memory.write_scalar(image.kernel.address("KeNumberProcessors"), 4, 0x01010103)
+
+    found = audited("xp-sp3-x86", tmp_path, (RUNNING,), processors=3, changes=(write,))
+    assert found.audit.notes == ()

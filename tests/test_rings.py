@@ -82,6 +82,8 @@ PURE = {
     "thread_members",
     "timeline",
     "views.pool_scan",
+    "views.scanned",
+    "views.thread_evidence",
 }
 
 # Vol imports every module below vol_plugins on every run, also for another plugin: nothing there may be slow to

@@ -40,3 +40,8 @@ def test_a_list_that_leads_into_another_threads(audited: SituationAudit) -> None
     """The list that was tied into another is broken; its KAPC is the other's, and the other's head is no KAPC."""
     expected = {"list-broken": "high", "duplicate-apc": "high", "thread-mismatch": "high"}
     assert audited.listed[situations.TIED] == audited.scanned[situations.TIED] == expected
+
+
+def test_garbage_has_no_row(audited: SituationAudit) -> None:
+    """What lies in the pool and looks like a thread is none: the scan gives it no row."""
+    assert audited.taken_for_threads == ()

@@ -10,6 +10,7 @@ from typing import Any
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.model import Audited
 
+from apcaudit.synthetic import garbage
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
@@ -58,6 +59,8 @@ def audited(
     processes = (Process("System", 4, threads, parent=0), *others)
     drivers = scene.pop("drivers", (HAL, FLTMGR))
     image = build(Scene("views", "threads and who sees them", kernel, processes, drivers, **scene), load_kernel(kernel))
+    # Real pool is never empty otherwise.
+    planted = garbage.plant(image) if scan else ()
     for change in changes:
         change(image)
     path = folder / "views.raw"
@@ -66,5 +69,7 @@ def audited(
     plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "views-cache")
     source = plugin.context, plugin.config["kernel"]
     audit = Audit(*source, scan_memory=scan)
-    found = {each.thread.members.tid: each for each in audit.run(Selection(clean_too=True))}
-    return Audits(image, audit, source, found)
+    rows = list(audit.run(Selection(clean_too=True)))
+    taken = [each.what for each in planted if any(each.holds(row.thread.address) for row in rows)]
+    assert not taken, f"taken for threads: {taken}"
+    return Audits(image, audit, source, {each.thread.members.tid: each for each in rows})

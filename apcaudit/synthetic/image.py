@@ -11,6 +11,7 @@ from apcaudit.synthetic.kernels import Kernel
 from apcaudit.synthetic.machine import BOOT_TIME, SYSTEM_TIME, Machine
 from apcaudit.synthetic.memory import Memory
 from apcaudit.synthetic.pages import FIRST_FRAME, PAGE
+from apcaudit.synthetic.pool import Pool
 from apcaudit.synthetic.scene import Scene
 
 
@@ -40,6 +41,11 @@ class Image:
     def memory(self) -> Memory:
         """Virtual memory by structure members, for tests that tamper."""
         return self._machine.memory
+
+    @property
+    def pool(self) -> Pool:
+        """The kernel pool, for what is allocated once the scene is built."""
+        return self._machine.pool
 
     def read(self, address: int, size: int) -> bytes:
         """Read virtual memory."""

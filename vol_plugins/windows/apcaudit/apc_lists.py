@@ -10,14 +10,8 @@ from .facts import APC_OBJECT, PROCESS_OBJECT, THREAD_OBJECT
 from .layout import Layout
 from .memory import Memory
 from .model import Apc, Ending, Queue, QueueName, Thread, ThreadMembers
-from .queues import ENTRY_BOUND, Walk, walk
+from .queues import ENTRIES_BEYOND, TOTAL_BOUND, Budget, Walk, walk
 from .thread_members import Glance
-
-TOTAL_BOUND = 250_000
-"""How many entries of all lists of an image are followed to ENTRY_BOUND; a busy server has some hundreds queued."""
-
-ENTRIES_BEYOND = 16
-"""How many entries of each list are followed once TOTAL_BOUND is used up, more than nearly any list has."""
 
 # _EPROCESS and _ETHREAD begin with their dispatcher header, and that with its type.
 _PROCESS, _THREAD = bytes([PROCESS_OBJECT]), bytes([THREAD_OBJECT])
@@ -26,14 +20,15 @@ _PROCESS, _THREAD = bytes([PROCESS_OBJECT]), bytes([THREAD_OBJECT])
 class ApcLists:
     """Reads the lists of _KTHREAD.ApcState and, in an attached thread, of SavedApcState.
 
-    The lists of SavedApcState at ApcStateIndex 0 are stale leftovers and are never read.
+    The lists of SavedApcState at ApcStateIndex 0 are stale leftovers and are never read. `budget` is what is left to
+    follow, for this and every other walk of the audit.
     """
 
     def __init__(self, memory: Memory, layout: Layout, drivers: Drivers, *, total: int = TOTAL_BOUND) -> None:
         self._memory = memory
         self._layout = layout
         self._drivers = drivers
-        self._left = total
+        self.budget = Budget(total)
         self._heads: set[int] = set()
         self._walks: dict[int, Walk] = {}
         self._holders: dict[int, str] = {}
@@ -139,9 +134,9 @@ class ApcLists:
             head,
             pointer_size=self._layout.pointer_size,
             is_other_head=lambda address: address in own or self.is_head(address),
-            bound=max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left)),
+            bound=self.budget.of_a_list,
         )
-        self._left -= len(walked.entries)
+        self.budget.spend(len(walked.entries))
         self._walks[head] = walked
         place = _list_name(name, thread.address, thread.members.tid)
         for entry in walked.entries:
@@ -170,9 +165,9 @@ class ApcLists:
         if links is None:
             return frozenset(), ""
         head = links[0]
-        bound = max(ENTRIES_BEYOND, min(ENTRY_BOUND, self._left))
+        bound = self.budget.of_a_list
         entries = walk(self._memory.links, head, pointer_size=self._layout.pointer_size, bound=bound).entries
-        self._left -= len(entries)
+        self.budget.spend(len(entries))
         for name, offset in self._heads_of_thread():
             members = self._thread_at(head - offset)
             if members is not None:

@@ -30,7 +30,7 @@ from .thread_members import Glance, ThreadMembers
 from .views.cid_table import CidTable, read_cid_table
 from .views.off_list import OffList
 from .views.placement import Placement
-from .views.processors import read_processors
+from .views.processors import lacking, read_processors
 from .views.scanned import Scanned
 from .views.system_time import SystemTime, create_time_shift
 from .views.threads import Threads
@@ -134,21 +134,17 @@ class Audit:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was wrong with the views themselves, complete once all threads have been given."""
-        notes = [
+        return (
             *self._thread_notes,
+            *([self._processors_lacking] if self._processors_lacking is not None else []),
             *self.drivers.notes,
             *(self._signatures.notes if self._signatures is not None else ()),
             *self.suspects.notes,
             *([self._difference] if self._difference is not None else []),
             *([f"structures are those of {self.symbols.borrowed_from}"] if self.symbols.borrowed_from else []),
-        ]
-        if self._scanned.cut_short:
-            notes.append("the scan found more than it keeps: threads and APCs may be missing")
-        if self._scanned.unmapped:
-            notes.append(f"{self._scanned.unmapped} threads of the scan are left out: no kernel address maps them")
-        if self.off_list.unmapped:
-            notes.append(f"{self.off_list.unmapped} APCs of the scan are left out: no kernel address maps them")
-        return tuple(notes)
+            *self._scanned.notes,
+            *self.off_list.notes,
+        )
 
     def _embedded(self) -> frozenset[str]:
         """Return the members of _ETHREAD that are KAPCs and that System's first threads have filled in.
@@ -187,7 +183,7 @@ class Audit:
             self.symbols,
             self.layout,
             kernel_start=self.drivers.kernel_start,
-            processes=frozenset(process.address for process in self.processes.listed()),
+            processes=self.processes,
             progress=progress,
         )
 
@@ -197,6 +193,7 @@ class Audit:
         self._dumped: tuple[int, ...] = getattr(layer, "dumped_threads", ())
         prcb: int | None = getattr(layer, "prcb_address", None)
         self.processors = read_processors(self.memory, self.symbols, () if prcb is None else (prcb,))
+        self._processors_lacking = lacking(self.memory, self.symbols, self.processors)
         self.cid = read_cid_table(self.memory, self.symbols)
         running = tuple(each.current for each in self.processors if each.current)
         self.crash.find_thread(running, self._dumped, self.crash_header)

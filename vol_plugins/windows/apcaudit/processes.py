@@ -16,7 +16,12 @@ from .text import from_ansi
 PROCESS_BOUND = 100_000
 """How many processes of the list are followed."""
 
+OBJECTS_KEPT = 1 << 16
+"""Of how many addresses it is remembered whether a process object is there."""
+
 _NAME_LENGTH = 16
+
+_PROCESS = bytes([windows.PROCESS_OBJECT])
 
 
 class Processes:
@@ -26,6 +31,7 @@ class Processes:
         self._memory = memory
         self._symbols = symbols
         self._known: dict[int, Process] = {}
+        self._objects: dict[int, bool] = {}
         self.known: frozenset[int] = frozenset()
         self.links = self._offset("ActiveProcessLinks.Flink")
         self.thread_list_head = self._offset("ThreadListHead.Flink")
@@ -60,6 +66,20 @@ class Processes:
             return False if self._memory.bits == 32 else None
         pointer = read_member(self._memory, self._symbols, "_EPROCESS", self._wow64, address)
         return None if pointer is None else bool(pointer)
+
+    def is_object(self, address: int) -> bool:
+        """Tell whether a process object is at a virtual address: its dispatcher header says so, or the list does.
+
+        In a minidump also where nothing can be read: it holds hardly any process.
+        """
+        found = self._objects.get(address)
+        if found is None:
+            first = self._memory.read(address, 1)
+            found = address in self.known or (self._memory.partial if first is None else first == _PROCESS)
+            if len(self._objects) >= OBJECTS_KEPT:
+                self._objects.clear()
+            self._objects[address] = found
+        return found
 
     def listed(self) -> Iterator[Process]:
         """Yield the processes of PsActiveProcessHead; `complete` tells afterwards whether the list closed."""

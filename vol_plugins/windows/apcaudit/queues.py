@@ -13,6 +13,33 @@ LinkReader = Callable[[int], "tuple[int, int] | None"]
 ENTRY_BOUND = 4096
 """How many entries of one list are followed: far beyond what a thread ever has queued."""
 
+TOTAL_BOUND = 250_000
+"""How many entries of all lists of an image are followed to ENTRY_BOUND; a busy server has some hundreds queued."""
+
+ENTRIES_BEYOND = 16
+"""How many entries of each list are followed once TOTAL_BOUND is used up, more than nearly any list has."""
+
+
+class Budget:
+    """How many entries all walks of one audit may follow together; `left` of them are not used up."""
+
+    def __init__(self, total: int = TOTAL_BOUND) -> None:
+        self.left = total
+
+    def spend(self, entries: int) -> None:
+        """Count entries that were followed."""
+        self.left -= entries
+
+    @property
+    def of_a_list(self) -> int:
+        """How many entries one list is followed for."""
+        return min(ENTRY_BOUND, self.of_a_ring)
+
+    @property
+    def of_a_ring(self) -> int:
+        """How many entries are followed where a ring is walked once for all that hangs on it."""
+        return max(ENTRIES_BEYOND, self.left)
+
 
 @dataclass(frozen=True, slots=True)
 class Walk:

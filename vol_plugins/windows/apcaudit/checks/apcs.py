@@ -131,14 +131,25 @@ def order_violation(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     # A thread that attached twice has two saved lists of one name.
     at = apc.position
     holder = next((queue.apcs for queue in thread.queues if queue.apcs[at : at + 1] == (apc,)), ())
-    ahead = next((other for other in holder[:at] if other.kind == "normal-kernel"), None)
-    if ahead is None:
+    ahead = _first_normal(holder)
+    if ahead is None or ahead.position > at:
         return None
     return Finding(
         "order-violation",
         Severity.MEDIUM,
         f"the special kernel APC is queued behind the normal one {ahead.address:#x}, where KiInsertQueueApc puts none",
     )
+
+
+def _first_normal(apcs: tuple[Apc, ...]) -> Apc | None:
+    """Return the first normal kernel APC of a list, remembered of the last one: each APC of a list asks in turn."""
+    global _asked
+    if _asked[0] is not apcs:
+        _asked = apcs, next((apc for apc in apcs if apc.kind == "normal-kernel"), None)
+    return _asked[1]
+
+
+_asked: tuple[tuple[Apc, ...], Apc | None] = (), None
 
 
 def duplicate_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:

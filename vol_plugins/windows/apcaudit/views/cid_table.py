@@ -130,7 +130,10 @@ def read_cid_table(memory: Memory, symbols: KernelSymbols) -> CidTable:
 
 
 def _lower(memory: Memory, pages: list[int]) -> tuple[list[int], bool]:
-    """Read the pages of pointers of one level: the pages below them in order, 0 for those that there are not."""
+    """Read the pages of pointers of one level: the pages below them in order, 0 for those that there are not.
+
+    A page that comes up again is damage: its entries are those of the IDs that it came up for first.
+    """
     pointers = Struct("<" + ("I" if memory.pointer_size == 4 else "Q") * (PAGE // memory.pointer_size))
     lower: list[int] = []
     complete = True
@@ -139,7 +142,15 @@ def _lower(memory: Memory, pages: list[int]) -> tuple[list[int], bool]:
         complete = complete and (data is not None or not page)
         lower.extend(pointers.unpack(data) if data is not None else [0] * (PAGE // memory.pointer_size))
         if len(lower) > PAGE_BOUND:
-            return lower[:PAGE_BOUND], complete and not any(lower[PAGE_BOUND:])
+            complete = complete and not any(lower[PAGE_BOUND:])
+            del lower[PAGE_BOUND:]
+            break
+    met: set[int] = set()
+    for number, page in enumerate(lower):
+        if page in met:
+            lower[number], complete = 0, False
+        elif page:
+            met.add(page)
     while lower and not lower[-1]:
         lower.pop()
     return lower, complete

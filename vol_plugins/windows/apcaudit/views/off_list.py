@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .. import facts as windows
 from ..apc_lists import ApcLists
 from ..layout import Layout
 from ..memory import PAGE, Memory
 from ..model import Apc, Backing, Ending, Queue, QueueName, Thread
-from ..queues import walk
+from .held_entries import HeldEntries
 from .mappings import kernel_addresses
 
 
 class OffList:
-    """Judges the scan's KAPCs thread by thread; `unmapped` counts those that no kernel address maps."""
+    """Judges the scan's KAPCs thread by thread.
+
+    `unmapped` counts those that no kernel address maps, `undecided` those whose list goes on too far to tell whether
+    it holds them, `left_out` those that no list holds beyond as many as are reported of one thread.
+    """
 
     def __init__(
         self, memory: Memory, layout: Layout, lists: ApcLists, found: dict[int, list[int]], kernel_start: int
@@ -22,8 +28,21 @@ class OffList:
         self._lists = lists
         self._found = found
         self._kernel_start = kernel_start
+        self._held = HeldEntries(memory, lists)
         self._pages: dict[int, int] | None = None
         self.unmapped = 0
+        self.undecided = 0
+        self.left_out = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out so far, and why."""
+        texts = (
+            (self.unmapped, "APCs of the scan are left out: no kernel address maps them"),
+            (self.undecided, "APCs of the scan may hang on lists that are followed no further"),
+            (self.left_out, "more APCs of the scan that no list holds are left out"),
+        )
+        return tuple(f"{count} {text}" for count, text in texts if count)
 
     @property
     def threads(self) -> frozenset[int]:
@@ -44,19 +63,66 @@ class OffList:
         if thread.members.state == windows.TERMINATED:
             # What it did not live to run lies in memory until that is used again.
             return None
-        listed = {self._memory.physical(apc.address) for queue in queues for apc in queue.apcs}
-        apcs: list[Apc] = []
+        listed = {self._memory.physical(apc.address): apc.address for queue in queues for apc in queue.apcs}
+        for queue in queues:
+            if queue.ending is Ending.BOUND:
+                self._held.follow(queue.head)
+        held = list(listed.values())
+        loose: list[int] = []
         for physical in self._found.get(thread.address, ()):
             if physical in listed:
                 continue
             address = self._address(physical, thread)
             if address is None:
                 self.unmapped += 1
-            elif not self._on_a_list(address + self._layout.apc_list_entry):
-                apc = self._lists.apc(address, QueueName.OFF_LIST, len(apcs))
-                if apc.inserted and apc.kernel_routine is not None and apc.kernel_routine.backing is not Backing.USER:
-                    apcs.append(apc)
-        return Queue(QueueName.OFF_LIST, 0, tuple(apcs), Ending.CLOSED, 0) if apcs else None
+                continue
+            on_a_list = self._held.holds(address + self._layout.apc_list_entry)
+            if on_a_list is None:
+                self.undecided += 1
+            else:
+                (held if on_a_list else loose).append(address)
+        apcs = tuple(self._reported(self._originals(loose, held))) if loose else ()
+        return Queue(QueueName.OFF_LIST, 0, apcs, Ending.CLOSED, 0) if apcs else None
+
+    def _originals(self, loose: list[int], held: list[int]) -> list[int]:
+        """Leave out copies: of a KAPC on a list, whatever its links were when the page was copied, and of each other.
+
+        Of several alike, links included, the one that points to itself is the original, else the first: that it was
+        unlinked is told once.
+        """
+        entry = self._layout.apc_list_entry
+        known = {self._content(address) for address in held}
+        of_pages = {self._in_page(address) for address in held}
+        own = [address for address in loose if self._memory.links(address + entry) == (address + entry,) * 2]
+        originals: set[int] = set()
+        for address in (*own, *loose):
+            content = self._content(address)
+            if content is None or (content not in known and self._in_page(address) not in of_pages):
+                originals.add(address)
+                known.add(content)
+        return sorted(originals)
+
+    def _content(self, address: int) -> bytes | None:
+        return self._memory.read(address, self._layout.apc.size)
+
+    def _in_page(self, address: int) -> tuple[int, bytes]:
+        """Return where in its page a KAPC lies and all of it but its links: what a copy of the page keeps."""
+        content, links = self._content(address) or b"", self._layout.apc_list_entry
+        return address % PAGE, content[:links] + content[links + 2 * self._layout.pointer_size :]
+
+    def _reported(self, addresses: list[int]) -> Iterator[Apc]:
+        bound = self._lists.budget.of_a_list
+        position = 0
+        for address in addresses:
+            apc = self._lists.apc(address, QueueName.OFF_LIST, position)
+            if not apc.inserted or apc.kernel_routine is None or apc.kernel_routine.backing is Backing.USER:
+                continue
+            if position < bound:
+                yield apc
+                position += 1
+            else:
+                self.left_out += 1
+        self._lists.budget.spend(position)
 
     def _address(self, physical: int, thread: Thread) -> int | None:
         """Return a kernel address of a KAPC: from the thread that embeds it, else from the page tables."""
@@ -68,14 +134,3 @@ class OffList:
             self._pages = kernel_addresses(self._memory, pages, self._kernel_start)
         page = self._pages.get(physical & ~(PAGE - 1))
         return None if page is None else page + physical % PAGE
-
-    def _on_a_list(self, entry: int) -> bool:
-        """Tell whether a walk from the head of some thread's list comes by a LIST_ENTRY.
-
-        The entry's own links may be stale: they only tell which head to ask.
-        """
-        ring = walk(self._memory.links, entry, pointer_size=self._layout.pointer_size).entries
-        for head in ring:
-            if self._lists.is_head(head):
-                return entry in walk(self._memory.links, head, pointer_size=self._layout.pointer_size).entries
-        return False

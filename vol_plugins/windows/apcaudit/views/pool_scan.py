@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from struct import Struct
 
 from .. import facts as windows
+from ..layout import Decoder
+from .thread_evidence import NOTHING, OPEN, ThreadEvidence, ThreadShape, Verdict
 
 PAGE_OFFSET = 0xFFF
 """Bits of an address that are the same in virtual and in physical memory."""
@@ -23,29 +25,6 @@ _TAGS = re.compile(b"Thr[e\xe5]")
 
 # _DISPATCHER_HEADER.SignalState of a thread: 1 once it has ended, 0 before (WDK, "Kernel Dispatcher Objects").
 _SIGNAL_STATES = frozenset({bytes(4), b"\x01\0\0\0"})
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadShape:
-    """What of _ETHREAD the search compares; offsets in bytes from its start.
-
-    `rings` are LIST_ENTRYs that point to themselves while empty, `backs` are pointers to the thread itself.
-    `bodies` are the distances from a _POOL_HEADER at which the object may start: optional object headers come
-    between, and whether the object lies at the block's start or end differs by version.
-    """
-
-    pointer_size: int
-    alignment: int
-    size: int
-    type: int
-    signal_state: int
-    process: int
-    rings: tuple[int, ...]
-    backs: tuple[int, ...]
-    tag: int
-    bodies: tuple[int, ...]
-    lowest: int
-    highest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +48,20 @@ class ApcShape:
 class ThreadFinder:
     """Finds threads by dispatcher header and by pool tag, and their virtual addresses by what points to itself."""
 
-    def __init__(self, shape: ThreadShape, processes: frozenset[int] = frozenset()) -> None:
+    def __init__(self, shape: ThreadShape, judge: ThreadEvidence, processes: frozenset[int | None]) -> None:
         self._shape = shape
+        self._judge = judge
         self._processes = processes
         self._pointer = Struct("<I" if shape.pointer_size == 4 else "<Q")
         self._links = Struct("<II" if shape.pointer_size == 4 else "<QQ")
+        self._in_page = PAGE_OFFSET + 1 - shape.size
         self._last_body = shape.bodies[0] if shape.bodies else 0
+        self._owners = Decoder(shape.owners, shape.size)
+        header = shape.block_size.offset + shape.block_size.size if shape.block_size is not None else 0
+        self._block_size = Decoder([shape.block_size], header)
 
-    def __call__(self, data: bytes, base: int, limit: int) -> Iterator[tuple[int, int | None]]:
-        """Yield (physical, virtual address) of what may be a thread; None is a virtual address not told by itself.
+    def __call__(self, data: bytes, base: int, limit: int) -> Iterator[tuple[Verdict, int, int | None]]:
+        """Yield (verdict, physical, virtual address) of what may be a thread; None is an address not told by itself.
 
         Args:
             data: bytes of physical memory.
@@ -96,30 +80,41 @@ class ThreadFinder:
             if data[at + signal : at + signal + 4] in _SIGNAL_STATES:
                 virtual = self.recover(data, at, base + at)
                 if virtual is not None or self._owned(data, at):
-                    found.add(at)
-                    yield base + at, virtual
+                    verdict = self._judged(data, at, base + at, virtual)
+                    if verdict is not NOTHING:
+                        found.add(at)
+                    # What is nothing counts, too: memory can be full of it.
+                    yield verdict, base + at, virtual
         for match in _TAGS.finditer(data):
             block = match.start() - shape.tag
-            if block < 0 or (base + block) % shape.alignment or block >= limit:
+            if block < 0 or (base + block) % shape.alignment or block >= limit or block + self._last_body in found:
                 continue
             hit = self._behind(data, base, block, found)
             if hit is not None:
                 yield hit
 
-    def _behind(self, data: bytes, base: int, block: int, found: set[int]) -> tuple[int, int | None] | None:
+    def _judged(self, data: bytes, at: int, physical: int, virtual: int | None) -> Verdict:
+        return self._judge(data, at, virtual) if physical & PAGE_OFFSET <= self._in_page else OPEN
+
+    def _behind(self, data: bytes, base: int, block: int, found: set[int]) -> tuple[Verdict, int, int | None] | None:
         """Find the thread in the pool block that starts at an offset, unless its header has been found already."""
-        if block + self._last_body in found:
-            return None
-        bodies = [block + distance for distance in (self._last_body, *self._shape.bodies)]
-        if any(at in found for at in bodies):
+        last = min(self._room(data, block), len(data) - self._shape.size - block)
+        bodies = [block + distance for distance in (self._last_body, *self._shape.bodies) if distance <= last]
+        if not found.isdisjoint(bodies):
             return None
         for at in bodies:
-            virtual = self.recover(data, at, base + at) if at + self._shape.size <= len(data) else None
-            if virtual is not None:
+            virtual = self.recover(data, at, base + at)
+            verdict = NOTHING if virtual is None else self._judged(data, at, base + at, virtual)
+            if verdict is not NOTHING:
                 self._last_body = at - block
                 found.add(at)
-                return base + at, virtual
+                return verdict, base + at, virtual
         return None
+
+    def _room(self, data: bytes, block: int) -> int:
+        """Tell how far behind its pool header a block's thread may begin, by the size that the header gives it."""
+        (size,) = self._block_size(data, block) if block + self._block_size.size <= len(data) else (0,)
+        return len(data) if size is None else size * self._shape.alignment - self._shape.size
 
     def recover(self, data: bytes, at: int, physical: int) -> int | None:
         """Return the virtual address that a thread's own pointers give, when they agree with where it lies."""
@@ -136,7 +131,7 @@ class ThreadFinder:
         return None
 
     def _owned(self, data: bytes, at: int) -> bool:
-        return self._pointer.unpack_from(data, at + self._shape.process)[0] in self._processes
+        return not self._processes.isdisjoint(self._owners(data, at))
 
 
 class ApcFinder:

@@ -42,18 +42,47 @@ def read_processors(memory: Memory, symbols: KernelSymbols, known: Iterable[int]
     """
     processors: dict[int, Processor] = {}
     array = symbols.address("KiProcessorBlock")
+    count = _count(memory, symbols) or 0
     for number in range(PROCESSOR_BOUND if array is not None else 0):
         address = memory.pointer((array or 0) + number * memory.pointer_size)
         processor = _read(memory, symbols, address) if address else None
-        # Not every version tells how long the array is; a null or somebody else's data follows its last entry.
-        if processor is None or processor.number != number:
+        if processor is not None and processor.number == number:
+            processors[processor.address] = processor
+        elif number >= count:
+            # A null or somebody else's data follows the last entry. The number of entries may be damaged, too.
             break
-        processors[processor.address] = processor
     for address in known:
         processor = _read(memory, symbols, address) if address not in processors else None
         if processor is not None:
             processors[address] = processor
     return tuple(processors.values())
+
+
+def lacking(memory: Memory, symbols: KernelSymbols, processors: Iterable[Processor]) -> str | None:
+    """Say how many processors were not read that the kernel counts; None where none is missing or nobody knows.
+
+    Of a minidump nothing is said: it holds one processor.
+    """
+    count = None if memory.partial else _count(memory, symbols)
+    if count is None:
+        return None
+    missing = len(set(range(count)) - {processor.number for processor in processors})
+    if not missing:
+        return None
+    return (
+        f"KiProcessorBlock leads to no _KPRCB for {missing} of {count} processors: threads that only they run may be"
+        " missing"
+    )
+
+
+def _count(memory: Memory, symbols: KernelSymbols) -> int | None:
+    """Read KeNumberProcessors: a byte, and a ULONG in kernels that number processors by one (since 7)."""
+    symbol, number = symbols.address("KeNumberProcessors"), symbols.member("_KPRCB", "Number")
+    if symbol is None or number is None:
+        return None
+    data = memory.read(symbol, 4 if number.size == 4 else 1)
+    count = None if data is None else int.from_bytes(data, "little")
+    return count if count is not None and count <= PROCESSOR_BOUND else None
 
 
 def _read(memory: Memory, symbols: KernelSymbols, address: int) -> Processor | None:

@@ -151,12 +151,26 @@ class Threads:
         """Return the process of what may be a thread; None when it contradicts itself and so is none."""
         if members.tid is None or members.state is None or members.state > windows.IN_SWAP:
             return None
-        if (cid is not None and members.tid != cid) or not members.process or address % self._layout.pointer_size:
+        process = self._claimed(members)
+        if (cid is not None and members.tid != cid) or not process or address % self._layout.pointer_size:
             return None
-        owner = self._processes.at(members.process)
+        owner = self._processes.at(process)
         if owner.pid is None:
             return owner if members.dispatcher_type == windows.THREAD_OBJECT else None
-        return owner if owner.pid == members.pid and members.tid % windows.ID_STEP == 0 else None
+        if owner.pid == members.pid and members.tid % windows.ID_STEP == 0:
+            return owner
+        # The scan has seen that it is a thread of a process: IDs that contradict that are a lie, not another object.
+        # Of one that has ended, the process's memory may be another process's by now.
+        live = members.state != windows.TERMINATED and self._views.scanned(address)
+        return owner if live and owner.address in self._processes.known else None
+
+    def _claimed(self, members: ThreadMembers) -> int | None:
+        """Return the process that a thread names: by its own member, else by the APC state that is its own."""
+        process = members.process
+        if process and self._processes.is_object(process):
+            return process
+        own = {0: members.apc_process, 1: members.saved_process}.get(members.apc_state_index or 0)
+        return own if own and self._processes.is_object(own) else process
 
     def _unusual(
         self,

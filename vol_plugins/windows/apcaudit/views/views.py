@@ -65,6 +65,10 @@ class Views:
             mask |= _SCAN
         return _SETS[mask]
 
+    def scanned(self, address: int) -> bool:
+        """Tell whether the scan found the thread at a virtual address."""
+        return address in self._scanned
+
     def met(self, address: int, cid: int | None) -> bool:
         """Tell whether the thread at a virtual address, under an ID in the CID table or in none, has been met."""
         return address in self._others_met or (cid is not None and bool(self._met[cid // ID_STEP]))

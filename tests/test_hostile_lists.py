@@ -1,0 +1,170 @@
+"""Lists and tables made to wear the audit out: it reads each entry and page once, and says what it left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from volatility3.plugins.windows.apcaudit.apc_lists import ApcLists
+from volatility3.plugins.windows.apcaudit.memory import PAGE, Memory
+from volatility3.plugins.windows.apcaudit.model import Ending, QueueName
+from volatility3.plugins.windows.apcaudit.queues import ENTRY_BOUND, TOTAL_BOUND
+from volatility3.plugins.windows.apcaudit.views.cid_table import read_cid_table
+from volatility3.plugins.windows.apcaudit.views.off_list import OffList
+
+from apcaudit.synthetic import damage
+from apcaudit.synthetic.image import Image
+from apcaudit.synthetic.scene import Apc, Thread
+from tests.views_image import Audits, Change, audited
+
+KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
+
+ONE, CALM = 0x400, 0x404
+RUNNING = {"state": "Running", "wait_reason": "Executive", "kernel_apc_pending": True}
+#: The garbage beside them has a copy of the first thread's page, with its KAPC as it was before it was unlinked.
+COPIES = 1
+#: A KAPC of a driver's own: nothing but the number of them is wrong.
+OWN = Apc("fltMgr!FltSendMessage")
+
+
+class CountingMemory(Memory):
+    """Memory that counts how often each virtual address is read."""
+
+    def __init__(self, context: Any, layer_name: str) -> None:
+        super().__init__(context, layer_name)
+        self.reads: Counter[int] = Counter()
+
+    def read(self, address: int, length: int) -> bytes | None:
+        """Read as Memory does."""
+        self.reads[address] += 1
+        return super().read(address, length)
+
+
+def counting(found: Audits) -> CountingMemory:
+    """Open the image of an audit again."""
+    context, module = found.source
+    return CountingMemory(context, context.modules[module].layer_name)
+
+
+def one_page_table(image: Image) -> None:
+    """Let PspCidTable have three levels, every page of which is one page: the same leaf 65,536 times and more."""
+    memory = image.memory
+    table = memory.read_pointer(image.kernel.address("PspCidTable"))
+    leaf = memory.read(table, "_HANDLE_TABLE", "TableCode") & ~7
+    middle, top = image.pool.take_pages(PAGE), image.pool.take_pages(PAGE)
+    for at in range(0, PAGE, memory.pointer_size):
+        memory.write_pointer(middle + at, leaf)
+        memory.write_pointer(top + at, middle)
+    memory.write(table, "_HANDLE_TABLE", "TableCode", top | 2)
+
+
+@KERNELS
+def test_a_cid_table_of_one_page(kernel: str, tmp_path: Path) -> None:
+    """A page that the table has many times is read once and believed once; the table is told to be damaged."""
+    found = audited(kernel, tmp_path, (Thread(8), Thread(12)), changes=(one_page_table,))
+    assert {tid for tid in found.of if tid} == {8, 12}
+    assert found.codes(8) == found.codes(12) == {}
+    assert any("PspCidTable was not read whole" in note for note in found.audit.notes)
+    memory = counting(found)
+    table = read_cid_table(memory, found.audit.symbols)
+    assert not table.complete
+    assert table.objects.get(8) == found.image.address_of[8]
+    pages = {address: reads for address, reads in memory.reads.items() if not address % PAGE}
+    assert max(pages.values()) == 1
+    assert table.objects.ids <= PAGE
+
+
+def ring_of(count: int) -> Change:
+    """Queue so many KAPCs to one thread: copies of its first one, in pool of their own, on an intact list."""
+
+    def change(image: Image) -> None:
+        memory = image.memory
+        entry, size = memory.offset("_KAPC", "ApcListEntry"), memory.size("_KAPC")
+        first = damage.links(image, ONE)[0]
+        content = image.read(first - entry, size)
+        stride = -(-size // image.pool.alignment) * image.pool.alignment
+        at = image.pool.take_pages(count * stride)
+        entries = [first]
+        for number in range(count - 1):
+            image.write(at + number * stride, content)
+            entries.append(at + number * stride + entry)
+        memory.link(damage.head(image, ONE), entries)
+
+    return change
+
+
+def unlinked(image: Image) -> None:
+    """Let every KAPC on the thread's list, and its head, point to itself."""
+    for entry in (damage.head(image, ONE), *damage.links(image, ONE)):
+        image.memory.link(entry, [])
+
+
+@KERNELS
+def test_a_ring_of_kapcs_is_walked_once(kernel: str, tmp_path: Path) -> None:
+    """Of a list far beyond the bound every entry is followed once, and none of them is off the list."""
+    many = 5 * ENTRY_BOUND
+    threads = (Thread(ONE, kernel_apcs=(OWN,), **RUNNING), Thread(CALM, kernel_apcs=(Apc(linked=False),)))
+    found = audited(kernel, tmp_path, threads, changes=(ring_of(many),), scan=True)
+    queue = found.of[ONE].thread.queues[0]
+    assert (len(queue.apcs), queue.ending) == (ENTRY_BOUND, Ending.BOUND)
+    assert found.of[ONE].thread.queue(QueueName.OFF_LIST) is None
+    assert found.codes(ONE) == {"list-truncated": "medium"}
+    assert found.codes(CALM) == {"off-list-apc": "high"}
+    assert found.audit.notes == ()
+    # The entries that are reported, all of the list to tell what hangs on it, and what leads to no list or is a copy.
+    assert TOTAL_BOUND - found.audit.lists.budget.left <= ENTRY_BOUND + many + 4
+
+
+@KERNELS
+def test_a_ring_without_its_head_is_walked_once(kernel: str, tmp_path: Path) -> None:
+    """KAPCs that lead to each other and to no list are followed once, not once for each of them."""
+    many = 3 * ENTRY_BOUND
+
+    def without_head(image: Image) -> None:
+        entries = damage.links(image, ONE)
+        image.memory.link(entries[0], entries[1:])
+        image.memory.link(damage.head(image, ONE), [])
+
+    changes = (ring_of(many), without_head)
+    found = audited(kernel, tmp_path, (Thread(ONE, kernel_apcs=(OWN,), **RUNNING),), changes=changes, scan=True)
+    queue = found.of[ONE].thread.queue(QueueName.OFF_LIST)
+    assert queue is not None
+    assert len(queue.apcs) == ENTRY_BOUND
+    assert found.codes(ONE)["off-list-apc"] == "high"
+    left_out = many - ENTRY_BOUND + COPIES
+    assert found.audit.notes == (f"{left_out} more APCs of the scan that no list holds are left out",)
+    # Each of them is followed once, and as many are reported as a list may have.
+    assert TOTAL_BOUND - found.audit.lists.budget.left == many + COPIES + ENTRY_BOUND
+
+
+@KERNELS
+def test_kapcs_that_are_on_no_list_are_bounded(kernel: str, tmp_path: Path) -> None:
+    """Of KAPCs that were unlinked one by one as many are reported as a list may have, and a note has the rest."""
+    many = ENTRY_BOUND + 100
+    changes = (ring_of(many), unlinked)
+    found = audited(kernel, tmp_path, (Thread(ONE, kernel_apcs=(OWN,), **RUNNING),), changes=changes, scan=True)
+    queue = found.of[ONE].thread.queue(QueueName.OFF_LIST)
+    assert queue is not None
+    assert len(queue.apcs) == ENTRY_BOUND
+    assert found.audit.notes == (f"{100 + COPIES} more APCs of the scan that no list holds are left out",)
+
+
+@KERNELS
+def test_a_spent_budget_is_told(kernel: str, tmp_path: Path) -> None:
+    """KAPCs of a list that there is no budget left to follow are not off it: a note says that they may hang there."""
+    many = 2 * ENTRY_BOUND
+    threads = (Thread(ONE, kernel_apcs=(OWN,), **RUNNING),)
+    whole = audited(kernel, tmp_path, threads, changes=(ring_of(many),), scan=True)
+    audit = whole.audit
+    lists = ApcLists(audit.memory, audit.layout, audit.drivers, total=1000)
+    thread = whole.of[ONE].thread
+    offset = whole.image.memory.offset("_KAPC", "ApcListEntry")
+    planted = [audit.memory.physical(entry - offset) for entry in damage.links(whole.image, ONE)]
+    found = {thread.address: [each for each in planted if each is not None]}
+    off_list = OffList(audit.memory, audit.layout, lists, found, audit.drivers.kernel_start)
+    queues = lists.read(thread)
+    assert [(len(queue.apcs), queue.ending) for queue in queues] == [(1000, Ending.BOUND)]
+    assert off_list.of(thread, queues) is None
+    assert off_list.notes == (f"{many - 1000} APCs of the scan may hang on lists that are followed no further",)
