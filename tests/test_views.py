@@ -67,7 +67,7 @@ def _crowd(kernel: str, folder: Path, *, scan: bool) -> Audits:
             Thread(28, in_thread_list=False, in_cid_table=False),
             Thread(32, in_thread_list=False, in_cid_table=False, state="Terminated", terminated=True),
             Thread(36, in_cid_table=False),
-            Thread(40, in_thread_list=False, state="Initialized", apc_queueable=False),
+            Thread(40, in_thread_list=False, state="Initialized"),
         ),
         changes=(_skip(24), _no_tag(28)),
         scan=scan,
@@ -124,7 +124,7 @@ def test_views_with_scan(scanned: Audits) -> None:
         28: {"hidden-thread": "high"},
         32: {},
     }
-    assert found.audit.threads.notes == []
+    assert found.audit.notes == ()
 
 
 def test_unlinked_thread_is_told_from_damage(listed: Audits) -> None:
@@ -173,7 +173,7 @@ def test_broken_list_hides_nobody(kernel: str, tmp_path: Path) -> None:
 
     found = audited(kernel, tmp_path, (Thread(8), Thread(12, in_thread_list=False)), changes=(break_list,))
     assert found.codes(12) == {}
-    assert any("does not close" in note for note in found.audit.threads.notes)
+    assert any("does not close" in note for note in found.audit.notes)
 
 
 @pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
