@@ -6,6 +6,7 @@ import json
 import struct
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,82 @@ def test_an_entry_that_spans_others(kernel: str, tmp_path: Path) -> None:
     kernel_start = found.of[16].thread.start
     assert (kernel_start and kernel_start.module, found.codes(16)) == ("nt", {})
     assert any("the entry of Plain claims" in note for note in found.audit.notes)
+
+
+def _describe(name: str, member: str, value: int) -> Callable[[Image], None]:
+    """Rewrite a pointer of a module's entry."""
+
+    def change(image: Image) -> None:
+        structure = "_LDR_DATA_TABLE_ENTRY"
+        if image.memory.layout.has_type("_KLDR_DATA_TABLE_ENTRY"):
+            structure = "_KLDR_DATA_TABLE_ENTRY"
+        image.memory.write(image.address_of[f"module:{name}"], structure, member, value)
+
+    return change
+
+
+def _everything_at_once() -> tuple[Thread, ...]:
+    """One thread for each finding that leans on the list of modules, and one in the driver whose entry is altered."""
+    return (
+        Thread(8, start="Ghost!GhostMain"),
+        Thread(12, kernel_apc_disable=-1, kernel_apcs=(Apc("Ghost!GhostMain"),)),
+        Thread(16, kernel_apc_disable=-1, kernel_apcs=(Apc("Plain+0x9800"),)),
+        Thread(20, start="Plain+0x9800"),
+        Thread(24, start="disk+0x1230", kernel_apc_pending=True),
+        Thread(28, start="Plain+0x1230"),
+        Thread(32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "wiped"),
+    [(0, False), (0x10001000, False), (0x20000000, False), (0xFFFFFFFF, False), (0, True), (0xFFFFFFFF, True)],
+)
+@pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
+def test_an_entry_of_a_size_that_no_driver_has(kernel: str, size: int, wiped: bool, tmp_path: Path) -> None:
+    """Only what the entry could hold becomes doubtful; it is a finding and a note, and every other finding stays."""
+    changes = [_claim("Plain.sys", size), *([_wipe_header("Plain.sys")] if wiped else [])]
+    found = audited(kernel, tmp_path, _everything_at_once(), drivers=(HAL, FLTMGR, GHOST, PLAIN, DISK), changes=changes)
+    assert found.codes(8) == {"orphan-start": "high"}
+    assert found.codes(12)["routine-unbacked"] == "high"
+    # What lies behind the image, which the entry may claim, is told by one finding or the other.
+    assert set(found.codes(16)) & {"routine-unbacked", "module-conflict"}
+    assert set(found.codes(20)) & {"orphan-start", "module-conflict"}
+    assert found.codes(24) == {"pending-empty": "medium"}
+    assert found.codes(28) == {"module-conflict": "high"}
+    assert found.codes(32) == {}
+    base = found.image.address_of["driver:Plain.sys"]
+    assert any(f"the entry of Plain claims {size:#x} bytes from {base:#x} on" in note for note in found.audit.notes)
+    assert found.audit.drivers.complete
+
+
+@pytest.mark.parametrize("base", [0, 0x401000], ids=hex)
+@KERNELS
+def test_an_entry_whose_base_is_none(kernel: str, base: int, tmp_path: Path) -> None:
+    """What the image of its name or size holds is doubtful; every other finding stays."""
+    drivers = (HAL, FLTMGR, GHOST, DISK, replace(PLAIN, size=0xB000))
+    changes = (_describe("Plain.sys", "DllBase", base),)
+    found = audited(kernel, tmp_path, _everything_at_once(), drivers=drivers, changes=changes)
+    assert found.codes(8) == {"orphan-start": "high"}
+    assert found.codes(12)["routine-unbacked"] == "high"
+    assert found.codes(28) == {"module-conflict": "high"}
+    assert found.codes(32) == {}
+    assert any(f"the entry of Plain says that its 0xb000 bytes lie at {base:#x}" in note for note in found.audit.notes)
+
+
+@KERNELS
+def test_the_kernels_own_entry_with_a_size_of_none(kernel: str, tmp_path: Path) -> None:
+    """The kernel has been found without its entry: what starts in it is not doubted, and a note tells of the entry."""
+    found = audited(
+        kernel,
+        tmp_path,
+        _everything_at_once(),
+        drivers=(HAL, FLTMGR, GHOST, DISK, PLAIN),
+        changes=(_claim("ntoskrnl.exe", 0),),
+    )
+    assert found.codes(32) == {}
+    assert found.codes(8) == {"orphan-start": "high"}
+    assert any("the entry of nt claims 0x0 bytes" in note for note in found.audit.notes)
 
 
 @pytest.mark.parametrize(

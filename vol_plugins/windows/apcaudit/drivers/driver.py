@@ -21,6 +21,8 @@ class Driver:
     """A driver: base address, size in bytes, file name and path.
 
     `hidden` is whether the module list lacks it; None, unknown, where a list does that was not read whole.
+    `claimed` is SizeOfImage of an entry of the list that no image of a driver has, 0 among them; None of any other.
+    Then `size` is what the image's own header says, or as much as a driver may have.
     """
 
     base: int
@@ -29,6 +31,12 @@ class Driver:
     path: str = ""
     source: Source = Source.MODULE
     hidden: bool | None = False
+    claimed: int | None = None
+
+    @property
+    def end(self) -> int:
+        """Where what its entry claims ends."""
+        return self.base + max(self.size, self.claimed or 0)
 
     @property
     def label(self) -> str:

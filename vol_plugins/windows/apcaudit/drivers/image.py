@@ -54,7 +54,7 @@ class Image:
         if self.header is None:
             return None
         own = -(-self.header.size_of_image // PAGE) * PAGE
-        return own if 0 < own < self.driver.size else None
+        return own if 0 < own < self.driver.end - self.driver.base else None
 
     @cached_property
     def headless(self) -> bool:

@@ -18,8 +18,8 @@ class Conflict:
 
     def __str__(self) -> str:
         return (
-            f"the entry of {self.wide.label} claims [{self.wide.base:#x}, {self.wide.base + self.wide.size:#x}),"
-            f" in which {self.narrow.label} lies at [{self.narrow.base:#x}, {self.narrow.base + self.narrow.size:#x})"
+            f"the entry of {self.wide.label} claims [{self.wide.base:#x}, {self.wide.end:#x}),"
+            f" in which {self.narrow.label} lies at [{self.narrow.base:#x}, {self.narrow.end:#x})"
         )
 
 
@@ -33,14 +33,14 @@ class Intervals:
             drivers: the modules in any order.
             kernel: the kernel's base address.
         """
-        ranked = sorted(drivers, key=lambda driver: (driver.base != kernel, driver.size, driver.base))
+        ranked = sorted(drivers, key=lambda driver: (driver.base != kernel, driver.end - driver.base, driver.base))
         starts: list[int] = []
         self._ends: list[int] = []
         self._owners: list[Driver] = []
         conflicts: list[Conflict] = []
         for driver in ranked:
-            free = _subtract(driver.base, driver.base + driver.size, starts, self._ends)
-            if sum(end - start for start, end in free) < driver.size:
+            free = _subtract(driver.base, driver.end, starts, self._ends)
+            if sum(end - start for start, end in free) < driver.end - driver.base:
                 conflicts.append(Conflict(driver, self._first_within(driver, starts)))
             for start, end in free:
                 index = bisect_right(starts, start)

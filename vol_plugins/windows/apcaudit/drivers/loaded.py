@@ -31,7 +31,10 @@ class Drivers:
     """The loaded modules as ranges [base, base + size), and the names of what lies in them."""
 
     def __init__(self, drivers: Sequence[Driver], memory: Memory, symbols: KernelSymbols, *, complete: bool) -> None:
-        self.drivers = tuple(sorted(drivers, key=lambda driver: (driver.base, driver.size)))
+        self.kernel_start = _kernel_start(memory, symbols)
+        self._adrift = tuple(driver for driver in drivers if driver.base < self.kernel_start)
+        listed = (driver for driver in drivers if driver not in self._adrift)
+        self.drivers = tuple(sorted(listed, key=lambda driver: (driver.base, driver.size)))
         self.complete = complete
         self._memory = memory
         self._symbols = symbols
@@ -43,7 +46,6 @@ class Drivers:
         self._overstated: list[str] = []
         self._unread: list[str] = []
         self._named: dict[int, Driver] = {}
-        self.kernel_start = _kernel_start(memory, symbols)
         self.unloaded = read_unloaded(memory, symbols, self.kernel_start)
         self.hidden = HiddenImages(memory, symbols, self.at, complete=complete)
 
@@ -51,6 +53,8 @@ class Drivers:
     def notes(self) -> tuple[str, ...]:
         """What was wrong with the module list: not read whole, entries that contradict one another or their images."""
         notes = [] if self.complete else [_CUT]
+        notes += [_without_base(driver) for driver in self._adrift]
+        notes += [self._claim(driver) for driver in self.drivers if driver.claimed is not None]
         notes += [*map(str, self._intervals.conflicts), *self._overstated]
         if self._unread:
             notes.append(f"the headers of {', '.join(self._unread)} cannot be read: nothing else shows an image there")
@@ -72,7 +76,10 @@ class Drivers:
         """Say what contradicts the module list about an address that only a doubtful entry claims, else None."""
         driver = self._intervals.at(address)
         if driver is None:
-            return None
+            lost = self._adrift_at(address)
+            return None if lost is None else ModuleDoubt(_without_base(lost), overlapping=True)
+        if driver.claimed is not None and not self.is_kernel(driver):  # the kernel has been found without its entry
+            return ModuleDoubt(self._claim(driver), overlapping=True)
         if address - driver.base >= self._size(driver):
             return ModuleDoubt(self._overstatement(driver))
         if self.image(driver).headless:
@@ -118,7 +125,7 @@ class Drivers:
             return Backing.USER
         if self.at(address) is not None:
             return Backing.MODULE
-        if not self.complete:
+        if not self.complete or self._adrift_at(address) is not None:
             return Backing.UNKNOWN
         return Backing.NOTHING if self.formerly_at(address) is None else Backing.UNLOADED
 
@@ -201,7 +208,9 @@ class Drivers:
         size = self._sizes.get(driver.base)
         if size is None:
             own = self.image(driver).overstated
-            if own is not None:
+            if driver.claimed is not None:
+                own = None  # told already
+            elif own is not None:
                 self._overstated.append(self._overstatement(driver))
             elif self.image(driver).headless:
                 self._overstated.append(self._no_image(driver))
@@ -209,6 +218,21 @@ class Drivers:
                 self._unread.append(driver.label)
             size = self._sizes[driver.base] = driver.size if own is None else own
         return size
+
+    def _adrift_at(self, address: int) -> Driver | None:
+        """Return an entry of no believable base that may be of the image an address lies in: size or name agree."""
+        image = self.hidden.at(address) if self._adrift and address >= self.kernel_start else None
+        if image is None:
+            return None
+        name = image.name.lower()
+        return next((each for each in self._adrift if each.size == image.size or each.name.lower() == name), None)
+
+    def _claim(self, driver: Driver) -> str:
+        claim = f"the entry of {driver.label} claims {driver.claimed or 0:#x} bytes from {driver.base:#x} on"
+        header = self.image(driver).header
+        if header is None:
+            return f"{claim}, which no driver has, and its image's own header cannot be read"
+        return f"{claim}, which no driver has; its image's own header says {header.size_of_image:#x}"
 
     def _no_image(self, driver: Driver) -> str:
         return (
@@ -230,6 +254,10 @@ def read_drivers(memory: Memory, symbols: KernelSymbols) -> Drivers:
     """
     drivers, complete = read_module_list(memory, symbols)
     return Drivers(drivers, memory, symbols, complete=complete)
+
+
+def _without_base(driver: Driver) -> str:
+    return f"the entry of {driver.label} says that its {driver.size:#x} bytes lie at {driver.base:#x}: no driver does"
 
 
 def _kernel_start(memory: Memory, symbols: KernelSymbols) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from ..memory import Memory
+from dataclasses import replace
+
+from ..memory import PAGE, Memory
 from ..structures import both_ways, read_member, read_unicode_string
 from ..symbols import KernelSymbols
 from ..text import printable
 from .driver import Driver
+from .image import Image
 from .pe_header import IMAGE_BOUND
 
 MODULE_BOUND = 4096
@@ -40,8 +43,16 @@ def _read_driver(memory: Memory, symbols: KernelSymbols, structure: str, entry: 
     start = entry - links.offset if links is not None else entry
     base = read_member(memory, symbols, structure, "DllBase", start)
     size = read_member(memory, symbols, structure, "SizeOfImage", start)
-    if not base or not size or size > IMAGE_BOUND:
+    if base is None or size is None:
         return None
     name = read_unicode_string(memory, symbols, structure, "BaseDllName", start)
     path = read_unicode_string(memory, symbols, structure, "FullDllName", start)
-    return Driver(base, size, name or printable((path or "").rpartition("\\")[2]), path or "")
+    driver = Driver(base, size, name or printable((path or "").rpartition("\\")[2]), path or "")
+    return driver if 0 < size <= IMAGE_BOUND else _of_believable_size(driver, memory)
+
+
+def _of_believable_size(driver: Driver, memory: Memory) -> Driver:
+    """Give a driver whose entry claims what no driver has the size that its image's own header says."""
+    header = Image(driver, memory).header
+    own = 0 if header is None else -(-header.size_of_image // PAGE) * PAGE
+    return replace(driver, size=own if 0 < own <= IMAGE_BOUND else IMAGE_BOUND, claimed=driver.size)

@@ -220,13 +220,16 @@ class Signatures:
     def _everywhere(self) -> list[Unit]:
         """List the drivers that are scanned where all are: as many as the bound lets."""
         units: list[Unit] = []
+        passed_by: list[str] = []
         claimed = 0
         for driver in self._drivers.everywhere():
+            if claimed + driver.size > EVERY_BOUND:
+                passed_by.append(driver.label)
+                continue
             claimed += driver.size
-            if claimed > EVERY_BOUND:
-                self._notes.append(f"YARA: drivers from {driver.label} on are not scanned: they claim too many bytes")
-                break
             units.append(Unit(driver.base, driver.size, driver))
+        if passed_by:
+            self._notes.append(f"YARA: not scanned, since they claim too many bytes: {', '.join(passed_by)}")
         return units
 
 
