@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from .drivers.loaded import Drivers
@@ -31,8 +31,8 @@ class ApcLists:
         self.budget = Budget(total)
         self._heads: set[int] = set()
         self._walks: dict[int, Walk] = {}
-        self._holders: dict[int, str] = {}
-        self._shared: dict[int, list[str]] = {}
+        self._led_to: set[int] = set()
+        self._holders: dict[int, tuple[str, ...]] = {}
 
     def note(self, thread: Thread) -> None:
         """Walk the lists of a thread and remember which entries they hold, for the threads that share some of them."""
@@ -129,50 +129,76 @@ class ApcLists:
         # thread's concern. That its process cannot be read says nothing.
         if self._is_believable(thread.members) is not False:
             self._heads |= own
+        place = _list_name(name, thread.address, thread.members.tid)
+        # What one walk has led to the head of is rightly on that list, whatever came first.
+        is_rightful = head in self._led_to
+
+        def is_others(entry: int) -> bool:
+            holders = self._holders.get(entry, (place,))
+            return place not in holders and not is_rightful and self._thread_of(entry) != thread.address
+
         walked = walk(
             self._memory.links,
             head,
             pointer_size=self._layout.pointer_size,
             is_other_head=lambda address: address in own or self.is_head(address),
+            is_others=is_others,
             bound=self.budget.of_a_list,
         )
         self.budget.spend(len(walked.entries))
         self._walks[head] = walked
-        place = _list_name(name, thread.address, thread.members.tid)
-        for entry in walked.entries:
-            holder = self._holders.setdefault(entry, place)
-            if holder != place:
-                self._shared.setdefault(entry, [holder]).append(place)
-        beyond, other = self._beyond(walked)
-        for entry in beyond.intersection(walked.entries):
-            self._shared.setdefault(entry, [place]).append(other)
+        self._hold(walked.entries, place)
+        self._hold(*self._beyond(walked))
         return walked
+
+    def _hold(self, entries: Iterable[int], place: str) -> None:
+        """Remember a list that holds entries: two of each, since one of them is another than any that asks."""
+        alone = (place,)
+        for entry in entries:
+            holders = self._holders.setdefault(entry, alone)
+            if len(holders) == 1 and place not in holders:
+                self._holders[entry] = (*holders, place)
+
+    def _thread_of(self, entry: int) -> int | None:
+        """Return the _KAPC.Thread of an entry."""
+        data = self._memory.read(entry - self._layout.apc_list_entry, self._layout.apc.size)
+        _type, _size, thread, *_others = self._layout.apc(data) if data is not None else (None, None, None)
+        return thread
 
     def _queue(self, thread: Thread, name: QueueName, head: int, *, nested: bool) -> Queue:
         walked = self._walks.get(head) or self._walk(thread, name, head)
         place = _list_name(name, thread.address, thread.members.tid)
         apcs = []
         for position, entry in enumerate(walked.entries):
-            others = [each for each in self._shared.get(entry, ()) if each != place]
+            others = [each for each in self._holders.get(entry, ()) if each != place]
             address = entry - self._layout.apc_list_entry
             apc = self.apc(address, name, position, thread=thread.address, also_on=others[0] if others else None)
             apcs.append(replace(apc, nested=True) if nested else apc)
         return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at)
 
     def _beyond(self, walked: Walk) -> tuple[frozenset[int], str]:
-        """Return the entries of the list that a walk ended in the head of, and that list's name; none else."""
+        """Return which entries are those of the list that a walk ended in the head of, and that list's name."""
         links = self._memory.links(walked.ended_at) if walked.ending is Ending.OTHER_HEAD else None
         if links is None:
             return frozenset(), ""
         head = links[0]
-        bound = self.budget.of_a_list
-        entries = walk(self._memory.links, head, pointer_size=self._layout.pointer_size, bound=bound).entries
-        self.budget.spend(len(entries))
+        self._led_to.add(head)
+        shared = []
+        before = self._memory.links(head)
+        for entry in reversed(walked.entries):
+            if before is None or before[1] != entry:
+                break
+            shared.append(entry)
+            before = self._memory.links(entry)
+        return frozenset(shared), self._name_of(head) if shared else ""
+
+    def _name_of(self, head: int) -> str:
+        """Name a list by its head."""
         for name, offset in self._heads_of_thread():
             members = self._thread_at(head - offset)
             if members is not None:
-                return frozenset(entries), _list_name(name, head - offset, members.tid)
-        return frozenset(entries), f"the list at {head:#x}"
+                return _list_name(name, head - offset, members.tid)
+        return f"the list at {head:#x}"
 
     def is_head(self, address: int) -> bool:
         """Tell the head of a list of a thread: the thread's own, one read before, or one of an object like a thread."""

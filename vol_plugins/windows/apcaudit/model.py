@@ -52,6 +52,7 @@ class Ending(Enum):
     UNREADABLE = "a link points to memory that cannot be read"
     MISALIGNED = "a link is not aligned to a pointer"
     OTHER_HEAD = "a link leads to the head of another list"
+    JOINS = "from there on it is another list"
     CYCLE = "the list closes without returning to its head"
     BOUND = "the list is longer than the audit follows"
 

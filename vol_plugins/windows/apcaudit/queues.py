@@ -62,6 +62,7 @@ def walk(
     pointer_size: int,
     bound: int = ENTRY_BOUND,
     is_other_head: Callable[[int], bool] = lambda _: False,
+    is_others: Callable[[int], bool] = lambda _: False,
 ) -> Walk:
     """Follow the Flinks of a `LIST_ENTRY *` ring from its head, checking every link.
 
@@ -73,6 +74,7 @@ def walk(
         head: virtual address of the list head.
         pointer_size: size of a pointer in bytes; links are aligned to it.
         is_other_head: tells whether an address is the head of another list, which ends the walk.
+        is_others: tells whether an entry is another list's, which ends the walk behind it.
         bound: the number of entries after which the walk gives up.
     """
     links = read(head)
@@ -114,4 +116,7 @@ def walk(
         entries.append(following)
         seen.add(following)
         at = following
+        if is_others(at):
+            ending = Ending.JOINS
+            break
     return Walk(tuple(entries), ending, at, next(iter(broken), None))

@@ -15,6 +15,9 @@ from ..symbols import KernelSymbols
 STACK_BOUND = 1 << 20
 """The largest kernel stack that is believed, in bytes; x64 gives up to 72 KiB, callouts a few of them."""
 
+PAGES_KEPT = 4096
+"""Of how many pages it is remembered where pool blocks lie in them."""
+
 
 class StackRanges:
     """Answers for one image; the stacks of all threads are read once, and only when an answer needs them."""
@@ -29,6 +32,7 @@ class StackRanges:
         members = [symbols.member("_POOL_HEADER", name) for name in ("BlockSize", "PoolType", "PoolTag")]
         self._header = symbols.size_of("_POOL_HEADER") or 2 * memory.pointer_size
         fits = all(each is not None and is_number(each) and each.offset + each.size <= self._header for each in members)
+        self._blocks: dict[int, tuple[tuple[int, int], ...]] = {}
         self._decode = Decoder(members, self._header) if fits and self._header <= PAGE else None
 
     def holder(self, address: int, thread: Thread) -> int | None:
@@ -52,16 +56,24 @@ class StackRanges:
     def in_pool(self, address: int) -> bool:
         """Tell whether a pool header before an address, on its page, is of a block that reaches beyond it."""
         offset = address % PAGE
-        page = self._memory.read(address - offset, offset)
-        if page is None or self._decode is None:
-            return False
-        for at in range(offset - self._header & -self._header, -1, -self._header):
-            size, kind, tag = self._decode(page, at)
-            end = at + (size or 0) * self._header
+        blocks = self._blocks.get(address - offset)
+        if blocks is None:
+            if len(self._blocks) >= PAGES_KEPT:
+                self._blocks.clear()
+            blocks = self._blocks[address - offset] = tuple(self._blocks_of(address - offset))
+        return any(start <= offset < end for start, end in blocks)
+
+    def _blocks_of(self, page: int) -> Iterator[tuple[int, int]]:
+        """Yield where in a page lie the blocks of what may be pool headers, as offsets in bytes."""
+        data = self._memory.read(page, PAGE)
+        if data is None or self._decode is None:
+            return
+        for at in range(0, PAGE - self._header + 1, self._header):
+            size, kind, tag = self._decode(data, at)
+            start, end = at + self._header, at + (size or 0) * self._header
             # Type 0 is a free block; no block leaves its page.
-            if kind and tag and offset < end <= PAGE and _is_tag(tag):
-                return True
-        return False
+            if kind and tag and start < end <= PAGE and _is_tag(tag):
+                yield start, end
 
     def _read(self) -> tuple[array[int], array[int], array[int]]:
         ranges = sorted(self._known())
