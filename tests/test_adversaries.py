@@ -70,10 +70,15 @@ def test_endless_list(kernel: str, tmp_path: Path) -> None:
 @KERNELS
 def test_endless_lists_of_many_threads(kernel: str, tmp_path: Path) -> None:
     """What all lists of an image have together is bounded too: beyond it each list is followed for a few entries."""
-    found = audit(kernel, tmp_path, lambda image: adversaries.endless_list(image, ONE, free(kernel)))
+
+    def lists_without_end(image: Image) -> None:
+        for index, tid in enumerate((ONE, TWO)):
+            adversaries.endless_list(image, tid, free(kernel) + index * 0x1000000)
+
+    found = audit(kernel, tmp_path, lists_without_end)
     lists = ApcLists(found.audit.memory, found.audit.layout, found.audit.drivers, total=100)
-    read = [lists.read(found.of[ONE].thread)[0] for _ in range(3)]
-    assert [len(queue.apcs) for queue in read] == [100, 16, 16]
+    read = [lists.read(found.of[tid].thread)[0] for tid in (ONE, TWO)]
+    assert [len(queue.apcs) for queue in read] == [100, 16]
     assert {queue.ending for queue in read} == {Ending.BOUND}
 
 
@@ -190,15 +195,17 @@ def test_an_irp_that_runs_off_its_page(kernel: str, tmp_path: Path) -> None:
 
 
 @KERNELS
-@pytest.mark.parametrize(("offset", "code"), [(-1, None), (0, "orphan-start")], ids=["last byte", "behind it"])
-def test_a_start_address_at_the_end(kernel: str, offset: int, code: str | None, tmp_path: Path) -> None:
-    """A start address at a module's last byte is backed, the one behind it is not; reading the code there ends."""
+@pytest.mark.parametrize(
+    ("offset", "code"), [(-1, "routine-not-code"), (0, "orphan-start")], ids=["last byte", "behind it"]
+)
+def test_a_start_address_at_the_end(kernel: str, offset: int, code: str, tmp_path: Path) -> None:
+    """A start at a module's last byte lies in its data, the one behind it in nothing; reading the code there ends."""
 
     def move(image: Image) -> None:
         end = image.address_of["driver:fltMgr.sys"] + FLTMGR.size
         image.memory.write(image.address_of[CALM], "_ETHREAD", "StartAddress", end + offset)
 
-    assert set(audit(kernel, tmp_path, move).codes(CALM)) == ({code} if code else set())
+    assert set(audit(kernel, tmp_path, move).codes(CALM)) == {code}
 
 
 @KERNELS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from apcaudit.synthetic.damage import head, links
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.pages import PAGE
@@ -32,6 +34,34 @@ def endless_list(image: Image, tid: int, at: int) -> None:
         previous = apc + offset
     # Back to the head of nobody: the chain has no end, and no entry of it comes twice before the bound.
     memory.write_pointer(previous, at + offset)
+
+
+def one_loop(image: Image, tids: Iterable[int], count: int) -> None:
+    """Let the kernel list of every thread lead into one loop of so many KAPCs, which no list's head is part of."""
+    memory = image.memory
+    tids = list(tids)
+    offset, size = memory.offset("_KAPC", "ApcListEntry"), memory.size("_KAPC")
+    content = image.read(links(image, tids[0])[0] - offset, size)
+    stride = -(-size // image.pool.alignment) * image.pool.alignment
+    at = image.pool.take_pages(count * stride)
+    entries = [at + number * stride + offset for number in range(count)]
+    for entry, following in zip(entries, (*entries[1:], entries[0]), strict=True):
+        image.write(entry - offset, content)
+        memory.write_pointer(entry, following)
+        memory.write_pointer(following + memory.pointer_size, entry)
+    for tid in tids:
+        memory.write_pointer(head(image, tid), entries[0])
+
+
+def overlapping_processes(image: Image, count: int) -> None:
+    """Put so many processes at the end of the list that lie in one another's memory, a few bytes apart."""
+    memory = image.memory
+    offset = memory.offset("_EPROCESS", "ActiveProcessLinks")
+    list_head = image.kernel.address("PsActiveProcessHead")
+    body, stride = memory.size("_EPROCESS"), 2 * memory.pointer_size
+    at = image.pool.take_pages(body + count * stride)
+    entries = [*memory.entries(list_head), *(at + number * stride + offset for number in range(count))]
+    memory.link(list_head, entries)
 
 
 def inside_another(image: Image, tid: int) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from . import facts as windows
 from .layout import LayoutError
 from .memory import Memory
 from .model import Process
 from .queues import walk
-from .structures import both_ways, read_member
+from .structures import Apart, both_ways, read_member
 from .symbols import KernelSymbols
 from .text import from_ansi
 
@@ -25,7 +25,11 @@ _PROCESS = bytes([windows.PROCESS_OBJECT])
 
 
 class Processes:
-    """Reads _EPROCESS structures, each once; `known` are the addresses of those listed, once they have been."""
+    """Reads _EPROCESS structures, each once.
+
+    Once the list has been read, `known` are the addresses of those listed, `complete` is whether it closed, and
+    `overlapping` how many of its entries are left out, since they lie in others' memory.
+    """
 
     def __init__(self, memory: Memory, symbols: KernelSymbols) -> None:
         self._memory = memory
@@ -40,6 +44,8 @@ class Processes:
         names = ("WoW64Process", "Wow64Process")
         self._wow64 = next((name for name in names if symbols.member("_EPROCESS", name) is not None), None)
         self.complete = True
+        self._listed: tuple[int, ...] | None = None
+        self.overlapping = 0
         system = symbols.address("PsInitialSystemProcess")
         self._system = None if system is None else memory.pointer(system)
 
@@ -82,15 +88,29 @@ class Processes:
         return found
 
     def listed(self) -> Iterator[Process]:
-        """Yield the processes of PsActiveProcessHead; `complete` tells afterwards whether the list closed."""
+        """Yield the processes of PsActiveProcessHead."""
+        if self._listed is None:
+            self._listed = self._read_list()
+        yield from map(self.at, self._listed)
+
+    def _read_list(self) -> tuple[int, ...]:
         head = self._symbols.address("PsActiveProcessHead")
         if head is None:
             self.complete = False
-            return
+            return ()
         entries, self.complete = both_ways(self._memory, head, PROCESS_BOUND)
-        self.known = frozenset(entry - self.links for entry in entries)
-        for entry in entries:
-            yield self.at(entry - self.links)
+        listed = self._apart([entry - self.links for entry in entries])
+        self.overlapping = len(entries) - len(listed)
+        self.complete = self.complete and not self.overlapping
+        self.known = frozenset(listed)
+        return tuple(listed)
+
+    def _apart(self, addresses: Sequence[int]) -> list[int]:
+        """Leave out what lies in another's memory: of two such, what looks less like a process, or comes later."""
+        apart = Apart(self._symbols.size_of("_EPROCESS") or 1)
+        objects = [address for address in addresses if self._memory.read(address, 1) == _PROCESS]
+        kept = {address for address in (*objects, *addresses) if apart.takes(address)}
+        return [address for address in addresses if address in kept]
 
     def is_system(self, address: int | None) -> bool:
         """Tell the System process, whose threads are system threads whatever their own flag says.

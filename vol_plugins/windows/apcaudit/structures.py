@@ -9,6 +9,28 @@ from .symbols import KernelSymbols
 from .text import from_utf16
 
 
+class Apart:
+    """Objects of one structure that were met, no two of which overlap in memory.
+
+    Args:
+        size: of the structure, in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = max(size, 1)
+        self._met: dict[int, int] = {}
+
+    def takes(self, address: int) -> bool:
+        """Remember the object at a virtual address, unless it overlaps one that is remembered; tell which."""
+        here, size, met = address // self._size, self._size, self._met
+        for place in (here - 1, here, here + 1):
+            other = met.get(place)
+            if other is not None and abs(other - address) < size:
+                return other == address
+        met[here] = address
+        return True
+
+
 def read_member(memory: Memory, symbols: KernelSymbols, structure: str, path: str, address: int) -> int | None:
     """Read one integer or pointer member of a structure at a virtual address."""
     member = symbols.member(structure, path)

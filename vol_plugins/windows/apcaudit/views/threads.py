@@ -10,6 +10,7 @@ from ..layout import Layout
 from ..memory import Memory
 from ..model import Process, Thread, View
 from ..processes import Processes
+from ..structures import Apart
 from ..thread_members import Glance, ThreadMembers
 from .system_time import SystemTime
 from .views import Views
@@ -17,14 +18,16 @@ from .views import Views
 Passes = Callable[[int, Glance, bytes], bool]
 
 THREAD_BOUND = 1_000_000
-"""How many threads of one process are followed."""
+"""How many threads are followed, of all processes together."""
+
+NAMED_BOUND = 8
+"""How many processes are named whose lists are damaged; of more it is said how many there are."""
 
 
 class Threads:
-    """Finds threads and reads them; `notes` collects what was wrong with the lists themselves.
+    """Finds threads and reads them; `notes` says what was wrong with the lists themselves, once all have been given.
 
-    `stopped` is whether the
-    image is of a machine that stood still, so that its parts are of one moment.
+    `stopped` is whether the image is of a machine that stood still, so that its parts are of one moment.
     """
 
     def __init__(
@@ -45,7 +48,26 @@ class Threads:
         self._stopped = stopped
         self._closed: dict[int, bool] = {}
         self._passes: Passes | None = None
-        self.notes: list[str] = []
+        self._left = THREAD_BOUND
+        self._apart = Apart(layout.thread.size)
+        self._open: list[Process] = []
+        self._unread: list[Process] = []
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was wrong with the lists."""
+        overlapping = self._processes.overlapping
+        notes = [f"the thread list of {which} could not be read" for which in _named(self._unread)]
+        notes += [
+            f"the thread list of {which} does not close: it is read from its other end too"
+            for which in _named(self._open)
+        ]
+        if overlapping:
+            notes.append(f"{overlapping} processes of PsActiveProcessHead are left out: they lie in others' memory")
+        if self._left <= 0:
+            notes.append(f"more than {THREAD_BOUND:,} threads are listed: those beyond are left out")
+        return (*notes, *self._notes)
 
     def members(self, address: int) -> ThreadMembers:
         """Read the _ETHREAD at a virtual address; members in unreadable memory are None."""
@@ -65,7 +87,7 @@ class Threads:
         self._passes = passes
         yield from self.listed()
         if not self._views.cid.evidence:
-            self.notes.append("PspCidTable was not read whole: threads that only it holds may be missing")
+            self._notes.append("PspCidTable was not read whole: threads that only it holds may be missing")
         for address, cid in self._views.others():
             if not self._views.met(address, cid):
                 yield from self._other(address, cid)
@@ -75,7 +97,7 @@ class Threads:
         for process in self._processes.listed():
             yield from self.of(process)
         if not self._processes.complete:
-            self.notes.append("PsActiveProcessHead does not close: processes may be missing from the list view")
+            self._notes.append("PsActiveProcessHead does not close: processes may be missing from the list view")
 
     def of(self, process: Process, *, listed: bool | None = True) -> Iterator[Thread]:
         """Yield the threads on a process's ThreadListHead, from both ends where the list does not close."""
@@ -83,7 +105,7 @@ class Threads:
         self._closed[process.address] = False
         links = self._memory.links(head)
         if links is None:
-            self.notes.append(f"the thread list of {process} could not be read")
+            self._unread.append(process)
             return
         offset = self._layout.thread_list_entry
         # Bound to locals: this loop is the walk's cost.
@@ -91,8 +113,7 @@ class Threads:
         meet, usual, passes = self._views.meet, self._views.usual, self._passes
         for forward in (True, False):
             entry: int | None = links[0] if forward else links[1]
-            count = 0
-            while entry != head and entry is not None and count < THREAD_BOUND:
+            while entry != head and entry is not None and self._left > 0:
                 address = entry - offset
                 if entry % self._layout.pointer_size:
                     break
@@ -106,18 +127,20 @@ class Threads:
                 views = meet(address, seen.tid, listed=True)
                 if views is None:
                     break
-                count += 1
+                self._left -= 1
                 entry = seen.thread_list_flink if forward else seen.thread_list_blink
                 if views is usual and listed and seen.process == process.address:
                     if passes is None or glance is None or data is None or not passes(address, glance, data):
                         yield Thread(address, self.members(address), process, views=views)
+                elif not self._apart.takes(address):
+                    break
                 else:
                     yield self._unusual(address, self.members(address), process, views, listed)
             if entry == head:
                 self._closed[process.address] = True
                 return
             if forward:
-                self.notes.append(f"the thread list of {process} does not close: it is read from its other end too")
+                self._open.append(process)
 
     def _is_foreign(self, address: int, claimed: int | None, process: Process) -> bool:
         """Tell whether a thread on a process's list is another one's, by its own process and its own PID together.
@@ -211,3 +234,9 @@ class Threads:
             return Absence("list", None, late, self._stopped)
         around = self._memory.links(links[0]), self._memory.links(links[1])
         return Absence("list", neighbours_of(entry, (links[0], links[1]), around), late, self._stopped)
+
+
+def _named(processes: list[Process]) -> list[str]:
+    """Name the first of the processes, and say how many more there are."""
+    more = len(processes) - NAMED_BOUND
+    return [*map(str, processes[:NAMED_BOUND]), *([f"{more} more processes"] if more > 0 else [])]
