@@ -360,7 +360,7 @@ def test_a_script_for_symbols(name: str, stranger: Path, tmp_path: Path) -> None
         assert inventory(tmp_path) == before
 
 
-@pytest.mark.parametrize("make", [existing, null, fifo, link_to_null])
+@pytest.mark.parametrize("make", [existing, null, fifo, link_to_null, loop])
 def test_results_are_a_folder(
     make: Callable[[Path], Place], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

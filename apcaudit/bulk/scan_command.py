@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -66,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
     for folder in (*options.symbol_dirs, *([options.scratch] if options.scratch else [])):
         if not Path(folder).is_dir():
             raise ApcAuditError(f"{folder}: no such folder")
-    results = options.output.resolve()
-    if results.exists() and not results.is_dir():
+    results = Path(os.path.realpath(options.output))
+    if os.path.lexists(results) and not results.is_dir():
         raise ApcAuditError(f"{options.output}: it is no folder, and results are one")
     images = evidence.find(options.paths, leave_out=results)
     if not images:
@@ -101,7 +102,9 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(outcomes)} images, {failed} failed; results in {one_line(str(options.output))}", file=sys.stderr)
     code = exit_code(outcomes, options.fail_on)
     made = {outcome.image for outcome in outcomes}
-    return EXIT_SOME_FAILED if code == EXIT_CLEAN and any(each.image not in made for each in damages) else code
+    # An image that can be read now takes its row of unreadable evidence with it.
+    damaged = any(each.image not in made and each.path.parent.exists() for each in damages)
+    return EXIT_SOME_FAILED if code == EXIT_CLEAN and damaged else code
 
 
 def _damages(results: Path) -> tuple[Damage, ...]:
