@@ -54,17 +54,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; give its exit code: 1 after an error, else the subcommand's."""
     options = parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has had enough, as `head` does; at its end Python would complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has had enough, as `head` does.
+        _end_stdout()
         return 1
     except KeyboardInterrupt:
         print("apcaudit: interrupted", file=sys.stderr)
         return 1
     except (ApcAuditError, OSError) as error:
         print(f"apcaudit: {one_line(str(error))}", file=sys.stderr)
+        _end_stdout()
         return 1
+    return code
+
+
+def _end_stdout() -> None:
+    """Let nothing be left that Python would try to write at its end, to complain once more."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from apcaudit import output
+from apcaudit.errors import ApcAuditError
 from benchmarks import machine, table
 from benchmarks.images import Images, builder
 from benchmarks.listing import cost_of_a_thread, memory, whole_process
@@ -110,7 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json is not None:
         settings = {"kernel": options.kernel, "sizes": options.sizes, "large_mib": options.large, "measures": names}
         document = table.document(described, settings, series, verdicts)
-        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        try:
+            output.write(options.json, json.dumps(document, indent=2) + "\n")
+        except ApcAuditError as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

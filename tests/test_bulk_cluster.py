@@ -178,7 +178,7 @@ def test_a_hundred_images(tmp_path: Path, cache: Path) -> None:
         for name, (_, _, severity, _) in HUNDRED.items()
         for number in range(15)
     }
-    (rare,) = [each for each in stack.stack(results, ["finding"]) if each.name == "detach-bugcheck"]
+    (rare,) = [each for each in stack.stack(store.read(results), ["finding"]) if each.name == "detach-bugcheck"]
     attached = [name for name, (*_, queued) in HUNDRED.items() if queued]
     assert {Path(source).name for source in rare.sources} == {
         f"{n}{number}.dmp" for n in attached for number in range(15)

@@ -102,7 +102,7 @@ def test_a_hidden_driver_stands_apart(kernel: str, driver_object: bool, tmp_path
     assert bases == (2,)
     stacked = {
         (each.kind, each.name): (each.module, each.rva, [source[-5:] for source in each.sources])
-        for each in stack(tmp_path / "results", ("kernel-routine", "start-routine", "driver"))
+        for each in stack(store.read(tmp_path / "results"), ("kernel-routine", "start-routine", "driver"))
         if "ghost" in each.name.lower()
     }
     both, one = ["a.dmp", "b.dmp"], ["c.dmp"]
@@ -120,7 +120,11 @@ def test_a_baseline_with_the_listed_driver(tmp_path: Path) -> None:
     """Where known good machines list a driver, one that hides behind its name is new."""
     scan(tmp_path / "results", write(tmp_path / "a.dmp", "10-19041-x64", listed=False))
     scan(tmp_path / "baseline", write(tmp_path / "b.dmp", "10-19041-x64", listed=True))
-    found = stack(tmp_path / "results", ("kernel-routine", "start-routine", "driver"), tmp_path / "baseline")
+    found = stack(
+        store.read(tmp_path / "results"),
+        ("kernel-routine", "start-routine", "driver"),
+        store.read(tmp_path / "baseline"),
+    )
     assert {(each.kind, each.name) for each in found} == {
         ("kernel-routine", "Ghost!GhostMain (hidden)"),
         ("start-routine", "Ghost!GhostMain+0x10 (hidden)"),
@@ -134,7 +138,7 @@ def test_where_the_list_was_not_read_whole(kernel: str, tmp_path: Path) -> None:
     scan(tmp_path / "results", write(tmp_path / "a.dmp", kernel, listed=False, cut=True))
     database = store.connect(tmp_path / "results")
     assert database.execute("SELECT status FROM drivers WHERE name = 'Ghost.sys'").fetchall() == [("unlisted",)]
-    found = stack(tmp_path / "results", ("start-routine",))
+    found = stack(store.read(tmp_path / "results"), ("start-routine",))
     assert "Ghost!GhostMain+0x10 (unlisted)" in [each.name for each in found]
 
 
@@ -155,7 +159,7 @@ def test_an_image_without_a_name(kernel: str, tmp_path: Path) -> None:
         image = build(Scene("nameless", "", kernel, processes, drivers, events=(_nameless,)), load_kernel(kernel))
         image.write_dump(tmp_path / name)
     scan(tmp_path / "results", tmp_path / "a.dmp", tmp_path / "b.dmp")
-    found = stack(tmp_path / "results", ("start-routine", "driver"))
+    found = stack(store.read(tmp_path / "results"), ("start-routine", "driver"))
     both = {(each.kind, each.module, each.rva): len(each.images) for each in found if each.module == "<no name>"}
     assert both == {("start-routine", "<no name>", 0x1230): 2, ("driver", "<no name>", None): 2}
 

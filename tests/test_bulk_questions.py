@@ -88,7 +88,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_the_rarest_come_first(results: Path) -> None:
     """A routine is its module and RVA, whatever its name; an image counts once; failed images do not count."""
-    found = stack.stack(results)
+    found = stack.stack(store.read(results))
     assert kinds(found, "kernel-routine") == [("<no module>", 1), ("av!Apc", 2), ("nt!Common", 3)]
     assert kinds(found, "yara") == [("one", 1), ("two", 2)]
     assert kinds(found, "driver") == [("evil.sys", 3)]
@@ -111,10 +111,10 @@ def test_a_baseline_leaves_what_is_new(results: Path, tmp_path: Path) -> None:
     """What any image of the baseline has is left out, by the same comparison; code of no module is known then too."""
     baseline = tmp_path / "baseline"
     plant(baseline, "ee", ("ntoskrnl.exe", 0x1000, "nt!OtherName"), ("av.sys", 0x24, "av!Apc+0x4"))
-    found = stack.stack(results, baseline=baseline)
+    found = stack.stack(store.read(results), baseline=store.read(baseline))
     assert kinds(found, "kernel-routine") == [("<no module>", 1), ("av!Apc", 2)]
     assert kinds(found, "driver") == kinds(found, "finding") == []
-    assert stack.stack(results, baseline=results) == []
+    assert stack.stack(store.read(results), baseline=store.read(results)) == []
 
 
 def test_stack_as_a_user_calls_it(results: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_stack_as_a_user_calls_it(results: Path, tmp_path: Path) -> None:
 
 def test_jsonl_has_every_column(results: Path) -> None:
     """A JSON line a row: every column by its name, unknown values null, addresses as numbers."""
-    lines = [json.loads(line) for line in export.jsonl(results, "apcs")]
+    lines = [json.loads(line) for line in export.jsonl(store.read(results), "apcs")]
     assert len(lines) == 3 + 3 + 1
     assert all(list(line) == [each.name for each in dataclasses.fields(ApcRow)] for line in lines)
     assert {line["thread"] for line in lines} == {THREAD}
@@ -166,7 +166,7 @@ def test_jsonl_has_every_column(results: Path) -> None:
 def test_csv_is_no_formula(text: str, cell: str, tmp_path: Path) -> None:
     """An apostrophe stands before what a spreadsheet would run, an escape for what a terminal would; numbers stay."""
     plant(tmp_path, "aa", text=text)
-    written = io.StringIO("".join(export.comma_separated(tmp_path, "findings")), newline="")
+    written = io.StringIO("".join(export.comma_separated(store.read(tmp_path), "findings")), newline="")
     header, line = csv.reader(written)
     cells = dict(zip(header, line, strict=True))
     assert cells["explanation"] == cell
@@ -176,7 +176,7 @@ def test_csv_is_no_formula(text: str, cell: str, tmp_path: Path) -> None:
 
 def test_timesketch_has_what_it_needs(results: Path) -> None:
     """Each line has message, datetime and timestamp_desc; findings stand at the machine's time, threads at theirs."""
-    lines = [json.loads(line) for line in export.timesketch(results)]
+    lines = [json.loads(line) for line in export.timesketch(store.read(results))]
     assert all({"message", "datetime", "timestamp_desc"} <= line.keys() for line in lines)
     times = {(line["timestamp_desc"], datetime.fromisoformat(line["datetime"]).timestamp()) for line in lines}
     assert times == {("Memory Image Time", 1767323045.25), ("Thread Created", 1767322800.5)}
@@ -188,7 +188,7 @@ def test_timesketch_has_what_it_needs(results: Path) -> None:
 def test_timesketch_without_a_clock(tmp_path: Path) -> None:
     """An image that does not tell its time is put when it was scanned, and the line says so."""
     plant(tmp_path, "aa", system_time=None, scanned_at=1767330000.0)
-    finding = next(json.loads(line) for line in export.timesketch(tmp_path))
+    finding = next(json.loads(line) for line in export.timesketch(store.read(tmp_path)))
     assert finding["timestamp_desc"] == "Image Scanned"
     assert datetime.fromisoformat(finding["datetime"]).timestamp() == 1767330000.0
 
@@ -229,7 +229,7 @@ def test_names_of_files_are_text() -> None:
     assert "\x1b" not in line_of(Symbols("a\x1b[2J", reason="why"))
 
 
-def test_a_kind_that_is_none(results: Path) -> None:
+def test_a_kind_that_is_none() -> None:
     """What cannot be stacked is an error in use."""
     with pytest.raises(ApcAuditError, match="nonesuch"):
-        stack.stack(results, ["nonesuch"])
+        stack.needed(["nonesuch"])

@@ -82,9 +82,11 @@ def test_a_name_is_what_it_is_in_memory(name: str, tmp_path: Path) -> None:
     assert isinstance(worker.scan(Evidence(image), settings), Scanned)
     names = store.connect(settings.results).execute("SELECT process FROM threads WHERE pid = 800").fetchall()
     assert names == [(name,)]
-    lines = [json.loads(line) for line in export.jsonl(settings.results, "threads")]
+    lines = [json.loads(line) for line in export.jsonl(store.read(settings.results), "threads")]
     assert [line["process"] for line in lines if line["pid"] == 800] == [name]
-    rows = csv.DictReader(io.StringIO("".join(export.comma_separated(settings.results, "threads")), newline=""))
+    rows = csv.DictReader(
+        io.StringIO("".join(export.comma_separated(store.read(settings.results), "threads")), newline="")
+    )
     assert [row["process"] for row in rows if row["pid"] == "800"] == [f"'{name}"]
 
 

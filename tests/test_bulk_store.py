@@ -74,7 +74,7 @@ def test_damaged_results(tmp_path: Path) -> None:
     """Results that a disk has spoilt are told by name; a scan of that image finds none and puts whole ones there."""
     store.write(tmp_path, Records(image_row("aa")))
     (tmp_path / "aa" / "images.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ApcAuditError, match=r"aa: its results are damaged"):
+    with pytest.raises(ApcAuditError, match=r"aa/images.parquet: it is damaged"):
         store.images(tmp_path)
     assert store.find(tmp_path, "aa") is None
     store.write(tmp_path, Records(image_row("aa")))

@@ -98,7 +98,7 @@ def test_stack(tmp_path: Path) -> None:
     """A line of `apcaudit stack` is one line."""
     records = suspect(1, EVIL[:-1])
     results = write(tmp_path / "results", records)
-    for each in stack(results):
+    for each in stack(store.read(results)):
         harmless(stack_line(each), lines=1)
 
 
@@ -108,16 +108,16 @@ def test_symbols() -> None:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
+def results(tmp_path: Path) -> store.Results:
     """Results whose every text attacks."""
     evil = EVIL[:-1]
     records = suspect(1, evil)
     folder = write(tmp_path / "results", records)
     store.write(folder, type(records)(image(2, source=evil, status="failed", reason=evil, stage="open", notes=evil)))
-    return folder
+    return store.read(folder)
 
 
-def test_csv(results: Path) -> None:
+def test_csv(results: store.Results) -> None:
     """No cell of the CSV is a formula or acts on the terminal that it is printed on."""
     for table in ("images", "threads", "findings"):
         text = "".join(export.comma_separated(results, table))
@@ -126,7 +126,7 @@ def test_csv(results: Path) -> None:
         assert [cell for cell in cells if cell[:1] in set("=+@")] == []
 
 
-def test_json_lines(results: Path) -> None:
+def test_json_lines(results: store.Results) -> None:
     """A row is one line of ASCII, whatever it holds."""
     for text in (*export.jsonl(results, "images"), *export.jsonl(results, "threads"), *export.timesketch(results)):
         assert text.isascii()
@@ -134,10 +134,10 @@ def test_json_lines(results: Path) -> None:
         json.loads(text)
 
 
-def test_html(results: Path, tmp_path: Path) -> None:
+def test_html(results: store.Results, tmp_path: Path) -> None:
     """The report has no element and no character that came out of a name."""
     page = tmp_path / "report.html"
-    assert main(["report", str(results), "-o", str(page)]) == 0
+    assert main(["report", str(results.folder), "-o", str(page)]) == 0
     harmless(page.read_text(encoding="utf-8").replace("\nforged", ""))
 
 

@@ -8,12 +8,13 @@ import json
 import re
 import typing
 from collections.abc import Iterator
-from datetime import datetime, timezone
-from pathlib import Path
+from datetime import datetime
+from math import isfinite
 from typing import Any
 
-from apcaudit.bulk import store
 from apcaudit.bulk.records import TABLES, Address
+from apcaudit.bulk.store import Results
+from apcaudit.bulk.times import SPAN, moment
 from apcaudit.reports.visible import visible
 
 _ROWS_AT_ONCE = 1000
@@ -26,9 +27,9 @@ _FORMULA = re.compile(rf'^(?=[{_SIGNS}\t\r\n])|(?<=[;,\t\r\n"])(?=[{_SIGNS}])')
 #: Columns of a Timesketch line that say what it is about: of threads and of images, as SQL.
 _ABOUT = """image, i.source, t.thread, t.pid, t.tid, t.process, t.severity, t.findings"""
 
+#: Findings may stand at the image's own clock or at the time of the scan; threads have no other time than theirs.
 _FINDINGS = f"""
-    SELECT coalesce(i.system_time, i.scanned_at) AS at,
-        CASE WHEN i.system_time IS NULL THEN 'Image Scanned' ELSE 'Memory Image Time' END AS timestamp_desc,
+    SELECT i.system_time AS at, i.scanned_at,
         '[' || f.severity || '] ' || f.code || ' in ' || coalesce(t.process, '?') || ': ' || f.explanation AS message,
         f.code, f.apc, a.kernel_routine, a.normal_routine, a.origin, {_ABOUT}
     FROM findings f JOIN images i USING (image) JOIN threads t USING (image, thread)
@@ -36,49 +37,84 @@ _FINDINGS = f"""
     ORDER BY i.source, image, t.thread, f.code, f.apc"""  # noqa: S608 - constants of this module
 
 _TIMES = f"""
-    SELECT t.{{column}} AS at, 'Thread {{word}}' AS timestamp_desc,
+    SELECT t.{{column}} AS at, NULL AS scanned_at,
         'thread ' || coalesce(t.tid::VARCHAR, '?') || ' of ' || coalesce(t.process, '?') || ' {{word}}, starts at '
             || coalesce(t.start_routine, '?') AS message,
         t.start_routine, {_ABOUT}
     FROM threads t JOIN images i USING (image) WHERE t.{{column}} IS NOT NULL
     ORDER BY i.source, image, t.thread"""  # noqa: S608 - constants of this module
 
+_THREAD_TIMES = (("created", "Created"), ("exited", "Exited"))
 
-def jsonl(results: Path, table: str) -> Iterator[str]:
+TIMELINE = ("threads", "findings", "apcs")
+"""The tables that a timeline is made of, beside the images."""
+
+
+def jsonl(results: Results, table: str) -> Iterator[str]:
     """Yield the rows of a table as JSON lines; addresses are numbers, as in vol's own JSON."""
-    for row in _rows(results, f"SELECT * FROM {table} ORDER BY ALL"):  # noqa: S608 - a name from TABLES
-        yield json.dumps(row) + "\n"
+    for row in _rows(results.connect(), f"SELECT * FROM {table} ORDER BY ALL"):  # noqa: S608 - a name from TABLES
+        yield _json(row)
 
 
-def comma_separated(results: Path, table: str) -> Iterator[str]:
+def comma_separated(results: Results, table: str) -> Iterator[str]:
     """Yield the lines of a table as CSV; addresses are hexadecimal, and no cell is a formula to a spreadsheet."""
     hints = typing.get_type_hints(TABLES[table])
     addresses = {name for name, kind in hints.items() if Address in (kind, *typing.get_args(kind))}
+    database = results.connect()
     yield _line(list(hints))
-    for row in _rows(results, f"SELECT * FROM {table} ORDER BY ALL"):  # noqa: S608 - a name from TABLES
+    for row in _rows(database, f"SELECT * FROM {table} ORDER BY ALL"):  # noqa: S608 - a name from TABLES
         hexadecimal = {name: hex(row[name]) for name in addresses if row[name] is not None}
         yield _line([_harmless(value) for value in (row | hexadecimal).values()])
 
 
-def timesketch(results: Path) -> Iterator[str]:
+def timesketch(results: Results) -> Iterator[str]:
     """Yield Timesketch's JSON lines: each finding at the image's time, and when the threads reported began and ended.
 
-    An image that does not tell its time is put when it was scanned, and says so in `timestamp_desc`.
+    Timesketch needs `message`, `datetime` (ISO 8601) and `timestamp_desc` of every line ("Create timeline from JSONL or
+    CSV file", its user guide). A finding of an image without a clock, or with one that no calendar holds, stands at
+    the time of the scan, and says so in `timestamp_desc` and `time_note`.
     """
-    queries = [_FINDINGS]
-    queries += [
-        _TIMES.format(column=column, word=word) for column, word in (("created", "Created"), ("exited", "Exited"))
-    ]
-    for query in queries:
-        for row in _rows(results, query):
-            time = _time(row.pop("at"))
+    database = results.connect()
+    for row in _rows(database, _FINDINGS):
+        time, scanned = moment(row["at"]), moment(row["scanned_at"])
+        if time is not None:
+            yield _event(row, time, "Memory Image Time")
+        elif scanned is not None:
+            clock = "is not known" if row["at"] is None else f"says {row['at']} s since 1970, which is not from {SPAN}"
+            note = {"time_note": f"the image's clock {clock}: this is when it was scanned"}
+            yield _event(row | note, scanned, "Image Scanned")
+    for column, word in _THREAD_TIMES:
+        for row in _rows(database, _TIMES.format(column=column, word=word)):
+            time = moment(row["at"])
             if time is not None:
-                about = {name: value for name, value in row.items() if value is not None}
-                yield json.dumps({"datetime": time, "data_type": "windows:apc:audit"} | about) + "\n"
+                yield _event(row, time, f"Thread {word}")
 
 
-def _rows(results: Path, query: str) -> Iterator[dict[str, Any]]:
-    found = store.connect(results).execute(query)
+def timeline_notes(results: Results) -> Iterator[str]:
+    """Yield what a timeline cannot show as it is, a line for all images."""
+    clocks = sum(row.findings > 0 and moment(row.system_time) is None for row in results.images)
+    if clocks:
+        yield f"images without a clock from {SPAN}: {clocks}; their findings stand at the time of the scan"
+    queries = [f"SELECT {column} AS at FROM threads WHERE {column} IS NOT NULL" for column, _ in _THREAD_TIMES]  # noqa: S608
+    times = sum(moment(row["at"]) is None for query in queries for row in _rows(results.connect(), query))
+    if times:
+        yield f"times of threads that are not from {SPAN}: {times}; they have no line"
+
+
+def _event(row: dict[str, Any], time: datetime, description: str) -> str:
+    about = {name: value for name, value in row.items() if value is not None and name not in ("at", "scanned_at")}
+    text = time.isoformat(timespec="microseconds")
+    return _json({"datetime": text, "timestamp_desc": description, "data_type": "windows:apc:audit"} | about)
+
+
+def _json(row: dict[str, Any]) -> str:
+    # JSON has no word for what is no number.
+    known = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+    return json.dumps(known, allow_nan=False) + "\n"
+
+
+def _rows(database: Any, query: str) -> Iterator[dict[str, Any]]:
+    found = database.execute(query)
     names = [column[0] for column in found.description]
     while rows := found.fetchmany(_ROWS_AT_ONCE):
         for row in rows:
@@ -94,10 +130,3 @@ def _line(values: list[Any]) -> str:
 def _harmless(value: Any) -> Any:
     """Put an apostrophe before text that a spreadsheet would run, and escape what a terminal would; numbers stay."""
     return _FORMULA.sub("'", visible(value)) if isinstance(value, str) else value
-
-
-def _time(seconds: float) -> str | None:
-    try:
-        return datetime.fromtimestamp(seconds, tz=timezone.utc).isoformat(timespec="microseconds")
-    except (OverflowError, ValueError, OSError):
-        return None

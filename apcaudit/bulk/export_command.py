@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from apcaudit.bulk import export
+from apcaudit import output
+from apcaudit.bulk import damage, export, store
 from apcaudit.bulk.records import TABLES
 from apcaudit.errors import ApcAuditError
 
@@ -16,7 +18,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "export",
         help="the results of a scan for other tools",
-        description="Write results of a scan as JSON lines, as CSV whose cells no spreadsheet runs, or for Timesketch.",
+        description="Write results of a scan as JSON lines, as CSV whose cells no spreadsheet runs, or for Timesketch."
+        " Exit code 2: damaged results are left out.",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of `apcaudit scan -o`")
     parser.add_argument("--format", choices=("jsonl", "csv", "timesketch"), default="jsonl", help="default: jsonl")
@@ -26,18 +29,27 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the results."""
-    table = options.table or "findings"
-    if options.format == "timesketch":
-        if options.table is not None:
-            raise ApcAuditError("--format timesketch is one timeline of all tables: leave out --table")
-        lines = export.timesketch(options.results)
-    else:
-        made = export.jsonl if options.format == "jsonl" else export.comma_separated
-        lines = made(options.results, table)
+    """Write the results; give the exit code."""
+    if options.format == "timesketch" and options.table is not None:
+        raise ApcAuditError("--format timesketch is one timeline of all tables: leave out --table")
+    if options.output is None and sys.stdout is None:
+        raise ApcAuditError("standard output is closed: name a file with -o")
     if options.output is None:
-        sys.stdout.writelines(lines)
+        return _export(options, sys.stdout.writelines)
+    with output.writing(options.output) as file:
+        return _export(options, lambda lines: file.writelines(line.encode() for line in lines))
+
+
+def _export(options: argparse.Namespace, write: Callable[[Iterable[str]], None]) -> int:
+    """Write the lines of results, and say on stderr what is not in them."""
+    timeline = options.format == "timesketch"
+    table = options.table or "findings"
+    results = store.read(options.results, export.TIMELINE if timeline else (table,))
+    code = damage.tell(results.damages)
+    if timeline:
+        write(export.timesketch(results))
+        for note in export.timeline_notes(results):
+            print(note, file=sys.stderr)
     else:
-        with options.output.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(lines)
-    return 0
+        write((export.jsonl if options.format == "jsonl" else export.comma_separated)(results, table))
+    return code

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 from pathlib import Path
 
-from apcaudit.bulk import cluster, evidence, progress, scratch
+from apcaudit.bulk import cluster, damage, evidence, progress, scratch, store
+from apcaudit.bulk.damage import Damage
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
 from apcaudit.bulk.records import SEVERITIES
 from apcaudit.errors import ApcAuditError
+from apcaudit.text import one_line
 
 EXIT_CLEAN, EXIT_SOME_FAILED, EXIT_FINDINGS = 0, 2, 3
 
@@ -25,8 +28,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "scan",
         help="audit many images, on all cores or on a cluster",
         description="Audit images and keep what was found in a folder of Parquet files. Started again, it goes on where"
-        " it was. Exit code 0: all scanned; 1: an error in use; 2: some images failed; 3: findings at or above"
-        " --fail-on.",
+        " it was. Exit code 0: all scanned; 1: an error in use; 2: some images failed, or damaged"
+        " results stay; 3: findings at or above --fail-on.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="images, folders of images, patterns")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="RESULTS", help="folder of the results")
@@ -64,12 +67,15 @@ def run(options: argparse.Namespace) -> int:
     for folder in (*options.symbol_dirs, *([options.scratch] if options.scratch else [])):
         if not Path(folder).is_dir():
             raise ApcAuditError(f"{folder}: no such folder")
-    results = options.output.resolve()
+    results = Path(os.path.realpath(options.output))
+    if os.path.lexists(results) and not results.is_dir():
+        raise ApcAuditError(f"{options.output}: it is no folder, and results are one")
     images = evidence.find(options.paths, leave_out=results)
     if not images:
         raise ApcAuditError("no images there")
     results.mkdir(parents=True, exist_ok=True)
     scratch.clean_results(results)
+    damages = _damages(results)
     settings = Settings(
         results=results,
         symbols=tuple(Path(each).resolve() for each in options.symbol_dirs),
@@ -93,8 +99,26 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise ApcAuditError("interrupted: the same command goes on where this one was") from None
     failed = sum(isinstance(outcome, Failed) for outcome in outcomes)
-    print(f"{len(outcomes)} images, {failed} failed; results in {options.output}", file=sys.stderr)
-    return exit_code(outcomes, options.fail_on)
+    print(f"{len(outcomes)} images, {failed} failed; results in {one_line(str(options.output))}", file=sys.stderr)
+    code = exit_code(outcomes, options.fail_on)
+    made = {outcome.image for outcome in outcomes}
+    # An image that can be read now takes its row of unreadable evidence with it.
+    damaged = any(each.image not in made and each.path.parent.exists() for each in damages)
+    return EXIT_SOME_FAILED if code == EXIT_CLEAN and damaged else code
+
+
+def _damages(results: Path) -> tuple[Damage, ...]:
+    """Say which results are damaged: their images are scanned again where they are among the evidence.
+
+    Raises:
+        ApcAuditError: a later release wrote some, which this one would replace.
+    """
+    damages = store.check(results)
+    newer = [each for each in damages if each.newer]
+    if newer:
+        raise ApcAuditError(str(newer[0]))
+    damage.tell(damages)
+    return damages
 
 
 def digest_of(rules: Path) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from apcaudit.bulk import store
-from apcaudit.bulk.records import HIDDEN, UNLISTED, UNLOADED
+from apcaudit.bulk.records import HIDDEN, TABLES, UNLISTED, UNLOADED
+from apcaudit.bulk.store import Results
 from apcaudit.errors import ApcAuditError
 
 NO_MODULE = "<no module>"
@@ -66,23 +65,32 @@ class Stacked:
     of: int
 
 
-def stack(results: Path, kinds: Sequence[str] = tuple(KINDS), baseline: Path | None = None) -> list[Stacked]:
-    """Count in how many images each thing is, the rarest first.
-
-    Args:
-        results: a folder of results.
-        kinds: names from KINDS.
-        baseline: results of machines that are known good; what is in any of those is left out.
+def needed(kinds: Iterable[str]) -> set[str]:
+    """Return the tables that kinds are counted in.
 
     Raises:
-        ApcAuditError: a folder holds no results, or a kind is not known.
+        ApcAuditError: a kind is not known.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ApcAuditError(f"{', '.join(unknown)}: can stack {', '.join(KINDS)}")
-    database = store.connect(results)
+    return {table for table in TABLES if any(f"{{prefix}}{table}" in KINDS[kind] for kind in kinds)}
+
+
+def stack(results: Results, kinds: Sequence[str] = tuple(KINDS), baseline: Results | None = None) -> list[Stacked]:
+    """Count in how many images each thing is, the rarest first.
+
+    Args:
+        results: the tables that the kinds need.
+        kinds: names from KINDS.
+        baseline: the same of machines that are known good; what is in any of those is left out.
+
+    Raises:
+        ApcAuditError: there are no results.
+    """
+    database = results.connect()
     if baseline is not None:
-        store.connect(baseline, prefix="baseline_", database=database)
+        baseline.connect(prefix="baseline_", database=database)
     found = database.execute("SELECT count(*) FROM images WHERE status = 'scanned'").fetchone()
     stacked: list[Stacked] = []
     for kind in kinds:

@@ -8,7 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from apcaudit.bulk.stack import KINDS, Stacked, stack
+from apcaudit.bulk import damage, store
+from apcaudit.bulk.stack import KINDS, Stacked, needed, stack
 from apcaudit.text import one_line
 
 _NAMED = 4
@@ -21,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "stack",
         help="what is rare among the images of a scan",
         description="Count in how many images each KernelRoutine, start routine, driver, finding and YARA rule is, the"
-        " rarest first. Code is told apart by module and RVA.",
+        " rarest first. Code is told apart by module and RVA. Exit code 2: damaged results are left out.",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of `apcaudit scan -o`")
     parser.add_argument("--baseline", type=Path, metavar="RESULTS", help="leave out what these results have")
@@ -33,19 +34,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print what is rare."""
-    stacked = stack(options.results, options.kind or tuple(KINDS), options.baseline)
+    kinds = options.kind or tuple(KINDS)
+    results = store.read(options.results, needed(kinds))
+    baseline = None if options.baseline is None else store.read(options.baseline, needed(kinds))
+    code = damage.tell((*results.damages, *(() if baseline is None else baseline.damages)))
+    stacked = stack(results, kinds, baseline)
     if options.at_most is not None:
         stacked = [each for each in stacked if len(each.images) <= options.at_most]
     if options.jsonl:
         for each in stacked:
             print(json.dumps(dataclasses.asdict(each)))
-        return 0
+        return code
     print(f"{'images':>11}  {'kind':14}  {'what':48}  where")
     for each in stacked:
         print(line_of(each))
     if not stacked:
         print("nothing to count", file=sys.stderr)
-    return 0
+    return code
 
 
 def line_of(stacked: Stacked) -> str:

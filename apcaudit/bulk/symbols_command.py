@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from apcaudit import output
 from apcaudit.bulk import evidence, scratch
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError
@@ -60,8 +61,13 @@ def run(options: argparse.Namespace) -> int:
             print(line_of(found), flush=True)
     script = commands(every)
     if script and options.script is not None:
-        options.script.write_text(script, encoding="utf-8")
-        print(f"on a connected machine: sh {options.script}", file=sys.stderr)
+        try:
+            output.write(options.script, script, evidence=[each.path for each in images])
+        except ApcAuditError:
+            # Reading the images took its time: what was found is not lost with the file.
+            print(f"\n{script}", end="")
+            raise
+        print(f"on a connected machine: sh {one_line(str(options.script))}", file=sys.stderr)
     elif script:
         print(f"\n{script}", end="")
     return 0 if all(each.present for each in every) else EXIT_MISSING

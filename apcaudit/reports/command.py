@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
-import uuid
 from pathlib import Path
+from typing import BinaryIO
 
-from apcaudit.bulk import cluster, evidence
+from apcaudit import output
+from apcaudit.bulk import cluster, damage, evidence, store
+from apcaudit.bulk.damage import EXIT_LEFT_OUT
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Settings
 from apcaudit.errors import ApcAuditError
 from apcaudit.reports import dataset, page
+from apcaudit.reports.dataset import Dataset
 from apcaudit.reports.visible import name_of
+from apcaudit.text import one_line
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="make one HTML file of results, or of one image",
         description="Make one HTML file of a folder of results that `apcaudit scan` made, or of one image, which is"
         " scanned first. The file needs no network. Exit code 0: made; 1: an error in use; 2: made, and the image could"
-        " not be scanned.",
+        " not be scanned, or damaged results are left out.",
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="folder of results, or an image")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the HTML file")
@@ -39,11 +42,16 @@ def run(options: argparse.Namespace) -> int:
     """Make the report; give the exit code."""
     load("jinja2")
     if options.path.is_dir():
-        _make(options.path, options.output, options.path.resolve().name)
-        return 0
+        with output.writing(options.output) as file:
+            found, code = _write(options.path, options.path.resolve().name, file)
+        _say(options.output, found)
+        return code
     if not options.path.exists():
         raise ApcAuditError(f"{options.path}: no such folder of results, and no such image")
-    with tempfile.TemporaryDirectory(prefix="apcaudit-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="apcaudit-") as folder,
+        output.writing(options.output, evidence=[options.path]) as file,
+    ):
         settings = Settings(
             results=Path(folder, "results"),
             symbols=tuple(Path(each).resolve() for each in options.symbol_dirs),
@@ -52,23 +60,23 @@ def run(options: argparse.Namespace) -> int:
         )
         for _ in cluster.run(evidence.find([str(options.path)]), settings, _quiet, scheduler=None, workers=0):
             pass
-        failed = _make(settings.results, options.output, name_of(str(options.path)))
-    return 2 if failed else 0
+        found, code = _write(settings.results, name_of(str(options.path)), file)
+    _say(options.output, found)
+    return EXIT_LEFT_OUT if found.failed else code
 
 
-def _make(results: Path, output: Path, title: str) -> int:
-    """Write the report, whole or not at all; give how many images failed."""
-    found = dataset.read(results)
-    text = page.render(found, title)
-    unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    failed = len(found.failed)
-    print(f"{output}: images {len(found.images)}, failed {failed}, findings {len(found.findings)}", file=sys.stderr)
-    return failed
+def _write(results: Path, title: str, file: BinaryIO) -> tuple[Dataset, int]:
+    """Write the page of results; give what is in it, and the exit code where something is not."""
+    read = store.read(results)
+    code = damage.tell(read.damages)
+    found = dataset.make(read)
+    file.write(page.render(found, title).encode())
+    return found, code
+
+
+def _say(path: Path, found: Dataset) -> None:
+    counts = f"images {len(found.images)}, failed {len(found.failed)}, findings {len(found.findings)}"
+    print(f"{one_line(str(path))}: {counts}", file=sys.stderr)
 
 
 def _quiet(worker: str, source: str, stage: str) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from apcaudit.bulk import store
+from apcaudit.bulk.damage import Damage
 from apcaudit.bulk.records import FAILED, SCANNED, SEVERITIES, TABLES, ApcRow, FindingRow, ImageRow, ThreadRow
 from apcaudit.bulk.stack import Stacked, stack
+from apcaudit.bulk.store import Results
 
 WORST_FIRST = tuple(reversed(SEVERITIES))
 """The severities as a report names them."""
@@ -20,7 +22,7 @@ class Dataset:
     """The rows of a folder of results.
 
     `threads` and `apcs` are those with findings. `stacked` says how many images have each routine, driver, finding and
-    rule.
+    rule. `damages` are why images are left out.
     """
 
     images: tuple[ImageRow, ...]
@@ -28,6 +30,7 @@ class Dataset:
     apcs: tuple[ApcRow, ...]
     findings: tuple[FindingRow, ...]
     stacked: tuple[Stacked, ...]
+    damages: tuple[Damage, ...]
 
     @property
     def scanned(self) -> tuple[ImageRow, ...]:
@@ -49,16 +52,26 @@ def read(results: Path) -> Dataset:
     """Read a folder of results.
 
     Raises:
-        ApcAuditError: the folder holds no results, or the extra `bulk` is not installed.
+        ApcAuditError: the folder holds no results that can be read, or the extra `bulk` is not installed.
     """
-    images = sorted(store.images(results), key=lambda row: (rank(row.severity), -row.findings, row.source, row.image))
-    with store.connect(results) as database:
+    return make(store.read(results))
+
+
+def make(results: Results) -> Dataset:
+    """Make it of results that were read.
+
+    Raises:
+        ApcAuditError: there are none.
+    """
+    images = sorted(results.images, key=lambda row: (rank(row.severity), -row.findings, row.source, row.image))
+    with results.connect() as database:
         return Dataset(
             images=tuple(images),
             threads=_rows(database, "threads", "findings <> '' ORDER BY image, pid, tid, thread"),
             apcs=_rows(database, "apcs", "findings <> '' ORDER BY image, thread, queue, position, apc"),
             findings=_rows(database, "findings", "true ORDER BY image, pid, tid, thread, apc NULLS FIRST, code"),
             stacked=tuple(stack(results)),
+            damages=results.damages,
         )
 
 

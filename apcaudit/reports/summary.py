@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 
+from apcaudit.bulk import times
 from apcaudit.reports.dataset import WORST_FIRST, Dataset
 
 
@@ -41,7 +41,7 @@ def summarize(dataset: Dataset) -> Summary:
     """Count."""
     scanned = dataset.scanned
     stages = Counter(each.stage or "unknown" for each in dataset.failed)
-    times = [each.scanned_at for each in dataset.images]
+    scans = [each.scanned_at for each in dataset.images]
     return Summary(
         images=len(dataset.images),
         scanned=len(scanned),
@@ -51,8 +51,8 @@ def summarize(dataset: Dataset) -> Summary:
         suspects=len(dataset.threads),
         levels=tuple(_levels(dataset)),
         stages=tuple(sorted(stages.items(), key=lambda item: (-item[1], item[0]))),
-        begun=moment(min(times)),
-        ended=moment(max(times)),
+        begun=moment(min(scans)),
+        ended=moment(max(scans)),
     )
 
 
@@ -68,10 +68,8 @@ def _levels(dataset: Dataset) -> Iterable[Level]:
 
 
 def moment(seconds: float | None) -> str:
-    """Write seconds since 1970 as date and time of UTC; nothing when unknown or beyond the calendar."""
+    """Write seconds since 1970 as date and time of UTC; nothing when unknown, and where no calendar holds it so."""
     if seconds is None:
         return ""
-    try:
-        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):
-        return ""
+    time = times.moment(seconds)
+    return f"not from {times.SPAN}" if time is None else time.strftime("%Y-%m-%d %H:%M:%S")

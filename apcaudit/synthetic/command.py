@@ -6,6 +6,7 @@ import argparse
 import inspect
 from pathlib import Path
 
+from apcaudit import output
 from apcaudit.errors import ApcAuditError
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import OWN, load_kernel
@@ -38,11 +39,9 @@ def run(options: argparse.Namespace) -> int:
     if options.scene is None or options.output is None:
         raise ApcAuditError("synth needs a SCENE and -o IMAGE (or --list)")
     scene = declare(options.scene, options.kernel, options.threads, implant=options.implant)
-    image = build(scene, load_kernel(scene.kernel))
-    if options.format == "dump":
-        image.write_dump(options.output)
-    else:
-        image.write_raw(options.output)
+    with output.writing(options.output) as file:
+        image = build(scene, load_kernel(scene.kernel))
+        (image.stream_dump if options.format == "dump" else image.stream_raw)(file)
     return 0
 
 

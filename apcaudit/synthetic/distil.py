@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from apcaudit import output
+from apcaudit.errors import ApcAuditError
 from apcaudit.synthetic import intermediate, table
 from apcaudit.synthetic.layout import SCALARS, Layout, Struct
 
@@ -101,10 +103,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         symbols = intermediate.read(options.isf)
-    except intermediate.IntermediateError as error:
+        output.write(options.output, table.write_table(distil(symbols.layout), options.source))
+    except ApcAuditError as error:
         print(error, file=sys.stderr)
         return 1
-    options.output.write_text(table.write_table(distil(symbols.layout), options.source), encoding="ascii")
     return 0
 
 

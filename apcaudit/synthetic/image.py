@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,8 @@ from apcaudit.synthetic.memory import Memory
 from apcaudit.synthetic.pages import FIRST_FRAME, PAGE
 from apcaudit.synthetic.pool import Pool
 from apcaudit.synthetic.scene import Scene
+
+_BLOCK = 1 << 20
 
 
 class Image:
@@ -62,24 +65,45 @@ class Image:
     def raw(self) -> bytes:
         """Give physical memory as one piece, from address 0."""
         stream = BytesIO()
-        self._write_raw(stream)
+        self.stream_raw(stream)
         return stream.getvalue()
 
     def dump(self) -> bytes:
         """Give a full crash dump."""
         stream = BytesIO()
-        self._write_dump(stream)
+        self.stream_dump(stream)
         return stream.getvalue()
 
     def write_raw(self, path: Path) -> None:
         """Write physical memory to a file."""
         with path.open("wb") as stream:
-            self._write_raw(stream)
+            self.stream_raw(stream)
 
     def write_dump(self, path: Path) -> None:
         """Write a full crash dump to a file."""
         with path.open("wb") as stream:
-            self._write_dump(stream)
+            self.stream_dump(stream)
+
+    def stream_raw(self, stream: BinaryIO) -> None:
+        """Write physical memory to a stream, which begins at address 0."""
+        at = 0
+        for address, pieces in self._runs():
+            _skip(stream, address - at)
+            for piece in pieces:
+                stream.write(piece)
+            at = address + sum(map(len, pieces))
+        least = self.memory.space.mode.least
+        if at < least:
+            _skip(stream, least - 1 - at)
+            stream.write(b"\0")
+
+    def stream_dump(self, stream: BinaryIO) -> None:
+        """Write a full crash dump to a stream."""
+        runs = self._runs()
+        stream.write(header(self._facts(runs)))
+        for _, pieces in runs:
+            for piece in pieces:
+                stream.write(piece)
 
     def _runs(self) -> list[tuple[int, list[bytes | bytearray]]]:
         """Give physical memory as runs: first address, and the pieces that follow one another there."""
@@ -96,23 +120,6 @@ class Image:
                 runs.append((address, [data]))
             end = address + len(data)
         return runs
-
-    def _write_raw(self, stream: BinaryIO) -> None:
-        for address, pieces in self._runs():
-            stream.seek(address)
-            for piece in pieces:
-                stream.write(piece)
-        if stream.tell() < self.memory.space.mode.least:
-            # What is skipped reads as zeroes, and takes no room where the file system can help it.
-            stream.seek(self.memory.space.mode.least - 1)
-            stream.write(b"\0")
-
-    def _write_dump(self, stream: BinaryIO) -> None:
-        runs = self._runs()
-        stream.write(header(self._facts(runs)))
-        for _, pieces in runs:
-            for piece in pieces:
-                stream.write(piece)
 
     def _facts(self, runs: list[tuple[int, list[bytes | bytearray]]]) -> DumpFacts:
         kernel, memory, scene = self.kernel, self.memory, self.scene
@@ -140,3 +147,12 @@ class Image:
                 name: self.resolve(each) & mask for name, each in (bugcheck.registers if bugcheck else {}).items()
             },
         )
+
+
+def _skip(stream: BinaryIO, size: int) -> None:
+    """Leave zeroes: what a file skips reads as such, and takes no room where the file system can help it."""
+    if stream.seekable():
+        stream.seek(size, os.SEEK_CUR)
+        return
+    for at in range(0, size, _BLOCK):
+        stream.write(bytes(min(_BLOCK, size - at)))
