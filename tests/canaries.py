@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,8 +102,7 @@ def no_file(kind: str, path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         watch: Canary | None = None
         if kind == "a FIFO":
-            watched = path.parent.parent / f"watched-{path.name}"
-            watched.mkdir()
+            watched = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             watch = stack.enter_context(canary(path, watched))
         elif kind == "a socket":
             made = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -116,9 +116,8 @@ def no_file(kind: str, path: Path) -> Iterator[None]:
         elif kind == "a folder":
             path.mkdir()
         else:
-            path.symlink_to("/dev/zero")
+            path.symlink_to("/dev/null")
         paths = stack.enter_context(heard())
         yield
         assert watch is None or not watch.opened
         assert str(path) not in paths
-        assert "/dev/zero" not in paths

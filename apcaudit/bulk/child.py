@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from apcaudit import framework
+from apcaudit.bulk import symbol_folders
 from apcaudit.bulk.reader_cache import ReaderCache
 from apcaudit.bulk.unpack import image_of, is_packed
 from apcaudit.errors import ApcAuditError
@@ -59,6 +60,7 @@ def main() -> None:
     answers = Answers()
     symbols = tuple(Path(each) for each in start["symbols"])
     cache = ReaderCache(Path(start["own"]), Path(start["cache"]))
+    symbol_folders.look_into(*symbols)
     with _limited(start["index_memory"]):
         framework.prepare(symbols, cache, offline=start["offline"])
         if _CAN_FORK:

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from apcaudit.bulk import cluster, evidence, progress, scratch
+from apcaudit.bulk import cluster, evidence, progress, scratch, symbol_folders
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
 from apcaudit.bulk.records import SEVERITIES
@@ -61,9 +61,9 @@ def run(options: argparse.Namespace) -> int:
         raise ApcAuditError("--workers is 0 (this process alone) or more")
     if options.workers is not None and options.scheduler is not None:
         raise ApcAuditError("--workers are this machine's, and --scheduler has its own: give one of them")
-    for folder in (*options.symbol_dirs, *([options.scratch] if options.scratch else [])):
-        if not Path(folder).is_dir():
-            raise ApcAuditError(f"{folder}: no such folder")
+    if options.scratch and not options.scratch.is_dir():
+        raise ApcAuditError(f"{options.scratch}: no such folder")
+    symbol_folders.check(options.symbol_dirs)
     results = options.output.resolve()
     images = evidence.find(options.paths, leave_out=results)
     if not images:

@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from apcaudit.bulk import cluster, evidence
+from apcaudit.bulk import cluster, evidence, symbol_folders
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Settings
 from apcaudit.errors import ApcAuditError
@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not options.path.exists():
         raise ApcAuditError(f"{options.path}: no such folder of results, and no such image")
+    symbol_folders.check(options.symbol_dirs)
     with tempfile.TemporaryDirectory(prefix="apcaudit-") as folder:
         settings = Settings(
             results=Path(folder, "results"),

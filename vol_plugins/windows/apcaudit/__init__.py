@@ -11,7 +11,7 @@ from volatility3.framework.configuration import requirements
 
 from .borrowed_types import BorrowedTypes as BorrowedTypes
 from .deferred import defer
-from .kernel_requirement import KernelRequirement
+from .kernel_requirement import KernelRequirement, unusable_image
 from .minidump.stacker import MinidumpStacker as MinidumpStacker
 from .rules_requirement import rule_options, rule_requirements, unusable_rules
 from .severity import Severity
@@ -91,7 +91,11 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
         cls, context: interfaces.context.ContextInterface, config_path: str
     ) -> dict[str, interfaces.configuration.RequirementInterface]:
         """Return what keeps the plugin from running: rules that cannot be used before anything about the image."""
-        return unusable_rules(context, config_path) or super().unsatisfied(context, config_path)
+        return (
+            unusable_rules(context, config_path)
+            or unusable_image(context, config_path)
+            or super().unsatisfied(context, config_path)
+        )
 
     @classmethod
     def audit(

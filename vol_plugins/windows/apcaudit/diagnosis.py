@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
-from urllib import parse, request
 
 from volatility3.framework import constants, exceptions, interfaces
 from volatility3.framework.layers import intel
 from volatility3.framework.symbols.windows import pdbutil
 
+from .image_file import why_no_image
 from .minidump.crash_header import DUMP_HEADER64_SIZE, parse_crash_header
+from .regular import path_of
 from .text import printable
 
 # The first bytes of files that are sent to the audit by mistake or in a form that vol does not read.
@@ -84,12 +84,15 @@ def find_pdb(context: interfaces.context.ContextInterface, layer_name: str) -> t
 
 
 def _without_layer(location: str) -> str:
-    path = _local_path(location)
+    path = path_of(location) if location else None
     if path is None:
         return f"no Windows memory was found in {printable(location) or 'the image: give one with -f'}"
     # Whoever gave the evidence named it.
     name = printable(path.name)
     try:
+        why = why_no_image(location)
+        if why is not None:
+            return why
         size = path.stat().st_size
         with path.open("rb") as image:
             header = image.read(DUMP_HEADER64_SIZE)
@@ -120,8 +123,3 @@ def _of_dump(name: str, dump_type: int | None) -> str:
             " set the machine to write complete or active memory dumps"
         )
     return f"{name} is a crash dump (DumpType {dump_type}) that is truncated or damaged"
-
-
-def _local_path(location: str) -> pathlib.Path | None:
-    url = parse.urlparse(location)
-    return pathlib.Path(request.url2pathname(url.path)) if url.scheme == "file" else None

@@ -59,8 +59,8 @@ def rule_options(config: Mapping[str, Any] | Any) -> RuleOptions:
     )
 
 
-class UsableRules(interfaces.configuration.RequirementInterface):
-    """That YARA rules can be used: made where they cannot, with the reason for its description, so never met."""
+class Unusable(interfaces.configuration.RequirementInterface):
+    """What cannot be used, rules or an image: made with the reason for its description, so never met."""
 
     def unsatisfied(
         self,
@@ -86,6 +86,6 @@ def unusable_rules(context: interfaces.context.ContextInterface, config_path: st
     try:
         compile_rules(options)
     except RuleError as error:
-        return UsableRules(name=error.option or "yara-rules", description=str(error)).unsatisfied(context, config_path)
+        return Unusable(name=error.option or "yara-rules", description=str(error)).unsatisfied(context, config_path)
     _usable[:] = [(ref(context), options)]
     return {}
