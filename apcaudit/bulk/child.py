@@ -167,7 +167,8 @@ def handle(request: dict[str, Any], answers: Answers) -> str:
         else:
             file, image = Path(request["file"]), request["image"]
             rules = None if request["rules"] is None else Path(request["rules"])
-            contents = framework.read(image, file, scan=request["scan"], rules=rules, stage=answers.stage)
+            given: dict[str, Any] = {"rules": rules, "skip_broken": request["skip_broken_rules"]}
+            contents = framework.read(image, file, scan=request["scan"], stage=answers.stage, **given)
             done, symbol_file = dataclasses.asdict(contents), contents.symbol_file
             short = _short_of_memory(request["memory"])
             done["notes"] = (*done["notes"], f"{short}: parts may be missing") if short else done["notes"]

@@ -193,9 +193,10 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
             rows = [row for row in rows if row.severity >= floor]
             if rows:
                 yield audit, rows
+        of_rules = (*audit.signatures.hits_alone, *audit.signatures.skipped_rules)
         for note in audit.notes:
             # Of a minidump, which holds parts of memory, nobody expects whole lists.
-            expected = audit.facts.partial and note not in audit.signatures.hits_alone
+            expected = audit.facts.partial and note not in of_rules
             vollog.log(logging.INFO if expected else logging.WARNING, note)
 
     def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:

@@ -137,7 +137,7 @@ class Audit:
         notes = [
             *self._thread_notes,
             *self.drivers.notes,
-            *(self._signatures.notes if self._signatures is not None else ()),
+            *(self.signatures.notes if self._signatures is not None or self._rules.skip_broken else ()),
             *self.suspects.notes,
             *([self._difference] if self._difference is not None else []),
             *([f"structures are those of {self.symbols.borrowed_from}"] if self.symbols.borrowed_from else []),

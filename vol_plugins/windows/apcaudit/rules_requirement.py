@@ -39,6 +39,12 @@ def rule_requirements() -> list[interfaces.configuration.RequirementInterface]:
             name="no-default-rules", optional=True, default=False, description="Leave out the rules that ship"
         ),
         requirements.BooleanRequirement(
+            name="skip-broken-rules",
+            optional=True,
+            default=False,
+            description="Go on without the files of --yara-file that cannot be used, and name them",
+        ),
+        requirements.BooleanRequirement(
             name="yara-all", optional=True, default=False, description="Scan every driver, not only suspect threads'"
         ),
     ]
@@ -56,6 +62,7 @@ def rule_options(config: Mapping[str, Any] | Any) -> RuleOptions:
         wide=bool(config.get("wide-string", False)),
         defaults=not config.get("no-default-rules", False),
         every_driver=bool(config.get("yara-all", False)),
+        skip_broken=bool(config.get("skip-broken-rules", False)),
     )
 
 

@@ -21,6 +21,8 @@ _OLDEST = (4, 3)
 _OF_SOURCE = re.compile(r"line (\d+): (.*)", re.DOTALL)
 _OF_INCLUDE = re.compile(r"(.*?)\((\d+)\): (.*)", re.DOTALL)
 
+_IMPORT = re.compile(r'\bimport\s+"([^"\n]*)"')
+
 
 class YaraPython:
     """Compiles and loads rules by yara-python."""
@@ -87,6 +89,12 @@ class YaraPython:
                 name, line, reason = includes.path_of(included[1]) or included[1], int(included[2]), included[3]
             if includes.refused is not None:
                 return includes.refused.told(source, name, line)
+            lacking = [
+                each for each in _IMPORT.findall(source.text) if each not in getattr(self._yara, "modules", [each])
+            ]
+            if lacking and "unknown module" not in reason:
+                # YARA says only what came of it last.
+                reason += f' (this YARA has no module "{lacking[0]}")'
             return wrong(reason, name, line, source)
         return None
 
