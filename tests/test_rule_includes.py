@@ -198,7 +198,7 @@ def test_an_included_rule_asks_for_the_start_whatever_its_spelling(engine: engin
         assert rules.wants_start
 
 
-def test_yara_x_without_the_switch(tmp_path: Path) -> None:
+def test_yara_x_without_the_switch() -> None:
     """A yara-x that cannot be told to include nothing is refused, whatever the rules are."""
     from volatility3.plugins.windows.apcaudit.signatures.engine_yara_x import YaraX
 
@@ -206,8 +206,8 @@ def test_yara_x_without_the_switch(tmp_path: Path) -> None:
         class Compiler:
             def add_source(self, text: str) -> None: ...
 
-    with pytest.raises(RuleError, match=r"yara-x .*too old: .*1\.0"):
-        YaraX(Old).compile(gather(only(file=write(tmp_path, "a.yar", A))))
+    with pytest.raises(RuleError, match=r"yara-x is too old: it lacks Compiler\.enable_includes"):
+        YaraX(Old)
 
 
 def test_the_shipped_rules_include_nothing() -> None:

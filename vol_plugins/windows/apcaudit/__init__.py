@@ -12,6 +12,7 @@ from volatility3.framework.configuration import requirements
 from .borrowed_types import BorrowedTypes as BorrowedTypes
 from .deferred import defer
 from .kernel_requirement import KernelRequirement, unusable_image
+from .lime.stacker import CutLimeStacker as CutLimeStacker
 from .minidump.stacker import MinidumpStacker as MinidumpStacker
 from .rules_requirement import rule_options, rule_requirements, unusable_rules
 from .severity import Severity

@@ -16,6 +16,9 @@ from .includes import Includes, Piece, wrong
 from .options import Broken, BrokenRulesError, RuleError
 from .sources import Source
 
+_NEEDED = (("Compiler", "enable_includes"), ("Scanner", "max_matches_per_pattern"))
+"""Without the first it opens what rules include, without the second it keeps a million matches of each string."""
+
 _PLACE = re.compile(r"--> .*?:(\d+):\d+")
 
 
@@ -26,6 +29,9 @@ class YaraX:
     magic = b"YARA-X"
 
     def __init__(self, module: Any) -> None:
+        for part, needed in _NEEDED:
+            if not hasattr(getattr(module, part, None), needed):
+                raise RuleError(f"yara-x is too old: it lacks {part}.{needed}, which 1.7 and newer have")
         self._yara_x = module
 
     def compile(self, sources: Sequence[Source]) -> CompiledByYaraX:
@@ -48,8 +54,6 @@ class YaraX:
 
     def _compiler(self) -> Any:
         """Make a compiler that opens no file: what is included is given to it, between pieces of a source's text."""
-        if not hasattr(self._yara_x.Compiler, "enable_includes"):
-            raise RuleError("yara-x is too old: 1.0 or newer is needed, which can be told to include no files")
         # Collections that were written for YARA escape more than they need to in regular expressions.
         compiler = self._yara_x.Compiler(relaxed_re_syntax=True)
         compiler.enable_includes(False)
