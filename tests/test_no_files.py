@@ -231,6 +231,33 @@ def test_the_process_that_reads_images(folder: Path, tmp_path: Path) -> None:
     assert done.stderr.endswith(f"{folder / 'odd.json'} is a FIFO, no symbol file: remove it\n")
 
 
+@pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device"])
+@pytest.mark.parametrize("command", ["symbols", "report"])
+def test_evidence(kind: str, command: str, folder: Path, tmp_path: Path) -> None:
+    """Evidence that is no file is a failed image: it is not opened, and the command goes on to its end."""
+    pytest.importorskip("pyarrow")
+    output = tmp_path / "report.html"
+    with no_file(kind, folder / "odd.raw"):
+        done = _apcaudit(command, folder / "odd.raw", *(["-o", output] if command == "report" else []), cache=tmp_path)
+    assert done.returncode == 2
+    assert f"odd.raw is {kind}, no file with an image in it" in done.stdout + (
+        output.read_text() if output.exists() else ""
+    )
+
+
+@KINDS
+def test_rules_of_a_scan(kind: str, folder: Path, tmp_path: Path) -> None:
+    """`apcaudit scan` refuses rules that are no file before it reads an image."""
+    pytest.importorskip("pyarrow")
+    (folder / "image.raw").write_bytes(bytes(0x1000))
+    with no_file(kind, folder / "odd.yar"):
+        command = ["scan", folder / "image.raw", "-o", tmp_path / "results", "--yara-file", folder / "odd.yar"]
+        done = _apcaudit(*command, cache=tmp_path)
+    assert done.returncode == 1
+    says = "no .yar or .yara file in this folder" if kind == "a folder" else f"it is {kind}"
+    assert done.stderr == f"apcaudit: YARA rules: {folder / 'odd.yar'}: {says}\n"
+
+
 def test_a_damaged_archive_among_symbol_files(folder: Path, tmp_path: Path) -> None:
     """An archive of symbol files that is none ends vol's index of all of them: it is told first."""
     pytest.importorskip("pyarrow")

@@ -42,5 +42,5 @@ def unusable_image(context: interfaces.context.ContextInterface, config_path: st
     from .image_file import why_no_image
 
     location = context.config.get("automagic.LayerStacker.single_location", None)
-    why = why_no_image(location) if isinstance(location, str) else None
+    why = why_no_image(location) if isinstance(location, str) and location else None
     return {} if why is None else Unusable(name="kernel", description=why).unsatisfied(context, config_path)
