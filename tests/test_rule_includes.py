@@ -54,6 +54,7 @@ SPELLINGS = {
     "a form feed": f'{A} include\f"FILE"',
     "carriage returns": f'{A}\rinclude\r"FILE"',
     "in a rule": 'rule a { condition: include "FILE" }',
+    "escaped": f'{A} include "\\x2e\\x2e/canary.yar"',
     "climbing": f'{A} include "../canary.yar"',
     "climbing twice": f'{A} include "parts/../../canary.yar"',
     "by a link to it": f'{A} include "link.yar"',
