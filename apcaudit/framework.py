@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import hashlib
 import importlib
 import logging
 from collections.abc import Callable
@@ -98,23 +97,20 @@ def prepare(symbols: tuple[Path, ...], cache: ReaderCache, *, offline: bool) -> 
         vars(importlib.import_module(f"{_PACKAGE}.{module}"))
 
 
-def check_rules(rules: Path) -> str:
-    """Compile YARA rules as an audit does, and tell by 16 hexadecimal digits whether they are others than before.
+def check_rules(rules: Path, *, skip_broken: bool = False) -> tuple[str, str | None]:
+    """Compile YARA rules as an audit does: give 16 digits that no others have, and a note of what is skipped.
 
     Raises:
         ApcAuditError: they cannot be used.
     """
     _find_own()
     signatures = f"{_PACKAGE}.signatures"
-    options = dataclasses.replace(_rules(rules), defaults=False)
-    digest = hashlib.sha256()
+    options = dataclasses.replace(_rules(rules, skip_broken=skip_broken), defaults=False)
     try:
-        for source in importlib.import_module(f"{signatures}.sources").gather(options):
-            digest.update(source.text.encode())
-        importlib.import_module(f"{signatures}.rules").compile_rules(options)
+        compiled = importlib.import_module(f"{signatures}.rules").compile_rules(options)
     except importlib.import_module(f"{signatures}.options").RuleError as error:
         raise ApcAuditError(f"YARA rules: {error}") from error
-    return digest.hexdigest()[:16]
+    return compiled.digest[:16], compiled.note
 
 
 def _find_own() -> Path:
@@ -166,7 +162,9 @@ def _magics(context: interfaces.context.ContextInterface) -> Any:
     return automagic.choose_automagic(available, _plugin())
 
 
-def read(image: str, path: Path, *, scan: bool, rules: Path | None, stage: Callable[[str], None]) -> Contents:
+def read(
+    image: str, path: Path, *, scan: bool, rules: Path | None, skip_broken: bool, stage: Callable[[str], None]
+) -> Contents:
     """Audit an image.
 
     Args:
@@ -174,6 +172,7 @@ def read(image: str, path: Path, *, scan: bool, rules: Path | None, stage: Calla
         path: the file, unpacked.
         scan: whether memory is searched for threads and APCs that no list holds.
         rules: YARA rules that are used beside those that ship: a file, or a folder of .yar files.
+        skip_broken: whether files of theirs that cannot be used are passed by, with a note.
         stage: told `open` and `audit` when these begin.
 
     Raises:
@@ -184,7 +183,8 @@ def read(image: str, path: Path, *, scan: bool, rules: Path | None, stage: Calla
     with warnings:
         made = _construct(path, warnings)
         stage("audit")
-        document = made.audit(made.context, made.config["kernel"], scan=scan, rules=_rules(rules))
+        options = _rules(rules, skip_broken=skip_broken)
+        document = made.audit(made.context, made.config["kernel"], scan=scan, rules=options)
     facts = document.image
     timeline = importlib.import_module(f"{_PACKAGE}.timeline")
     rows = Rows(image, document, _values, timeline, importlib.import_module(f"{_PACKAGE}.columns").rows_of)
@@ -210,11 +210,11 @@ def read(image: str, path: Path, *, scan: bool, rules: Path | None, stage: Calla
     )
 
 
-def _rules(rules: Path | None) -> Any:
+def _rules(rules: Path | None, *, skip_broken: bool) -> Any:
     if rules is None:
         return None
     location = requirements.URIRequirement.location_from_file(str(rules))
-    return importlib.import_module(f"{_PACKAGE}.signatures.options").RuleOptions(file=location)
+    return importlib.import_module(f"{_PACKAGE}.signatures.options").RuleOptions(file=location, skip_broken=skip_broken)
 
 
 def _values(line: Any) -> dict[str, Any]:

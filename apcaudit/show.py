@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apcaudit.errors import ApcAuditError
+from apcaudit.no_file import kind_of
 from apcaudit.text import one_line
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
@@ -59,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Read the rows and print their cards."""
     try:
-        text = sys.stdin.read() if options.rows == "-" else Path(options.rows).read_text(encoding="utf-8")
+        text = sys.stdin.read() if options.rows == "-" else _read(Path(options.rows))
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         if not text:
             raise ApcAuditError(f"{options.rows} is empty: vol printed no rows, its messages say why")
@@ -74,6 +75,17 @@ def run(options: argparse.Namespace) -> int:
     for card in cards([row for row in rows if SEVERITIES.index(row["Severity"]) <= floor], width):
         print(f"\n{card}")
     return 0
+
+
+#: What a shell gives for another command's output is one; a terminal is a device, as what has no bytes is.
+_READ_TO_THE_END = ("/dev/stdin", "/dev/null")
+
+
+def _read(path: Path) -> str:
+    kind = kind_of(path)
+    if kind not in (None, "a FIFO") and str(path) not in _READ_TO_THE_END:
+        raise ApcAuditError(f"{path} is {kind}, no file with rows in it")
+    return path.read_text(encoding="utf-8")
 
 
 def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:

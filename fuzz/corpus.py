@@ -56,6 +56,12 @@ def crash_header() -> list[bytes]:
     return [data[:0x2000] for data in minidump()]
 
 
+def lime() -> list[bytes]:
+    """A LiME image of two ranges, and one whose second range is cut."""
+    ranges = [struct.pack("<4sI3Q", b"EMiL", 1, at, at + 0x1FF, 0) + bytes(0x200) for at in (0, 0x100000)]
+    return [b"".join(ranges), b"".join(ranges)[:-8]]
+
+
 def debugger_data() -> list[bytes]:
     """A block that states its base and nothing else."""
     block = bytearray(0x340)
@@ -85,5 +91,5 @@ def symbol_file() -> list[bytes]:
 
 
 CORPORA = {
-    each.__name__: each for each in (pe, unwind, minidump, crash_header, debugger_data, text, lists, symbol_file)
+    each.__name__: each for each in (pe, unwind, minidump, crash_header, lime, debugger_data, text, lists, symbol_file)
 }

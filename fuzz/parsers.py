@@ -137,6 +137,24 @@ def crash_header(data: bytes) -> None:
             header.claims(part)
 
 
+def lime(data: bytes) -> None:
+    """The headers of a LiME image's ranges: what is given of it lies in the file, and in order."""
+    from volatility3.plugins.windows.apcaudit.lime.ranges import RANGES_BOUND, parse_lime
+
+    found = parse_lime(_Reader(data, whole=False), len(data))
+    if found is None:
+        return
+    _require_printable(found.cut or "")
+    end = 0
+    for each in found.ranges:
+        if each.start < end or not 0 < each.present <= each.size or each.offset + each.present > len(data):
+            raise BrokenPromiseError(f"{each}")
+        end = each.start + each.size
+    whole = all(each.present == each.size for each in found.ranges)
+    if len(found.ranges) > RANGES_BOUND or (found.cut is None and not whole):
+        raise BrokenPromiseError("ranges")
+
+
 def debugger_data(data: bytes) -> None:
     """KDDEBUGGER_DATA64."""
     from volatility3.plugins.windows.apcaudit.minidump.debugger_data import parse_debugger_data
@@ -184,5 +202,5 @@ def symbol_file(data: bytes) -> None:
 
 
 PARSERS: dict[str, Parser] = {
-    each.__name__: each for each in (pe, unwind, minidump, crash_header, debugger_data, text, lists, symbol_file)
+    each.__name__: each for each in (pe, unwind, minidump, crash_header, lime, debugger_data, text, lists, symbol_file)
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from volatility3.plugins.windows.apcaudit import symbol_file
 from volatility3.plugins.windows.apcaudit.minidump.kernel_match import SymbolMemory
-from volatility3.plugins.windows.apcaudit.signatures import engines, includes
+from volatility3.plugins.windows.apcaudit.signatures import engines
 from volatility3.plugins.windows.apcaudit.signatures.engine_yara_python import YaraPython
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleError, RuleOptions
 from volatility3.plugins.windows.apcaudit.signatures.sources import Source, gather
@@ -60,15 +60,12 @@ def test_an_include_from_another_folder_of_the_collection(tmp_path: Path) -> Non
     assert [hit.rule for hit in compiled.scan(b"x", NOTHING)] == ["common", "own"]
 
 
-def test_includes_that_multiply(tmp_path: Path) -> None:
+def test_includes_that_multiply(engine: engines.Engine, tmp_path: Path) -> None:
     """Files that each include the next one many times over are refused once they are more than any collection has."""
     files = {f"n{number}": f'include "n{number + 1}.yar"\n' * 30 for number in range(8)}
     write(tmp_path, **files, n8="")
-    read = includes.Includes(
-        {"s0": Source((tmp_path / "n0.yar").read_text(), "n0.yar", str(tmp_path), root=str(tmp_path))}
-    )
     with pytest.raises(RuleError, match="more than is taken"):
-        read.check("s0")
+        engine.compile(gather(RuleOptions(defaults=False, file=str(tmp_path / "n0.yar"))))
 
 
 def test_an_include_in_a_rule_of_the_command_line(engine: engines.Engine) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from apcaudit import framework
+from apcaudit.bulk import symbol_folders
 from apcaudit.bulk.reader_cache import ReaderCache
 from apcaudit.bulk.unpack import image_of, is_packed
 from apcaudit.errors import ApcAuditError
@@ -59,6 +60,7 @@ def main() -> None:
     answers = Answers()
     symbols = tuple(Path(each) for each in start["symbols"])
     cache = ReaderCache(Path(start["own"]), Path(start["cache"]))
+    symbol_folders.look_into(*symbols)
     with _limited(start["index_memory"]):
         framework.prepare(symbols, cache, offline=start["offline"])
         if _CAN_FORK:
@@ -165,7 +167,8 @@ def handle(request: dict[str, Any], answers: Answers) -> str:
         else:
             file, image = Path(request["file"]), request["image"]
             rules = None if request["rules"] is None else Path(request["rules"])
-            contents = framework.read(image, file, scan=request["scan"], rules=rules, stage=answers.stage)
+            given: dict[str, Any] = {"rules": rules, "skip_broken": request["skip_broken_rules"]}
+            contents = framework.read(image, file, scan=request["scan"], stage=answers.stage, **given)
             done, symbol_file = dataclasses.asdict(contents), contents.symbol_file
             short = _short_of_memory(request["memory"])
             done["notes"] = (*done["notes"], f"{short}: parts may be missing") if short else done["notes"]

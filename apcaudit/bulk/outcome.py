@@ -12,7 +12,8 @@ class Settings:
 
     `memory` in bytes and `timeout` in seconds limit one image. `scratch` is where images are unpacked, `cache` where
     vol keeps its index of symbol files; None is a folder of each machine's own. `retry` scans again what failed.
-    `rules` is a file of YARA rules, used beside those that ship, and `rules_digest` says whether they are the same.
+    `rules` is a file or folder of YARA rules, used beside those that ship, and `rules_digest` says whether they are the
+    same, and whether the same of them are skipped. `skip_broken_rules` goes on without files that cannot be used.
     """
 
     results: Path
@@ -26,6 +27,7 @@ class Settings:
     retry: bool = False
     rules: Path | None = None
     rules_digest: str = ""
+    skip_broken_rules: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from apcaudit.bulk import cluster, damage, evidence, progress, scratch, store
+from apcaudit.bulk import cluster, damage, evidence, progress, scratch, store, symbol_folders
 from apcaudit.bulk.damage import Damage
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
@@ -39,6 +39,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--offline", action="store_true", help="fetch no symbol files")
     parser.add_argument("--scan", action="store_true", help="also search memory for threads and APCs no list holds")
     parser.add_argument("--yara-file", type=Path, metavar="FILE", help="YARA rules for drivers, beside those that ship")
+    parser.add_argument(
+        "--skip-broken-rules", action="store_true", help="go on without rule files that cannot be used, and name them"
+    )
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler (tcp://...) instead of this machine")
     parser.add_argument("--workers", type=int, metavar="N", help="images at once on this machine; default: one a core")
     parser.add_argument("--memory", type=size, default="4G", metavar="SIZE", help="limit of one image; default 4G")
@@ -64,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
         raise ApcAuditError("--workers is 0 (this process alone) or more")
     if options.workers is not None and options.scheduler is not None:
         raise ApcAuditError("--workers are this machine's, and --scheduler has its own: give one of them")
-    for folder in (*options.symbol_dirs, *([options.scratch] if options.scratch else [])):
-        if not Path(folder).is_dir():
-            raise ApcAuditError(f"{folder}: no such folder")
+    if options.scratch and not options.scratch.is_dir():
+        raise ApcAuditError(f"{options.scratch}: no such folder")
+    symbol_folders.check(options.symbol_dirs)
     results = Path(os.path.realpath(options.output))
     if os.path.lexists(results) and not results.is_dir():
         raise ApcAuditError(f"{options.output}: it is no folder, and results are one")
@@ -86,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
         scratch=options.scratch.resolve() if options.scratch else None,
         retry=options.retry_failed,
         rules=options.yara_file.resolve() if options.yara_file else None,
-        rules_digest=digest_of(options.yara_file) if options.yara_file else "",
+        rules_digest=_digest_of(options),
+        skip_broken_rules=options.skip_broken_rules,
     )
     outcomes: list[Outcome] = []
     try:
@@ -121,16 +125,21 @@ def _damages(results: Path) -> tuple[Damage, ...]:
     return damages
 
 
-def digest_of(rules: Path) -> str:
-    """Check that YARA rules can be used, and tell whether they are others than before.
+def _digest_of(options: argparse.Namespace) -> str:
+    """Check that YARA rules can be used, say which are not, and tell whether they are others than before.
 
     Raises:
         ApcAuditError: they cannot.
     """
+    if options.yara_file is None:
+        return ""
     # Vol is imported for that only: this process itself opens no image.
     from apcaudit import framework
 
-    return framework.check_rules(rules)
+    digest, skipped = framework.check_rules(options.yara_file, skip_broken=options.skip_broken_rules)
+    if skipped is not None:
+        print(f"apcaudit: {one_line(skipped)}", file=sys.stderr)
+    return digest
 
 
 def exit_code(outcomes: list[Outcome], fail_on: str | None) -> int:

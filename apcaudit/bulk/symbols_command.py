@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from apcaudit import output
-from apcaudit.bulk import evidence, scratch
+from apcaudit.bulk import evidence, scratch, symbol_folders
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError
 from apcaudit.bulk.outcome import Settings
@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     images = evidence.find(options.paths)
     if not images:
         raise ApcAuditError("no images there")
+    symbol_folders.check(options.symbol_dirs)
     folders = tuple(Path(each).resolve() for each in options.symbol_dirs)
     # Nothing is fetched: the question is what a machine without a network has.
     settings = Settings(

@@ -65,6 +65,7 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
                 return earlier
             asked = {"do": "audit", "file": hashed["file"], "image": image}
             asked |= {"scan": settings.scan, "rules": None if settings.rules is None else str(settings.rules)}
+            asked |= {"skip_broken_rules": settings.skip_broken_rules}
             contents = isolation.ask(request | asked, deadline, stage)
         stage("store")
         records = _records(evidence, image, size, contents, settings, time.monotonic() - started)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from apcaudit import output
-from apcaudit.bulk import cluster, damage, evidence, store
+from apcaudit.bulk import cluster, damage, evidence, store, symbol_folders
 from apcaudit.bulk.damage import EXIT_LEFT_OUT
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Settings
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         return code
     if not options.path.exists():
         raise ApcAuditError(f"{options.path}: no such folder of results, and no such image")
+    symbol_folders.check(options.symbol_dirs)
     with (
         tempfile.TemporaryDirectory(prefix="apcaudit-") as folder,
         output.writing(options.output, evidence=[options.path]) as file,

@@ -11,7 +11,8 @@ from volatility3.framework.configuration import requirements
 
 from .borrowed_types import BorrowedTypes as BorrowedTypes
 from .deferred import defer
-from .kernel_requirement import KernelRequirement
+from .kernel_requirement import KernelRequirement, unusable_image
+from .lime.stacker import CutLimeStacker as CutLimeStacker
 from .minidump.stacker import MinidumpStacker as MinidumpStacker
 from .rules_requirement import rule_options, rule_requirements, unusable_rules
 from .severity import Severity
@@ -91,7 +92,11 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
         cls, context: interfaces.context.ContextInterface, config_path: str
     ) -> dict[str, interfaces.configuration.RequirementInterface]:
         """Return what keeps the plugin from running: rules that cannot be used before anything about the image."""
-        return unusable_rules(context, config_path) or super().unsatisfied(context, config_path)
+        return (
+            unusable_rules(context, config_path)
+            or unusable_image(context, config_path)
+            or super().unsatisfied(context, config_path)
+        )
 
     @classmethod
     def audit(
@@ -189,9 +194,10 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
             rows = [row for row in rows if row.severity >= floor]
             if rows:
                 yield audit, rows
+        of_rules = (*audit.signatures.hits_alone, *audit.signatures.skipped_rules)
         for note in audit.notes:
             # Of a minidump, which holds parts of memory, nobody expects whole lists.
-            expected = audit.facts.partial and note not in audit.signatures.hits_alone
+            expected = audit.facts.partial and note not in of_rules
             vollog.log(logging.INFO if expected else logging.WARNING, note)
 
     def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:

@@ -16,6 +16,7 @@ from .checks import threads as checks
 from .checks.calm import Calm
 from .checks.delivery import is_stuck
 from .crash import Crash
+from .cut import cut_note
 from .drivers.loaded import Drivers, read_drivers
 from .layout import Layout, read_layout
 from .memory import Memory
@@ -93,6 +94,7 @@ class Audit:
         self.processes = Processes(self.memory, self.symbols)
         self.lists = ApcLists(self.memory, self.layout, self.drivers)
         self.origins = Origins(self.memory, self.symbols, self.drivers, self.processes)
+        self._cut = cut_note(context, self.memory.physical_layer.name)
         self.crash_header = find_crash_header(context, self.memory.physical_layer.name)
         bugcheck, self._difference = read_bugcheck(self.memory, self.symbols, self.crash_header)
         self.facts = Facts(
@@ -138,8 +140,9 @@ class Audit:
             *self._thread_notes,
             *([self._processors_lacking] if self._processors_lacking is not None else []),
             *self.drivers.notes,
-            *(self._signatures.notes if self._signatures is not None else ()),
+            *(self.signatures.notes if self._signatures is not None or self._rules.skip_broken else ()),
             *self.suspects.notes,
+            *([self._cut] if self._cut is not None else []),
             *([self._difference] if self._difference is not None else []),
             *([f"structures are those of {self.symbols.borrowed_from}"] if self.symbols.borrowed_from else []),
             *self._scanned.notes,

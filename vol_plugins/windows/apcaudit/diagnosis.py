@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import pathlib
+from dataclasses import dataclass
 from typing import Any
-from urllib import parse, request
 
 from volatility3.framework import constants, exceptions, interfaces
 from volatility3.framework.layers import intel
 from volatility3.framework.symbols.windows import pdbutil
 
-from .minidump.crash_header import DUMP_HEADER64_SIZE, parse_crash_header
+from .cut import ReadFile, lacking
+from .image_file import why_no_image
+from .lime.ranges import parse_lime
+from .minidump.crash_header import (
+    DUMP_HEADER64_SIZE,
+    DUMP_SIGNATURE,
+    DUMP_TYPE_TRIAGE,
+    VALID_DUMP32,
+    VALID_DUMP64,
+    parse_crash_header,
+)
+from .minidump.dump_types import READ, why_not_read
+from .regular import path_of
 from .text import printable
 
 # The first bytes of files that are sent to the audit by mistake or in a form that vol does not read.
@@ -20,13 +31,11 @@ _FORMATS = (
     (b"PK\x03\x04", "is a zip archive: unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", "is a 7z archive: unpack it first"),
     (b"MDMP", "is a user-mode minidump of one process: kernel APC lists are in kernel memory only"),
-    (b"EMiL", "is a LiME image, a memory format of Linux"),
     (b"MZ", "is a Windows program"),
     (b"EVF\x09", "is a disk image (EWF)"),
 )
 
-# DumpType in a crash dump's header that no layer reads (WDK, "Varieties of Kernel-Mode Dump Files").
-_DUMP_TYPES = {2: "a kernel memory dump", 3: "a header only", 6: "an automatic (bitmap kernel) memory dump"}
+_NONE = "holds no page tables of Windows"
 
 
 def diagnose(context: interfaces.context.ContextInterface, kernel_path: str) -> str:
@@ -42,9 +51,14 @@ def diagnose(context: interfaces.context.ContextInterface, kernel_path: str) -> 
         return _without_layer(location)
     pdb = find_pdb(context, layer_name)
     if pdb is None:
+        found = "page tables of Windows were found, but no kernel image with its PDB record"
+        file = _look_at(location)
+        told = None if isinstance(file, str) else _unread(file) or _cut(file)
+        if told is not None:
+            return f"{told}; {found}"
         return (
-            "page tables of Windows were found, but no kernel image with its PDB record: the image is truncated,"
-            " or the pages of the kernel's header are missing; acquire it again or try `vol windows.info -vv`"
+            f"{found}: the image is truncated, or the pages of the kernel's header are missing; acquire it again or try"
+            " `vol windows.info -vv`"
         )
     url = context.config.get(f"{kernel_path}.symbol_table_name.isf_url", None)
     return missing_symbols(*pdb) if not url else _unusable(context, layer_name, str(url))
@@ -83,45 +97,94 @@ def find_pdb(context: interfaces.context.ContextInterface, layer_name: str) -> t
     return None
 
 
-def _without_layer(location: str) -> str:
-    path = _local_path(location)
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An image's file: name, size in bytes, the first bytes, and the rest through a function."""
+
+    name: str
+    size: int
+    head: bytes
+    read: ReadFile
+
+
+def _look_at(location: str) -> _File | str:
+    """Look at the file at a location; say why that cannot be."""
+    path = path_of(location) if location else None
     if path is None:
         return f"no Windows memory was found in {printable(location) or 'the image: give one with -f'}"
+    why = why_no_image(location)
+    if why is not None:
+        return why
     # Whoever gave the evidence named it.
     name = printable(path.name)
-    try:
-        size = path.stat().st_size
+
+    def read(offset: int, length: int) -> bytes:
         with path.open("rb") as image:
-            header = image.read(DUMP_HEADER64_SIZE)
+            image.seek(offset)
+            return image.read(length)
+
+    try:
+        return _File(name, path.stat().st_size, read(0, DUMP_HEADER64_SIZE), read)
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
-    if not size:
-        return f"{name} is empty: acquire it again"
+
+
+def _without_layer(location: str) -> str:
+    file = _look_at(location)
+    if isinstance(file, str):
+        return file
+    if not file.size:
+        return f"{file.name} is empty: acquire it again"
     for magic, meaning in _FORMATS:
-        if header.startswith(magic):
-            return f"{name} {meaning}"
-    crash = parse_crash_header(header)
-    if crash is not None:
-        return _of_dump(name, crash.dump_type)
+        if file.head.startswith(magic):
+            return f"{file.name} {meaning}"
     return (
-        f"{name} ({size:,} bytes) holds no page tables of Windows: it is no memory image of Windows,"
-        " or it is truncated, encrypted or of a format that vol does not read; compare its size with the machine's"
-        " memory and acquire it again"
+        _unread(file)
+        or _cut(file)
+        or _whole(file)
+        or (
+            f"{file.name} ({file.size:,} bytes) {_NONE}: it is no memory image of Windows, or it is truncated,"
+            " encrypted or of a format that vol does not read; compare its size with the machine's memory and acquire"
+            " it again"
+        )
     )
 
 
-def _of_dump(name: str, dump_type: int | None) -> str:
-    if dump_type == 4:
-        return f"{name} is a kernel minidump whose kernel could not be identified: the warning above says what to fetch"
-    kind = _DUMP_TYPES.get(dump_type or 0)
-    if kind is not None:
-        return (
-            f"{name} is {kind} (DumpType {dump_type}), which vol does not read:"
-            " set the machine to write complete or active memory dumps"
-        )
-    return f"{name} is a crash dump (DumpType {dump_type}) that is truncated or damaged"
+def _unread(file: _File) -> str | None:
+    """Say which kind of dump it is, of those that vol does not read."""
+    header = parse_crash_header(file.head)
+    why = None if header is None else why_not_read(header.dump_type)
+    return None if why is None else f"{file.name} {why}"
 
 
-def _local_path(location: str) -> pathlib.Path | None:
-    url = parse.urlparse(location)
-    return pathlib.Path(request.url2pathname(url.path)) if url.scheme == "file" else None
+def _cut(file: _File) -> str | None:
+    """Say of an image that ends too early where, and what it lacks."""
+    lime = parse_lime(file.read, file.size)
+    header = parse_crash_header(file.head)
+    if lime is not None:
+        why = None if lime.cut is None else f"is a LiME image that {lime.cut}, and ranges behind that are not known"
+    elif header is not None:
+        why = lacking(header, file.read, file.size)
+        why = None if why is None else f"is {READ.get(header.dump_type)} (DumpType {header.dump_type}) that {why}"
+    else:
+        begun = file.head.startswith((DUMP_SIGNATURE + VALID_DUMP32, DUMP_SIGNATURE + VALID_DUMP64))
+        why = f"is a crash dump that is truncated in its header, at {file.size:#x}" if begun else None
+    return None if why is None else f"{file.name} {why}: acquire it again"
+
+
+def _whole(file: _File) -> str | None:
+    """Say of an image in a format with headers that those are in order, and that it holds no Windows nevertheless."""
+    lime = parse_lime(file.read, file.size)
+    if lime is not None:
+        ranges = f"{len(lime.ranges)} range{'' if len(lime.ranges) == 1 else 's'}"
+        return f"{file.name} is a whole LiME image ({ranges}) that {_NONE}: the format is mostly of Linux machines"
+    header = parse_crash_header(file.head)
+    if header is None:
+        return None
+    if header.dump_type == DUMP_TYPE_TRIAGE:
+        why = "whose kernel could not be identified: the warning above says what to fetch"
+        return f"{file.name} is a kernel minidump {why}"
+    return (
+        f"{file.name} is {READ.get(header.dump_type)} (DumpType {header.dump_type}) that {_NONE} where its header says,"
+        f" at {header.directory_table_base:#x}: it is damaged or truncated; acquire it again"
+    )

@@ -39,6 +39,12 @@ def rule_requirements() -> list[interfaces.configuration.RequirementInterface]:
             name="no-default-rules", optional=True, default=False, description="Leave out the rules that ship"
         ),
         requirements.BooleanRequirement(
+            name="skip-broken-rules",
+            optional=True,
+            default=False,
+            description="Go on without the files of --yara-file that cannot be used, and name them",
+        ),
+        requirements.BooleanRequirement(
             name="yara-all", optional=True, default=False, description="Scan every driver, not only suspect threads'"
         ),
     ]
@@ -56,11 +62,12 @@ def rule_options(config: Mapping[str, Any] | Any) -> RuleOptions:
         wide=bool(config.get("wide-string", False)),
         defaults=not config.get("no-default-rules", False),
         every_driver=bool(config.get("yara-all", False)),
+        skip_broken=bool(config.get("skip-broken-rules", False)),
     )
 
 
-class UsableRules(interfaces.configuration.RequirementInterface):
-    """That YARA rules can be used: made where they cannot, with the reason for its description, so never met."""
+class Unusable(interfaces.configuration.RequirementInterface):
+    """What cannot be used, rules or an image: made with the reason for its description, so never met."""
 
     def unsatisfied(
         self,
@@ -86,6 +93,6 @@ def unusable_rules(context: interfaces.context.ContextInterface, config_path: st
     try:
         compile_rules(options)
     except RuleError as error:
-        return UsableRules(name=error.option or "yara-rules", description=str(error)).unsatisfied(context, config_path)
+        return Unusable(name=error.option or "yara-rules", description=str(error)).unsatisfied(context, config_path)
     _usable[:] = [(ref(context), options)]
     return {}

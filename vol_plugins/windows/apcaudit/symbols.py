@@ -14,6 +14,7 @@ from .borrowing.merge import PRODUCER as BORROWED
 from .drivers.names import familiar, nearest
 from .isf_types import MALFORMED, IsfTypes
 from .layout import Member
+from .regular import check_url
 
 
 class KernelSymbols:
@@ -115,6 +116,7 @@ def _document(table: Any) -> Mapping[str, Any]:
     held = getattr(getattr(table, "_delegate", None), "_json_object", None)
     if isinstance(held, Mapping):
         return held
+    check_url(table.config["isf_url"])
     with resources.ResourceAccessor().open(table.config["isf_url"]) as file:
         document: Mapping[str, Any] = symbol_file.load(file)
     return document

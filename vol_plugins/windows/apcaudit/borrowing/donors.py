@@ -11,6 +11,7 @@ from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
 
 from .. import symbol_file
+from ..regular import check_url
 
 # How the invented GUIDs of the kernels that ship begin. Files of real kernels are many and large, and say nothing of
 # their build.
@@ -43,6 +44,7 @@ def read_document(url: str) -> dict[str, Any]:
     Raises:
         OSError, SymbolFileError: it cannot be read or is no JSON.
     """
+    check_url(url)
     with resources.ResourceAccessor().open(url) as file:
         document: dict[str, Any] = symbol_file.load(file)
     return document

@@ -12,6 +12,7 @@ from volatility3.framework.automagic import symbol_cache
 from volatility3.framework.layers import resources
 
 from .. import symbol_file
+from ..regular import check_url
 from ..symbols import preferred_name
 from .names import nearest
 from .pe_names import PdbRecord
@@ -40,6 +41,7 @@ def find_symbols(record: PdbRecord) -> PdbSymbols | None:
     if location is None or not location.startswith(_LOCAL):
         return None
     try:
+        check_url(location)
         with resources.ResourceAccessor().open(location) as file:
             symbols: dict[str, Any] = symbol_file.load(file)["symbols"]
         by_address: dict[int, list[str]] = {}

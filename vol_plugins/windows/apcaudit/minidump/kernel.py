@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from typing import IO, cast
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 from volatility3.framework import constants
 from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
 
+from ..regular import path_of
 from ..text import printable
 from .kernel_match import KernelMatch, KernelSymbols, SymbolMemory, match_kernel
 from .triage import Minidump
@@ -92,10 +92,12 @@ def _is_kernel_file(url: str) -> bool:
 
 
 def _stamp(url: str) -> list[int] | None:
-    # The URL of a member of an archive reads jar:file:ARCHIVE!MEMBER; its stamp is the archive's.
-    path = url[len("jar:file:") :].split("!")[0] if url.startswith("jar:") else url2pathname(urlparse(url).path)
+    # Of a member of an archive the archive's; what is no file has none, and is not opened.
+    path = path_of(url)
+    if path is None:
+        return None
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else None

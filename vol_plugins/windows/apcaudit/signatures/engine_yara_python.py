@@ -10,8 +10,8 @@ from typing import Any
 
 from . import engines
 from .externals import AT_COMPILATION, External
-from .includes import Includes
-from .options import RuleError
+from .includes import Includes, wrong
+from .options import Broken, BrokenRulesError, RuleError
 from .sources import Source
 
 _OLDEST = (4, 3)
@@ -19,7 +19,9 @@ _OLDEST = (4, 3)
 
 # "line 3: undefined identifier" of a source, "file.yar(3): ..." of a file that it includes.
 _OF_SOURCE = re.compile(r"line (\d+): (.*)", re.DOTALL)
-_OF_INCLUDE = re.compile(r"(.*)\((\d+)\): (.*)", re.DOTALL)
+_OF_INCLUDE = re.compile(r"(.*?)\((\d+)\): (.*)", re.DOTALL)
+
+_IMPORT = re.compile(r'\bimport\s+"([^"\n]*)"')
 
 
 class YaraPython:
@@ -37,12 +39,16 @@ class YaraPython:
     def compile(self, sources: Sequence[Source]) -> CompiledByYaraPython:
         """Compile rules together."""
         named = {f"s{number}": source for number, source in enumerate(sources)}
+        includes = Includes(named)
         try:
-            rules = self._compile(named)
+            rules = self._compile(named, includes)
         except self._yara.Error as error:
-            self._blame(named)
+            self._blame(sources)
+            if includes.refused is not None:
+                raise RuleError(f"of all rules together: {includes.refused}") from error
             raise RuleError(f"the rules do not compile together: {error}") from error
-        return CompiledByYaraPython(self._yara, rules, any(engines.wants_start(source.text) for source in sources))
+        texts = (*(source.text for source in sources), *includes.texts.values())
+        return CompiledByYaraPython(self._yara, rules, any(map(engines.wants_start, texts)), includes.texts)
 
     def load(self, data: bytes, name: str) -> CompiledByYaraPython:
         """Take rules that yara-python or yarac has compiled."""
@@ -54,42 +60,51 @@ class YaraPython:
             raise RuleError(message, "yara-compiled-file") from error
         return CompiledByYaraPython(self._yara, rules, engines.wants_start(data))
 
-    def _compile(self, named: Mapping[str, Source]) -> Any:
-        includes = Includes(named)
+    def _compile(self, named: Mapping[str, Source], includes: Includes) -> Any:
         texts = {namespace: source.text for namespace, source in named.items()}
-        try:
-            return self._yara.compile(sources=texts, externals=AT_COMPILATION, include_callback=includes.read)
-        except self._yara.Error as error:
-            if includes.refused is not None:
-                raise includes.refused from error
-            raise
+        # With a callback YARA itself opens no file for an include.
+        return self._yara.compile(sources=texts, externals=AT_COMPILATION, include_callback=includes.read)
 
-    def _blame(self, named: Mapping[str, Source]) -> None:
-        """Find the source that does not compile: the error of many does not name it.
+    def _blame(self, sources: Sequence[Source]) -> None:
+        """Find the sources that do not compile: the error of many does not name them.
 
         Raises:
-            RuleError: it was found.
+            BrokenRulesError: some were found.
         """
-        for namespace, source in named.items():
-            try:
-                self._compile({namespace: source})
-            except self._yara.Error as error:
-                included, own = _OF_INCLUDE.fullmatch(str(error)), _OF_SOURCE.fullmatch(str(error))
-                message = f"{source.name}: {error}"
-                if own is not None:
-                    # Of the end of the text YARA says line 0.
-                    line = int(own[1]) or source.text.count("\n") + 1
-                    message = f"{source.name}:{line}: {own[2]}"
-                elif included is not None:
-                    message = f"{included[1]}:{included[2]}: {included[3]} (included by {source.name})"
-                raise RuleError(message, source.option) from error
+        broken = {number: told for number, each in enumerate(sources) if (told := self._broken(each)) is not None}
+        if broken:
+            raise BrokenRulesError(list(broken.values()), of=len(sources), at=list(broken))
+
+    def _broken(self, source: Source) -> Broken | None:
+        includes = Includes({"": source})
+        try:
+            self._compile({"": source}, includes)
+        except self._yara.Error as error:
+            name, line, reason = source.name, None, str(error)
+            included, own = _OF_INCLUDE.fullmatch(reason), _OF_SOURCE.fullmatch(reason)
+            if own is not None:
+                # Of the end of the text YARA says line 0.
+                line, reason = int(own[1]) or source.text.count("\n") + 1, own[2]
+            elif included is not None:
+                name, line, reason = includes.path_of(included[1]) or included[1], int(included[2]), included[3]
+            if includes.refused is not None:
+                return includes.refused.told(source, name, line)
+            lacking = [
+                each for each in _IMPORT.findall(source.text) if each not in getattr(self._yara, "modules", [each])
+            ]
+            if lacking and "unknown module" not in reason:
+                # YARA says only what came of it last.
+                reason += f' (this YARA has no module "{lacking[0]}")'
+            return wrong(reason, name, line, source)
+        return None
 
 
 class CompiledByYaraPython:
     """Rules that yara-python has compiled."""
 
-    def __init__(self, module: Any, rules: Any, wants_start: bool) -> None:
+    def __init__(self, module: Any, rules: Any, wants_start: bool, included: Mapping[str, str] | None = None) -> None:
         self.wants_start = wants_start
+        self.included = included or {}
         self._yara = module
         self._rules = rules
 

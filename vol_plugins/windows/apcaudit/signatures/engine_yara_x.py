@@ -6,16 +6,20 @@ import io
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 from . import engines
 from .externals import AT_COMPILATION, External
-from .includes import Includes
-from .options import RuleError
+from .includes import Includes, Piece, wrong
+from .options import Broken, BrokenRulesError, RuleError
 from .sources import Source
 
-_PLACE = re.compile(r"--> (.*):(\d+):\d+")
+_NEEDED = (("Compiler", "enable_includes"), ("Scanner", "max_matches_per_pattern"))
+"""Without the first it opens what rules include, without the second it keeps a million matches of each string."""
+
+_PLACE = re.compile(r"--> .*?:(\d+):\d+")
 
 
 class YaraX:
@@ -25,27 +29,52 @@ class YaraX:
     magic = b"YARA-X"
 
     def __init__(self, module: Any) -> None:
+        for part, needed in _NEEDED:
+            if not hasattr(getattr(module, part, None), needed):
+                raise RuleError(f"yara-x is too old: it lacks {part}.{needed}, which 1.7 and newer have")
         self._yara_x = module
 
     def compile(self, sources: Sequence[Source]) -> CompiledByYaraX:
         """Compile rules together."""
-        # Collections that were written for YARA escape more than they need to in regular expressions.
-        compiler = self._yara_x.Compiler(relaxed_re_syntax=True)
-        for name, value in AT_COMPILATION.items():
-            compiler.define_global(name, value)
-        for folder in dict.fromkeys(source.folder for source in sources if source.folder is not None):
-            compiler.add_include_dir(folder)
         includes = Includes({f"s{number}": source for number, source in enumerate(sources)})
+        compiler = self._compiler()
+        broken: dict[int, Broken] = {}
         for number, source in enumerate(sources):
-            includes.check(f"s{number}")
             compiler.new_namespace(f"s{number}")
             try:
-                compiler.add_source(source.text, origin=source.name)
-            except self._yara_x.CompileError as error:
-                raise RuleError(_message(str(error), source), source.option) from error
-        return CompiledByYaraX(
-            self._yara_x, compiler.build(), any(engines.wants_start(source.text) for source in sources)
-        )
+                for piece in includes.pieces(f"s{number}", self._include_statements):
+                    self._add(compiler, piece, source)
+            except BrokenRulesError as error:
+                broken[number] = error.broken[0]
+        if broken:
+            raise BrokenRulesError(list(broken.values()), of=len(sources), at=list(broken))
+        texts = (*(source.text for source in sources), *includes.texts.values())
+        wants_start = any(map(engines.wants_start, texts))
+        return CompiledByYaraX(self._yara_x, compiler.build(), wants_start, includes.texts)
+
+    def _compiler(self) -> Any:
+        """Make a compiler that opens no file: what is included is given to it, between pieces of a source's text."""
+        # Collections that were written for YARA escape more than they need to in regular expressions.
+        compiler = self._yara_x.Compiler(relaxed_re_syntax=True)
+        compiler.enable_includes(False)
+        for name, value in AT_COMPILATION.items():
+            compiler.define_global(name, value)
+        return compiler
+
+    def _include_statements(self, text: str) -> list[tuple[int, int]]:
+        """Find what yara-x itself takes for an include: it complains of each, since none is allowed."""
+        compiler = self._compiler()
+        with suppress(self._yara_x.CompileError):
+            compiler.add_source(text)
+        spans = [each["labels"][0]["span"] for each in compiler.errors() if each["type"] == "IncludeNotAllowed"]
+        return sorted((int(span["start"]), int(span["end"])) for span in spans)
+
+    def _add(self, compiler: Any, piece: Piece, source: Source) -> None:
+        try:
+            compiler.add_source(piece.text)
+        except self._yara_x.CompileError as error:
+            reason, line = _reason(str(error))
+            raise BrokenRulesError([wrong(reason, piece.name, line and piece.line + line - 1, source)]) from error
 
     def load(self, data: bytes, name: str) -> CompiledByYaraX:
         """Take rules that yara-x has compiled."""
@@ -60,8 +89,9 @@ class YaraX:
 class CompiledByYaraX:
     """Rules that yara-x has compiled."""
 
-    def __init__(self, module: Any, rules: Any, wants_start: bool) -> None:
+    def __init__(self, module: Any, rules: Any, wants_start: bool, included: Mapping[str, str] | None = None) -> None:
         self.wants_start = wants_start
+        self.included = included or {}
         self._yara_x = module
         self._rules = rules
         self._of_thread = threading.local()
@@ -99,10 +129,10 @@ class CompiledByYaraX:
         return scanner
 
 
-def _message(error: str, source: Source) -> str:
-    """Put yara-x's drawing of an error into one line: file, line, and what is wrong."""
+def _reason(error: str) -> tuple[str, int | None]:
+    """Take out of yara-x's drawing of an error what is wrong, and in which line of the text."""
     what = re.sub(r"^error(\[\w+\])?: ", "", error.partition("\n")[0])
     place = _PLACE.search(error)
     note = re.search(r"\^+ (.*)", error)
     details = f" ({note[1]})" if note is not None else ""
-    return f"{place[1]}:{place[2]}: {what}{details}" if place is not None else f"{source.name}: {what}{details}"
+    return f"{what}{details}", None if place is None else int(place[1])

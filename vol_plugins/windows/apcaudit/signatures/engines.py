@@ -15,7 +15,7 @@ from .sources import Source
 TIME_LIMIT = 60
 """Seconds that one unit's scan may take; the largest drivers take one or two."""
 
-_INCLUDE = re.compile(r'include\s*"')
+_INCLUDE = re.compile(r'include\s*["/]')
 
 MATCHES_KEPT = 10_000
 """How many matches of one string are kept; the engines themselves stop at a million."""
@@ -42,9 +42,10 @@ class RuleHit:
 
 
 class Compiled(Protocol):
-    """Compiled rules; `wants_start` is whether one may ask for a thread's start."""
+    """Compiled rules; `wants_start` is whether one may ask for a thread's start, `included` what they included."""
 
     wants_start: bool
+    included: Mapping[str, str]
 
     def scan(self, data: bytes | bytearray, externals: Mapping[str, External]) -> list[RuleHit]:
         """Scan a unit.
@@ -65,7 +66,8 @@ class Engine(Protocol):
         """Compile rules together, each source in a namespace of its own.
 
         Raises:
-            RuleError: with file, line and message.
+            BrokenRulesError: with file, line and message of every source that cannot be used.
+            RuleError: they cannot be used together.
         """
 
     def load(self, data: bytes, name: str) -> Compiled:
@@ -93,7 +95,7 @@ def find_engine() -> Engine:
 
 
 def wants_start(text: str | bytes) -> bool:
-    """Tell whether rules, as text or compiled, may ask for a thread's start; so may what a text includes."""
+    """Tell whether rules, as text or compiled, may ask for a thread's start; so may what a text seems to include."""
     if isinstance(text, bytes):
         return b"start_rva" in text or b"start_size" in text
     if "start_rva" in text or "start_size" in text:

@@ -45,6 +45,7 @@ class Signatures:
         self._units = Units(memory, drivers)
         self._rules: Rules | None = None
         self._tried = False
+        self._skipped: str | None = None
         self._hits: dict[tuple[int, int, Start], tuple[RuleHit, ...]] = {}  # by part, unit and start
         self._starts: dict[int, set[Start]] = {}
         self._marked: dict[int, tuple[Unit, list[str]]] | None = None
@@ -56,7 +57,15 @@ class Signatures:
     @property
     def notes(self) -> tuple[str, ...]:
         """What could not be scanned, and hits that no thread shows."""
-        return (*self._notes, *self._units.notes, *self.hits_alone)
+        return (*self.skipped_rules, *self._notes, *self._units.notes, *self.hits_alone)
+
+    @property
+    def skipped_rules(self) -> tuple[str, ...]:
+        """Tell which rule files were passed by, also where no driver had to be scanned."""
+        if not self.options.skip_broken:
+            return ()
+        self._ready()
+        return () if self._skipped is None else (self._skipped,)
 
     @property
     def hits_alone(self) -> tuple[str, ...]:
@@ -76,6 +85,7 @@ class Signatures:
         if not self._tried and (self.options.own or self.options.defaults):
             self._tried = True
             self._rules = compile_rules(self.options)
+            self._skipped = self._rules.note
 
     def marks(self, address: int) -> bool:
         """Tell whether a start address lies in a driver that is hit, where every driver is to be scanned."""

@@ -1,0 +1,1 @@
+"""LiME images that end before their headers say, as physical memory as far as they go."""
