@@ -1,4 +1,4 @@
-"""`apcaudit scan` over several workers: Dask on this machine, and a scheduler and workers of their own."""
+"""`apcaudit scan --scheduler`: a Dask scheduler and workers of their own."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from apcaudit.bulk import stack, store
-from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.bulk import store
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
-from tests.bulk_images import BROKEN, apcaudit, gone, need_extra, wait_for_reader
+from tests.bulk_images import apcaudit, need_extra, wait_for_reader
 
 need_extra()
+pytest.importorskip("distributed", reason="an extra is missing: pip install 'apcaudit[cluster]'")
 
 
 @pytest.fixture(scope="module")
@@ -109,108 +108,36 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
 def test_a_worker_of_several_threads(tmp_path: Path, cache: Path) -> None:
     """A worker that has two threads reads two images at once, each in a process of its own."""
     planted = {"xp": ("seed", None), "eleven": ("situations", "11-26100-x64")}
-    evidence = folder_of(tmp_path, planted)
+    evidence = bulk_images.folder_of(tmp_path, planted)
     results = tmp_path / "results"
     with cluster(cache, tmp_path, count=1, threads=2) as (address, workers):
         running = bulk_images.start("scan", evidence, "-o", results, "--offline", "--scheduler", address, cache=cache)
-        assert two_at_once(workers[0])
+        assert bulk_images.two_at_once(workers[0])
         _, stderr = running.communicate(timeout=120)
         assert running.returncode == 0, stderr
     found = {Path(row.source).name: (row.severity, row.reason) for row in store.images(results)}
     assert found == {f"{name}{number}.dmp": ("critical", None) for name in planted for number in range(4)}
 
 
-def folder_of(tmp_path: Path, planted: dict[str, tuple[str, str | None]], count: int = 4) -> Path:
-    """Make so many images of each scene."""
-    evidence = tmp_path / "evidence"
-    evidence.mkdir(exist_ok=True)
-    for name, (scene, kernel) in planted.items():
-        data = bulk_images.write(tmp_path / "image.dmp", scene, kernel).read_bytes()
-        for number in range(count):
-            (evidence / f"{name}{number}.dmp").write_bytes(bulk_images.distinct(data, number))
-    return evidence
-
-
-def two_at_once(process: subprocess.Popen[str]) -> bool:
-    """Tell whether two images are read at the same time below a process, while that or its scan runs."""
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit and process.poll() is None:
-        if len(bulk_images.reading(process.pid)) == 2:
-            return True
-        time.sleep(0.01)
-    return False
-
-
-#: What is on the ninety whole images among the hundred: scene and kernel, the severity, and whether a thread has a
-#: kernel APC queued while it is attached.
-HUNDRED = {
-    "xp": ("seed", "xp-sp3-x86", "critical", True),
-    "eleven": ("situations", "11-26100-x64", "critical", True),
-    "seven": ("healthy", "7-sp1-x86", "info", False),
-    "eight": ("healthy", "8.1-x64", "info", False),
-    "ten": ("healthy", "10-19041-x64", "info", False),
-    "ten32": ("healthy", "10-19041-x86", "info", False),
-}
-
-
-def test_a_hundred_images(tmp_path: Path, cache: Path) -> None:
-    """Of a hundred images of six Windows, ten broken in ten ways, the story is what was planted, told by two at a time.
-
-    Started again, the scan reads none of them.
-    """
-    evidence = tmp_path / "evidence"
-    bulk_images.write_broken(evidence)
-    folder_of(tmp_path, {name: (scene, kernel) for name, (scene, kernel, *_) in HUNDRED.items()}, 15)
-    results = tmp_path / "results"
-    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
-    running = bulk_images.start(*arguments, "--fail-on", "critical", cache=cache)
-    assert two_at_once(running)
-    _, stderr = running.communicate(timeout=240)
-    assert running.returncode == 3, stderr
-    assert "100 images, 10 failed" in stderr
-    assert len(re.findall(r"^/.*\[\d+/100 images", stderr, re.MULTILINE)) == 100
-    rows = {Path(row.source.partition("::")[0]).name: row for row in store.images(results)}
-    assert {name for name, row in rows.items() if row.status == "failed"} == set(BROKEN)
-    found = {name: (row.severity, row.windows) for name, row in rows.items() if row.status == "scanned"}
-    versions = {name: ".".join(map(str, load_kernel(kernel).version)) for name, (_, kernel, *_) in HUNDRED.items()}
-    assert found == {
-        f"{name}{number}.dmp": (severity, versions[name])
-        for name, (_, _, severity, _) in HUNDRED.items()
-        for number in range(15)
-    }
-    (rare,) = [each for each in stack.stack(results, ["finding"]) if each.name == "detach-bugcheck"]
-    attached = [name for name, (*_, queued) in HUNDRED.items() if queued]
-    assert {Path(source).name for source in rare.sources} == {
-        f"{n}{number}.dmp" for n in attached for number in range(15)
-    }
-    assert rare.of == 90
-    again = apcaudit(*arguments, cache=cache)
-    assert again.returncode == 2, again.stderr
-    assert again.stderr.count("scanned earlier") == 100
-
-
-def test_interrupted(tmp_path: Path, cache: Path) -> None:
-    """Ctrl-C ends the scan at once: no process is left, no image has failed, and the next run does all."""
-    evidence = tmp_path / "evidence"
-    evidence.mkdir()
-    raw = bulk_images.write_raw(tmp_path / "seed.raw", "seed").read_bytes()
-    for number in range(3):
-        (evidence / f"{number}.raw").write_bytes(bulk_images.distinct(raw, number))
-    results = tmp_path / "results"
-    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
-    running = bulk_images.start(*arguments, cache=cache)
-    wait_for_reader(running.pid, after=0.2)
-    below = bulk_images.descendants(running.pid)
-    running.send_signal(signal.SIGINT)
-    _, stderr = running.communicate(timeout=20)
-    assert running.returncode == 1
-    assert stderr.splitlines()[-1] == "apcaudit: interrupted: the same command goes on where this one was"
-    assert "Traceback" not in stderr
-    assert gone(below)
-    assert "failed" not in {row.status for row in store.images(results)}
-    done = apcaudit(*arguments, cache=cache)
-    assert done.returncode == 0, done.stderr
-    assert len(store.images(results)) == 3
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")
+def test_what_listens(tmp_path: Path, cache: Path) -> None:
+    """Nothing listens but the scheduler and the workers themselves: not the scan, not what reads images."""
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)})
+    with cluster(cache, tmp_path, count=1) as (address, (worker,)):
+        arguments = ("scan", evidence, "-o", tmp_path / "results", "--offline", "--scheduler", address)
+        running = bulk_images.start(*arguments, cache=cache)
+        below: set[str] = set()
+        seen: set[int] = set()
+        while running.poll() is None:
+            readers = bulk_images.descendants(worker.pid)
+            seen |= set(readers)
+            every = {running.pid, *bulk_images.descendants(running.pid), *readers}
+            below.update(socket for each in every for socket in bulk_images.listening(each))
+        _, stderr = running.communicate()
+        assert bulk_images.listening(worker.pid)
+    assert running.returncode == 0, stderr
+    assert seen
+    assert below == set()
 
 
 def test_no_scheduler(tmp_path: Path, cache: Path) -> None:

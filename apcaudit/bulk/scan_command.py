@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 from pathlib import Path
 
-from apcaudit.bulk import cluster, evidence, progress, scratch
+from apcaudit.bulk import cluster, evidence, pool, progress, scratch
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
 from apcaudit.bulk.records import SEVERITIES
@@ -56,9 +57,7 @@ def size(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Scan the images; give the exit code."""
-    need("pyarrow", "distributed", "rich")
-    if options.workers is not None and options.workers < 0:
-        raise ApcAuditError("--workers is 0 (this process alone) or more")
+    need("pyarrow", "rich", *(["distributed"] if options.scheduler else []))
     if options.workers is not None and options.scheduler is not None:
         raise ApcAuditError("--workers are this machine's, and --scheduler has its own: give one of them")
     for folder in (*options.symbol_dirs, *([options.scratch] if options.scratch else [])):
@@ -84,12 +83,20 @@ def run(options: argparse.Namespace) -> int:
     )
     outcomes: list[Outcome] = []
     try:
-        with contextlib.closing(progress.make(len(images))) as shown:
-            scan = cluster.run(images, settings, shown.stage, scheduler=options.scheduler, workers=options.workers)
-            with contextlib.closing(scan):
-                for outcome in scan:
-                    outcomes.append(outcome)
-                    shown.done(outcome)
+        with contextlib.ExitStack() as stack:
+            executor = None
+            if options.scheduler is None:
+                count = min(options.workers or os.cpu_count() or 1, len(images))
+                executor = stack.enter_context(pool.opened(settings, count))
+            shown = stack.enter_context(contextlib.closing(progress.make(len(images))))
+            if executor is None:
+                scan = cluster.run(images, settings, shown.stage, options.scheduler)
+            else:
+                scan = pool.run(executor, images, settings, shown.stage)
+            stack.enter_context(contextlib.closing(scan))
+            for outcome in scan:
+                outcomes.append(outcome)
+                shown.done(outcome)
     except KeyboardInterrupt:
         raise ApcAuditError("interrupted: the same command goes on where this one was") from None
     failed = sum(isinstance(outcome, Failed) for outcome in outcomes)

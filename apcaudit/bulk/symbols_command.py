@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from apcaudit.bulk import evidence, scratch
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError
 from apcaudit.bulk.outcome import Settings
+from apcaudit.bulk.pool import threads
 from apcaudit.bulk.readers import Readers
 from apcaudit.bulk.scan_command import size
 from apcaudit.bulk.symbol_script import Symbols, commands, symbols_of
@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     readers = Readers()
 
     every: list[Symbols] = []
-    with ThreadPoolExecutor(min(len(images), os.cpu_count() or 1)) as pool:
-        for found in pool.map(lambda each: identified(each, readers, settings), images):
+    with threads(min(len(images), os.cpu_count() or 1), readers) as executor:
+        for found in executor.map(lambda each: identified(each, readers, settings), images):
             every.append(found)
             print(line_of(found), flush=True)
     script = commands(every)

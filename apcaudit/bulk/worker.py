@@ -14,7 +14,7 @@ from typing import Any
 
 from apcaudit.bulk import scratch, store
 from apcaudit.bulk.evidence import Evidence
-from apcaudit.bulk.isolation import ImageError
+from apcaudit.bulk.isolation import ImageError, StoppedError
 from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
 from apcaudit.bulk.readers import Readers
 from apcaudit.bulk.records import (
@@ -34,6 +34,27 @@ _KNOWN = ".known"
 
 readers = Readers()
 """The processes that read images for this one."""
+
+
+def scan_or_fail(evidence: Evidence, settings: Settings, stage: Callable[[str], None]) -> Outcome:
+    """Scan an image; whatever goes wrong around it is that image's failure too.
+
+    Raises:
+        OSError: results cannot be written.
+        StoppedError: the whole scan is to end.
+    """
+    started = time.monotonic()
+    try:
+        return scan(evidence, settings, stage)
+    except StoppedError:
+        raise
+    except Exception as error:
+        return fail(evidence, settings, why(error), "worker", time.monotonic() - started)
+
+
+def why(error: BaseException) -> str:
+    """Say in one line what an error is that nobody foresaw."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = lambda _: None) -> Outcome:

@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from apcaudit.bulk import cluster, evidence
+from apcaudit.bulk import evidence, pool
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Settings
 from apcaudit.errors import ApcAuditError
@@ -50,8 +50,9 @@ def run(options: argparse.Namespace) -> int:
             offline=options.offline,
             scan=options.scan,
         )
-        for _ in cluster.run(evidence.find([str(options.path)]), settings, _quiet, scheduler=None, workers=0):
-            pass
+        with pool.opened(settings, 1) as executor:
+            for _ in pool.run(executor, evidence.find([str(options.path)]), settings, _quiet):
+                pass
         failed = _make(settings.results, options.output, name_of(str(options.path)))
     return 2 if failed else 0
 
