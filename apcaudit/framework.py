@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import hashlib
 import importlib
 import logging
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +21,14 @@ from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
 
 from apcaudit import where
+from apcaudit.bulk.contents import Contents, Kernel
 from apcaudit.bulk.reader_cache import ReaderCache
-from apcaudit.bulk.records import Address, ApcRow, DriverRow, FindingRow, ThreadRow
 from apcaudit.bulk.rows import Rows, address_of, time_of
 from apcaudit.bulk.symbol_files import SymbolFiles
 from apcaudit.errors import ApcAuditError
 
 _PACKAGE = "volatility3.plugins.windows.apcaudit"
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """The PDB of an image's kernel: file name, GUID, age."""
-
-    pdb: str
-    guid: str
-    age: int
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What the audit of an image gave; times in seconds since 1970, addresses virtual.
-
-    `symbol_file` is the URL of the file that says how the kernel's structures lie.
-    """
-
-    symbol_file: str
-    kernel: Kernel | None
-    windows: str | None
-    bits: int
-    processors: int | None
-    partial: bool
-    system_time: float | None
-    bugcheck: int | None
-    bugcheck_parameters: str | None
-    crashing_thread: Address | None
-    notes: tuple[str, ...]
-    threads: tuple[ThreadRow, ...]
-    apcs: tuple[ApcRow, ...]
-    findings: tuple[FindingRow, ...]
-    drivers: tuple[DriverRow, ...]
+_SIGNATURES = f"{_PACKAGE}.signatures"
 
 
 class NoKernelError(ApcAuditError):
@@ -98,23 +64,55 @@ def prepare(symbols: tuple[Path, ...], cache: ReaderCache, *, offline: bool) -> 
         vars(importlib.import_module(f"{_PACKAGE}.{module}"))
 
 
-def check_rules(rules: Path) -> str:
-    """Compile YARA rules as an audit does, and tell by 16 hexadecimal digits whether they are others than before.
+def check_rules(rules: Path) -> None:
+    """Compile YARA rules as an audit does.
 
     Raises:
         ApcAuditError: they cannot be used.
     """
+    with _own_rules(rules) as options:
+        importlib.import_module(f"{_SIGNATURES}.rules").compile_rules(options)
+
+
+def rule_sources(rules: Path) -> list[Any]:
+    """Read YARA rules: each one's `text`, and the `folder` and `root` of what it may include.
+
+    Raises:
+        ApcAuditError: they cannot be read.
+    """
+    with _own_rules(rules) as options:
+        sources: list[Any] = importlib.import_module(f"{_SIGNATURES}.sources").gather(options)
+        return sources
+
+
+@contextmanager
+def _own_rules(rules: Path) -> Iterator[Any]:
+    """Give the options of rules without those that ship; rules that cannot be used are an error of the command's."""
     _find_own()
-    signatures = f"{_PACKAGE}.signatures"
-    options = dataclasses.replace(_rules(rules), defaults=False)
-    digest = hashlib.sha256()
     try:
-        for source in importlib.import_module(f"{signatures}.sources").gather(options):
-            digest.update(source.text.encode())
-        importlib.import_module(f"{signatures}.rules").compile_rules(options)
-    except importlib.import_module(f"{signatures}.options").RuleError as error:
+        yield dataclasses.replace(_rules(rules), defaults=False)
+    except importlib.import_module(f"{_SIGNATURES}.options").RuleError as error:
         raise ApcAuditError(f"YARA rules: {error}") from error
-    return digest.hexdigest()[:16]
+
+
+def engines() -> tuple[str, str | None, str | None]:
+    """Return the version of volatility3, and the packages that YARA rules and code are read by, None without any."""
+    _find_own()
+    yara, code = None, None
+    with suppress(importlib.import_module(f"{_SIGNATURES}.options").RuleError):
+        yara = str(importlib.import_module(f"{_SIGNATURES}.engines").find_engine().name)
+    with suppress(ImportError):
+        code = importlib.import_module("capstone.x86").__package__
+    return constants.PACKAGE_VERSION, yara, code
+
+
+def symbol_folders(symbols: tuple[Path, ...]) -> list[tuple[Path, bool]]:
+    """Return the folders of symbol files that an audit looks into, and of each whether vol has fetched what is there.
+
+    Before prepare(), which adds those of one process.
+    """
+    folders = [*symbols, _find_own(), *(Path(each) for each in volatility3.symbols.__path__)]
+    return [(each, each.is_relative_to(constants.CACHE_PATH)) for each in dict.fromkeys(folders)]
 
 
 def _find_own() -> Path:
@@ -214,7 +212,7 @@ def _rules(rules: Path | None) -> Any:
     if rules is None:
         return None
     location = requirements.URIRequirement.location_from_file(str(rules))
-    return importlib.import_module(f"{_PACKAGE}.signatures.options").RuleOptions(file=location)
+    return importlib.import_module(f"{_SIGNATURES}.options").RuleOptions(file=location)
 
 
 def _values(line: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import re
 import signal
@@ -29,11 +30,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def dask(*arguments: str, says: str, cache: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a `dask` command; yield it and what it says once it is ready."""
+def dask(
+    *arguments: str, says: str, cache: Path, before: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a `dask` command; yield it and what it says once it is ready. Modules of `before` are found first."""
     command = [sys.executable, "-m", "dask", *arguments]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=bulk_images.environment(cache)
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=bulk_images.environment(cache, before),
+        # Not in the checkout: Python finds first what is in the working directory.
+        cwd=cache,
     )
     try:
         assert process.stderr is not None
@@ -50,9 +59,9 @@ def dask(*arguments: str, says: str, cache: Path) -> Iterator[tuple[subprocess.P
 
 @contextlib.contextmanager
 def cluster(
-    cache: Path, folder: Path, count: int = 2, threads: int = 1
+    cache: Path, folder: Path, *befores: Path | None, threads: int = 1
 ) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
-    """Run a scheduler and workers, two of one thread each, on the loopback interface."""
+    """Run a scheduler and workers on the loopback interface, one for each folder of modules that it finds first."""
     here = ("--host", "127.0.0.1")
     with contextlib.ExitStack() as stack:
         scheduler = dask(
@@ -60,17 +69,13 @@ def cluster(
         )
         _, address = stack.enter_context(scheduler)
         workers = []
-        for number in range(count):
-            local = (
-                "--nthreads",
-                str(threads),
-                "--no-nanny",
-                "--no-dashboard",
-                "--local-directory",
-                str(folder / str(number)),
-            )
+        for number, before in enumerate(befores):
+            local = ("--no-nanny", "--no-dashboard", "--local-directory", str(folder / f"dask{number}"))
             worker = dask(
-                "worker", address, *here, "--nthreads", str(threads), *local, says="Registered to", cache=cache
+                *("worker", address, *here, "--nthreads", str(threads), "--name", f"worker{number}", *local),
+                says="Registered to",
+                cache=cache,
+                before=before,
             )
             workers.append(stack.enter_context(worker)[0])
         yield address, workers
@@ -88,7 +93,7 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
     for number in range(4):
         (evidence / f"dump{number}.dmp").write_bytes(bulk_images.distinct(dump, number))
     results = tmp_path / "results"
-    with cluster(cache, tmp_path) as (address, workers):
+    with cluster(cache, tmp_path, None, None) as (address, workers):
         arguments = ("scan", f"{evidence}/raw*", f"{evidence}/dump*", "-o", results, "--offline")
         running = bulk_images.start(*arguments, "--scheduler", address, cache=cache)
         reader = wait_for_reader(workers[0].pid, after=0.3)
@@ -110,7 +115,7 @@ def test_a_worker_of_several_threads(tmp_path: Path, cache: Path) -> None:
     planted = {"xp": ("seed", None), "eleven": ("situations", "11-26100-x64")}
     evidence = bulk_images.folder_of(tmp_path, planted)
     results = tmp_path / "results"
-    with cluster(cache, tmp_path, count=1, threads=2) as (address, workers):
+    with cluster(cache, tmp_path, None, threads=2) as (address, workers):
         running = bulk_images.start("scan", evidence, "-o", results, "--offline", "--scheduler", address, cache=cache)
         assert bulk_images.two_at_once(workers[0])
         _, stderr = running.communicate(timeout=120)
@@ -119,11 +124,98 @@ def test_a_worker_of_several_threads(tmp_path: Path, cache: Path) -> None:
     assert found == {f"{name}{number}.dmp": ("critical", None) for name in planted for number in range(4)}
 
 
+def another_version(folder: Path) -> Path:
+    """Make a folder by which Python takes capstone for version 4.0.0."""
+    (folder / "capstone-4.0.0.dist-info").mkdir(parents=True)
+    (folder / "capstone-4.0.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: capstone\nVersion: 4.0.0\n"
+    )
+    return folder
+
+
+def without_it(folder: Path) -> Path:
+    """Make a folder by which Python finds an apcaudit that has nothing of this one."""
+    (folder / "apcaudit").mkdir(parents=True)
+    (folder / "apcaudit" / "__init__.py").write_text("")
+    return folder
+
+
+def test_workers_that_differ(tmp_path: Path, cache: Path) -> None:
+    """A worker with another version, or that lacks ours, is named and gets no image; the others do them all."""
+    pytest.importorskip("capstone")
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)})
+    results = tmp_path / "results"
+    befores = (another_version(tmp_path / "one"), without_it(tmp_path / "two"), None)
+    with cluster(cache, tmp_path, *befores) as (address, workers):
+        arguments = ("scan", evidence, "-o", results, "--offline", "--scheduler", address)
+        done = apcaudit(*arguments, cache=cache)
+    assert done.returncode == 0, done.stderr
+    refused = [line for line in done.stderr.splitlines() if "is given no images" in line]
+    here = importlib.metadata.version("capstone")
+    told = rf"the worker tcp://127\.0\.0\.1:\d+ .*: capstone is 4\.0\.0, on the machine of the scan {re.escape(here)}$"
+    assert len([line for line in refused if re.match(told, line)]) == 1
+    assert (
+        len([line for line in refused if "cannot say in what it differs" in line and "ModuleNotFoundError" in line])
+        == 1
+    )
+    assert len(refused) == 2
+    rows = store.images(results)
+    assert {row.worker.rpartition(":")[2] for row in rows} == {str(workers[2].pid)}
+    assert [row.status for row in rows] == ["scanned"] * 4
+
+
+def test_every_worker_differs(tmp_path: Path, cache: Path) -> None:
+    """Where none is left the scan does not begin: one line a worker, one that says what is needed."""
+    pytest.importorskip("capstone")
+    image = bulk_images.write(tmp_path / "a.dmp", "seed")
+    results = tmp_path / "results"
+    with cluster(cache, tmp_path, another_version(tmp_path / "one")) as (address, _):
+        done = apcaudit("scan", image, "-o", results, "--offline", "--scheduler", address, cache=cache)
+    assert done.returncode == 1, done.stderr
+    assert "capstone is 4.0.0" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("apcaudit: no worker is left: each needs the same versions")
+    assert store.images(results) == []
+
+
+def test_a_worker_that_joins_and_differs(tmp_path: Path, cache: Path) -> None:
+    """A worker that comes later and differs gives back what it is given."""
+    pytest.importorskip("capstone")
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)}, 12)
+    results = tmp_path / "results"
+    with cluster(cache, tmp_path, None) as (address, workers):
+        arguments = ("scan", evidence, "-o", results, "--offline", "--scheduler", address)
+        running = bulk_images.start(*arguments, cache=cache)
+        wait_for_reader(workers[0].pid, after=0)
+        late = ("worker", address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        late = (*late, "--local-directory", str(tmp_path / "late"))
+        with dask(*late, says="Registered to", cache=cache, before=another_version(tmp_path / "one")):
+            _, stderr = running.communicate(timeout=240)
+    assert running.returncode == 0, stderr
+    rows = store.images(results)
+    assert {row.worker.rpartition(":")[2] for row in rows} == {str(workers[0].pid)}
+    assert [row.status for row in rows] == ["scanned"] * 12
+
+
+def test_the_scheduler_goes_away(tmp_path: Path, cache: Path) -> None:
+    """When the scheduler ends in the middle, so does the scan, in one line; nothing has failed for it."""
+    raw = bulk_images.write_raw(tmp_path / "seed.raw", "seed")
+    results = tmp_path / "results"
+    with contextlib.ExitStack() as stack:
+        address, (worker,) = stack.enter_context(cluster(cache, tmp_path, None))
+        running = bulk_images.start("scan", raw, "-o", results, "--offline", "--scheduler", address, cache=cache)
+        wait_for_reader(worker.pid, after=0)
+        stack.close()
+        _, stderr = running.communicate(timeout=120)
+    assert running.returncode == 1, stderr
+    assert "the Dask scheduler went away: the same command goes on" in stderr.splitlines()[-1]
+    assert store.images(results) == []
+
+
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")
 def test_what_listens(tmp_path: Path, cache: Path) -> None:
     """Nothing listens but the scheduler and the workers themselves: not the scan, not what reads images."""
     evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)})
-    with cluster(cache, tmp_path, count=1) as (address, (worker,)):
+    with cluster(cache, tmp_path, None) as (address, (worker,)):
         arguments = ("scan", evidence, "-o", tmp_path / "results", "--offline", "--scheduler", address)
         running = bulk_images.start(*arguments, cache=cache)
         below: set[str] = set()

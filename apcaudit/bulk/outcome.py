@@ -12,7 +12,8 @@ class Settings:
 
     `memory` in bytes and `timeout` in seconds limit one image. `scratch` is where images are unpacked, `cache` where
     vol keeps its index of symbol files; None is a folder of each machine's own. `retry` scans again what failed.
-    `rules` is a file of YARA rules, used beside those that ship, and `rules_digest` says whether they are the same.
+    `rules` is a file of YARA rules, used beside those that ship. `basis` is what rows are made by, a component and its
+    version each (fingerprint.basis); empty where nobody will ask whether the results are still good.
     """
 
     results: Path
@@ -25,7 +26,7 @@ class Settings:
     cache: Path | None = None
     retry: bool = False
     rules: Path | None = None
-    rules_digest: str = ""
+    basis: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

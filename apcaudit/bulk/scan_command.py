@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import sys
 from pathlib import Path
 
-from apcaudit.bulk import cluster, evidence, pool, progress, scratch
+from apcaudit.bulk import cluster, evidence, fingerprint, pool, progress, scratch
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
 from apcaudit.bulk.records import SEVERITIES
@@ -79,7 +80,6 @@ def run(options: argparse.Namespace) -> int:
         scratch=options.scratch.resolve() if options.scratch else None,
         retry=options.retry_failed,
         rules=options.yara_file.resolve() if options.yara_file else None,
-        rules_digest=digest_of(options.yara_file) if options.yara_file else "",
     )
     outcomes: list[Outcome] = []
     try:
@@ -88,6 +88,9 @@ def run(options: argparse.Namespace) -> int:
             if options.scheduler is None:
                 count = min(options.workers or os.cpu_count() or 1, len(images))
                 executor = stack.enter_context(pool.opened(settings, count))
+            settings = _complete(settings)
+            for line in fingerprint.lacking(settings):
+                print(f"not in this scan: {line}", file=sys.stderr)
             shown = stack.enter_context(contextlib.closing(progress.make(len(images))))
             if executor is None:
                 scan = cluster.run(images, settings, shown.stage, options.scheduler)
@@ -104,16 +107,18 @@ def run(options: argparse.Namespace) -> int:
     return exit_code(outcomes, options.fail_on)
 
 
-def digest_of(rules: Path) -> str:
-    """Check that YARA rules can be used, and tell whether they are others than before.
+def _complete(settings: Settings) -> Settings:
+    """Check that YARA rules can be used, and note what rows will depend on.
 
     Raises:
         ApcAuditError: they cannot.
     """
-    # Vol is imported for that only: this process itself opens no image.
-    from apcaudit import framework
+    if settings.rules is not None:
+        # Vol is imported for that: this process itself opens no image.
+        from apcaudit import framework
 
-    return framework.check_rules(rules)
+        framework.check_rules(settings.rules)
+    return dataclasses.replace(settings, basis=fingerprint.basis(settings.symbols, settings.rules))
 
 
 def exit_code(outcomes: list[Outcome], fail_on: str | None) -> int:
