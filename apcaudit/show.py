@@ -59,7 +59,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Read the rows and print their cards."""
     try:
-        text = sys.stdin.read() if options.rows == "-" else Path(options.rows).read_text(encoding="utf-8")
+        text = sys.stdin.read() if options.rows == "-" else _read(Path(options.rows))
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         if not text:
             raise ApcAuditError(f"{options.rows} is empty: vol printed no rows, its messages say why")
@@ -67,13 +67,30 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError("a line is no row with Severity and Findings")
         rows = [_harmless(row) for row in rows]
     except (ValueError, RecursionError) as error:
-        raise ApcAuditError(f"{options.rows} holds no JSON lines of the audit: {error}") from error
+        raise ApcAuditError(f"{options.rows} holds no JSON lines of the audit, {_WANTED}: {error}") from error
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     print("\n".join(summary(rows, width)))
     floor = SEVERITIES.index(options.min_severity)
     for card in cards([row for row in rows if SEVERITIES.index(row["Severity"]) <= floor], width):
         print(f"\n{card}")
     return 0
+
+
+_WANTED = "which `vol -q -r jsonl -f IMAGE windows.apcaudit --wide` prints"
+
+
+def _read(path: Path) -> str:
+    """Read a file of JSON lines; what begins otherwise may be an image, and is not read to its end."""
+    if path.is_dir():
+        raise ApcAuditError(f"{path}: Is a directory; this takes a file of JSON lines, {_WANTED}")
+    with path.open(encoding="utf-8") as file:
+        text = file.read(_HEAD)
+        if text.strip() and not text.lstrip().startswith("{"):
+            raise ValueError("it does not begin with a row")
+        return text + file.read()
+
+
+_HEAD = 4096
 
 
 def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:

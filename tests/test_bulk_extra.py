@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +27,8 @@ BULK = ("pyarrow", "pyarrow.parquet", "duckdb", "rich")
     ("command", "missing", "extra"),
     [
         (["scan", ".", "-o", "x"], BULK, "bulk"),
-        (["stack", "x"], BULK, "bulk"),
-        (["export", "x"], BULK, "bulk"),
+        (["stack", "RESULTS"], BULK, "bulk"),
+        (["export", "RESULTS"], BULK, "bulk"),
         (["scan", ".", "-o", "x", "--scheduler", "tcp://127.0.0.1:1"], ("distributed",), "cluster"),
     ],
 )
@@ -35,18 +36,21 @@ def test_commands_without_an_extra(
     command: list[str],
     missing: tuple[str, ...],
     extra: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The commands that need one end with exit code 1 and one line that says which."""
     if extra == "cluster":
         need_extra()
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "images.parquet").write_bytes(b"results")
     monkeypatch.setattr(sys, "path", [])
     for name in missing:
         # What Python takes for a module that cannot be imported.
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(sys, "meta_path", [])
-    assert main(command) == 1
+    assert main([str(tmp_path) if each == "RESULTS" else each for each in command]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"pip install 'apcaudit[{extra}]'" in captured.err

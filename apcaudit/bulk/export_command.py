@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from apcaudit.bulk import export
+from apcaudit.bulk.arguments import check_results
 from apcaudit.bulk.records import TABLES
 from apcaudit.errors import ApcAuditError
 
@@ -27,6 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Write the results."""
+    check_results(options.results)
     table = options.table or "findings"
     if options.format == "timesketch":
         if options.table is not None:

@@ -6,19 +6,17 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import re
 import sys
 from pathlib import Path
 
 from apcaudit.bulk import cluster, evidence, fingerprint, pool, progress, scratch
+from apcaudit.bulk.arguments import check_folders, check_no_results, seconds, size, whole
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
 from apcaudit.bulk.records import SEVERITIES
 from apcaudit.errors import ApcAuditError
 
 EXIT_CLEAN, EXIT_SOME_FAILED, EXIT_FINDINGS = 0, 2, 3
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,21 +37,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--scan", action="store_true", help="also search memory for threads and APCs no list holds")
     parser.add_argument("--yara-file", type=Path, metavar="FILE", help="YARA rules for drivers, beside those that ship")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler (tcp://...) instead of this machine")
-    parser.add_argument("--workers", type=int, metavar="N", help="images at once on this machine; default: one a core")
+    parser.add_argument(
+        "--workers", type=whole, metavar="N", help="images at once on this machine; default: one a core"
+    )
     parser.add_argument("--memory", type=size, default="4G", metavar="SIZE", help="limit of one image; default 4G")
-    parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="limit of one image; default 3600")
+    parser.add_argument("--timeout", type=seconds, default=3600, metavar="S", help="limit of one image; default 3600")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to unpack; default: the system's")
     parser.add_argument("--retry-failed", action="store_true", help="scan again what failed in an earlier run")
     parser.add_argument("--fail-on", choices=SEVERITIES, metavar="SEVERITY", help="exit with 3 on such a finding")
     parser.set_defaults(run=run)
-
-
-def size(text: str) -> int:
-    """Read a size in bytes, as 4G or 512M."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: give it as 4G or 512M")
-    return int(found[1]) * _UNITS[found[2].upper()]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,9 +53,10 @@ def run(options: argparse.Namespace) -> int:
     need("pyarrow", "rich", *(["distributed"] if options.scheduler else []))
     if options.workers is not None and options.scheduler is not None:
         raise ApcAuditError("--workers are this machine's, and --scheduler has its own: give one of them")
-    for folder in (*options.symbol_dirs, *([options.scratch] if options.scratch else [])):
-        if not Path(folder).is_dir():
-            raise ApcAuditError(f"{folder}: no such folder")
+    check_folders("-s", options.symbol_dirs)
+    check_folders("--scratch", [options.scratch] if options.scratch else [])
+    check_folders("-o", [options.output] if options.output.exists() else [])
+    check_no_results(options.paths)
     results = options.output.resolve()
     images = evidence.find(options.paths, leave_out=results)
     if not images:

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from apcaudit.bulk import evidence, pool
+from apcaudit.bulk.arguments import check_results
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Settings
 from apcaudit.errors import ApcAuditError
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Make the report; give the exit code."""
     load("jinja2")
     if options.path.is_dir():
+        check_results(options.path)
         _make(options.path, options.output, options.path.resolve().name)
         return 0
     if not options.path.exists():
