@@ -109,11 +109,16 @@ def write_broken(folder: Path) -> None:
 
 
 def apcaudit(
-    *arguments: object, cache: Path, before: Path | None = None, timeout: float | None = 240, **options: Any
+    *arguments: object,
+    cache: Path,
+    before: Path | None = None,
+    temporary: Path | None = None,
+    timeout: float | None = 240,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; modules of a folder `before` are found first."""
     command = [sys.executable, "-m", "apcaudit", *map(str, arguments)]
-    changed = environment(cache, before)
+    changed = environment(cache, before) | ({} if temporary is None else {"TMPDIR": str(temporary)})
     return subprocess.run(command, capture_output=True, text=True, check=False, env=changed, timeout=timeout, **options)
 
 

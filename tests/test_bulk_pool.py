@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import os
 import re
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,25 +76,97 @@ def test_a_hundred_images(tmp_path: Path, cache: Path) -> None:
     assert again.stderr.count("scanned earlier") == 100
 
 
-def test_interrupted(tmp_path: Path, cache: Path) -> None:
-    """Ctrl-C ends the scan at once: no process is left, no image has failed, and the next run does all."""
-    evidence = tmp_path / "evidence"
+def left_in(*places: Path) -> list[str]:
+    """Name what processes of a scan have left in folders for temporary files and in a cache."""
+    return [str(each) for place in places for each in place.rglob("*apcaudit-*")]
+
+
+def to_itself(process: int) -> list[int]:
+    return [process]
+
+
+def to_all(process: int) -> list[int]:
+    return [*bulk_images.descendants(process), process]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these signals are those of POSIX")
+@pytest.mark.parametrize(
+    ("number", "receivers"),
+    [("SIGINT", to_itself), ("SIGTERM", to_itself), ("SIGHUP", to_itself), ("SIGTERM", to_all)],
+    ids=["ctrl-c", "kill", "terminal closed", "machine shuts down"],
+)
+def test_interrupted(number: str, receivers: Callable[[int], list[int]], tmp_path: Path, cache: Path) -> None:
+    """A signal ends the scan at once: nothing is left behind, no image has failed, the next run does all."""
+    evidence, temporary = tmp_path / "evidence", tmp_path / "temporary"
     evidence.mkdir()
+    temporary.mkdir()
     raw = bulk_images.write_raw(tmp_path / "seed.raw", "seed").read_bytes()
-    for number in range(3):
-        (evidence / f"{number}.raw").write_bytes(bulk_images.distinct(raw, number))
+    for index in range(3):
+        (evidence / f"{index}.raw.gz").write_bytes(gzip.compress(bulk_images.distinct(raw, index), 1))
     results = tmp_path / "results"
     arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
-    running = bulk_images.start(*arguments, cache=cache)
+    running = bulk_images.start(*arguments, cache=cache, TMPDIR=str(temporary))
     wait_for_reader(running.pid, after=0.2)
     below = bulk_images.descendants(running.pid)
-    running.send_signal(signal.SIGINT)
-    _, stderr = running.communicate(timeout=20)
+    for each in receivers(running.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, getattr(signal, number))
+    _, stderr = running.communicate(timeout=60)
     assert running.returncode == 1
     assert stderr.splitlines()[-1] == "apcaudit: interrupted: the same command goes on where this one was"
     assert "Traceback" not in stderr
     assert gone(below)
+    assert left_in(temporary, cache / "apcaudit") == []
     assert "failed" not in {row.status for row in store.images(results)}
     done = apcaudit(*arguments, cache=cache)
     assert done.returncode == 0, done.stderr
     assert len(store.images(results)) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these signals are those of POSIX")
+@pytest.mark.parametrize("command", ["symbols", "report"])
+def test_other_commands_end_in_order(command: str, tmp_path: Path, cache: Path) -> None:
+    """What else reads images ends as a scan does when it is asked to, and again while it ends."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    image = bulk_images.write_raw(tmp_path / "seed.raw", "seed")
+    output = ("-o", tmp_path / "page.html", "--offline") if command == "report" else ()
+    running = bulk_images.start(command, image, *output, cache=cache, TMPDIR=str(temporary))
+    wait_for_reader(running.pid, after=0.1)
+    below = bulk_images.descendants(running.pid)
+    for _ in range(20):
+        running.terminate()
+    _, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stderr) == (1, "apcaudit: interrupted\n")
+    assert gone(below)
+    assert left_in(temporary, cache / "apcaudit") == []
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks on Windows")
+def test_killed_at_any_moment(tmp_path: Path, cache: Path) -> None:
+    """Whenever a scan is killed, its results can be read and its processes end; a later run clears up."""
+    evidence, temporary = tmp_path / "evidence", tmp_path / "temporary"
+    evidence.mkdir()
+    temporary.mkdir()
+    data = bulk_images.write(tmp_path / "seed.dmp", "seed").read_bytes()
+    for index in range(6):
+        (evidence / f"{index}.dmp.gz").write_bytes(gzip.compress(bulk_images.distinct(data, index), 1))
+    results = tmp_path / "results"
+    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
+    for moment in (0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.8):
+        running = bulk_images.start(*arguments, cache=cache, TMPDIR=str(temporary))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(timeout=moment)
+        below = bulk_images.descendants(running.pid)
+        running.kill()
+        running.communicate()
+        assert gone(below)
+        assert {row.status for row in store.images(results)} <= {"scanned"}
+    done = apcaudit(*arguments, cache=cache, temporary=temporary)
+    assert done.returncode == 0, done.stderr
+    rows = store.images(results)
+    assert [Path(row.source).name for row in rows] == [f"{index}.dmp.gz" for index in range(6)]
+    assert left_in(temporary, cache / "apcaudit") == []
+    assert {each.name for each in results.iterdir()} == {".known", *(row.image for row in rows)}
+    assert list(results.glob(".known/.*")) == []

@@ -12,6 +12,9 @@ from apcaudit.errors import ApcAuditError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+_IMAGE = re.compile(r"(path-)?[0-9a-f]{64}")
+"""How an image's folder of results is named."""
+
 _LEAST = 512 << 20
 """Bytes of address space below which no image can be read: Python, vol and its libraries take 350 MiB."""
 
@@ -91,4 +94,6 @@ def check_results(path: Path) -> None:
 
 
 def _holds_results(path: Path) -> bool:
-    return next(path.glob("[!.]*/images.parquet"), None) is not None
+    """Tell by one table of one image, or by an image's folder, though its tables are lost."""
+    named = (each for each in path.glob("[!.]*") if each.is_dir() and _IMAGE.fullmatch(each.name))
+    return next(path.glob("[!.]*/*.parquet"), None) is not None or next(named, None) is not None

@@ -12,11 +12,11 @@ import functools
 import os
 import shutil
 import typing
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from apcaudit.bulk import scratch
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.records import TABLES, Address, ImageRow, Records
 from apcaudit.errors import ApcAuditError
@@ -58,7 +58,7 @@ def write(results: Path, records: Records) -> None:
     """Write all tables of one image, in place of what an earlier scan found on it."""
     arrow, parquet = load("pyarrow"), load("pyarrow.parquet")
     results.mkdir(parents=True, exist_ok=True)
-    unfinished = results / f"{_UNFINISHED}{uuid.uuid4().hex}"
+    unfinished = results / f"{_UNFINISHED}{scratch.mark()}"
     unfinished.mkdir()
     try:
         for table in TABLES:
@@ -87,7 +87,7 @@ def _publish(unfinished: Path, final: Path) -> None:
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
-            old = final.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+            old = final.with_name(f"{_UNFINISHED}{scratch.mark()}")
             try:
                 os.rename(final, old)
             except FileNotFoundError:

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -232,7 +231,7 @@ def _known(evidence: Evidence, settings: Settings) -> str | None:
 
 def _remember(evidence: Evidence, image: str, settings: Settings) -> None:
     folder = settings.results / _KNOWN
-    unfinished = folder / f".{uuid.uuid4().hex}"
+    unfinished = folder / f".{scratch.mark()}"
     # It saves time and no more: evidence that somebody moved away meanwhile, say, is not remembered.
     with contextlib.suppress(OSError):
         known = json.dumps({"image": image, "state": _state(evidence)})
