@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from apcaudit import show, where
+from apcaudit import ending, show, where
 from apcaudit.bulk import export_command as export
 from apcaudit.bulk import scan_command as scan
 from apcaudit.bulk import stack_command as stack
@@ -54,9 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; give its exit code: 1 after an error, else the subcommand's."""
     options = parser().parse_args(arguments)
     try:
-        code = int(options.run(options))
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        with ending.in_order():
+            code = int(options.run(options))
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the output has had enough, as `head` does.
         _end_stdout()

@@ -9,7 +9,6 @@ import importlib
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +21,14 @@ from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
 
 from apcaudit import where
+from apcaudit.bulk.contents import Contents, Kernel
 from apcaudit.bulk.reader_cache import ReaderCache
-from apcaudit.bulk.records import Address, ApcRow, DriverRow, FindingRow, ThreadRow
 from apcaudit.bulk.rows import Rows, address_of, time_of
 from apcaudit.bulk.symbol_files import SymbolFiles
 from apcaudit.errors import ApcAuditError
 
 _PACKAGE = "volatility3.plugins.windows.apcaudit"
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """The PDB of an image's kernel: file name, GUID, age."""
-
-    pdb: str
-    guid: str
-    age: int
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What the audit of an image gave; times in seconds since 1970, addresses virtual.
-
-    `symbol_file` is the URL of the file that says how the kernel's structures lie.
-    """
-
-    symbol_file: str
-    kernel: Kernel | None
-    windows: str | None
-    bits: int
-    processors: int | None
-    partial: bool
-    system_time: float | None
-    bugcheck: int | None
-    bugcheck_parameters: str | None
-    crashing_thread: Address | None
-    notes: tuple[str, ...]
-    threads: tuple[ThreadRow, ...]
-    apcs: tuple[ApcRow, ...]
-    findings: tuple[FindingRow, ...]
-    drivers: tuple[DriverRow, ...]
+_SIGNATURES = f"{_PACKAGE}.signatures"
 
 
 class NoKernelError(ApcAuditError):
@@ -104,13 +71,32 @@ def check_rules(rules: Path, *, skip_broken: bool = False) -> tuple[str, str | N
         ApcAuditError: they cannot be used.
     """
     _find_own()
-    signatures = f"{_PACKAGE}.signatures"
     options = dataclasses.replace(_rules(rules, skip_broken=skip_broken), defaults=False)
     try:
-        compiled = importlib.import_module(f"{signatures}.rules").compile_rules(options)
-    except importlib.import_module(f"{signatures}.options").RuleError as error:
+        compiled = importlib.import_module(f"{_SIGNATURES}.rules").compile_rules(options)
+    except importlib.import_module(f"{_SIGNATURES}.options").RuleError as error:
         raise ApcAuditError(f"YARA rules: {error}") from error
     return compiled.digest[:16], compiled.note
+
+
+def engines() -> tuple[str, str | None, str | None]:
+    """Return the version of volatility3, and the packages that YARA rules and code are read by, None without any."""
+    _find_own()
+    yara, code = None, None
+    with suppress(importlib.import_module(f"{_SIGNATURES}.options").RuleError):
+        yara = str(importlib.import_module(f"{_SIGNATURES}.engines").find_engine().name)
+    with suppress(ImportError):
+        code = importlib.import_module("capstone.x86").__package__
+    return constants.PACKAGE_VERSION, yara, code
+
+
+def symbol_folders(symbols: tuple[Path, ...]) -> list[tuple[Path, bool]]:
+    """Return the folders of symbol files that an audit looks into, and of each whether vol has fetched what is there.
+
+    Before prepare(), which adds those of one process.
+    """
+    folders = [*symbols, _find_own(), *(Path(each) for each in volatility3.symbols.__path__)]
+    return [(each, each.is_relative_to(constants.CACHE_PATH)) for each in dict.fromkeys(folders)]
 
 
 def _find_own() -> Path:
@@ -214,7 +200,7 @@ def _rules(rules: Path | None, *, skip_broken: bool) -> Any:
     if rules is None:
         return None
     location = requirements.URIRequirement.location_from_file(str(rules))
-    return importlib.import_module(f"{_PACKAGE}.signatures.options").RuleOptions(file=location, skip_broken=skip_broken)
+    return importlib.import_module(f"{_SIGNATURES}.options").RuleOptions(file=location, skip_broken=skip_broken)
 
 
 def _values(line: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError("a line is no row with Severity and Findings")
         rows = [_harmless(row) for row in rows]
     except (ValueError, RecursionError) as error:
-        raise ApcAuditError(f"{options.rows} holds no JSON lines of the audit: {error}") from error
+        raise ApcAuditError(f"{options.rows} holds no JSON lines of the audit, {_WANTED}: {error}") from error
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     print("\n".join(summary(rows, width)))
     floor = SEVERITIES.index(options.min_severity)
@@ -80,12 +80,21 @@ def run(options: argparse.Namespace) -> int:
 #: What a shell gives for another command's output is one; a terminal is a device, as what has no bytes is.
 _READ_TO_THE_END = ("/dev/stdin", "/dev/null")
 
+_WANTED = "which `vol -q -r jsonl -f IMAGE windows.apcaudit --wide` prints"
+
+_HEAD = 4096
+"""Characters by which rows are told from an image, which is not read to its end."""
+
 
 def _read(path: Path) -> str:
     kind = kind_of(path)
     if kind not in (None, "a FIFO") and str(path) not in _READ_TO_THE_END:
-        raise ApcAuditError(f"{path} is {kind}, no file with rows in it")
-    return path.read_text(encoding="utf-8")
+        raise ApcAuditError(f"{path} is {kind}; this takes a file of JSON lines, {_WANTED}")
+    with path.open(encoding="utf-8") as file:
+        text = file.read(_HEAD)
+        if text.strip() and not text.lstrip().startswith("{"):
+            raise ValueError("it does not begin with a row")
+        return text + file.read()
 
 
 def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:

@@ -29,7 +29,7 @@ NO_EXTRA = "an extra is missing: pip install 'apcaudit[bulk]'"
 
 def need_extra() -> None:
     """Skip a module's tests where the extra `bulk` is not installed."""
-    for module in ("pyarrow", "duckdb", "rich", "distributed"):
+    for module in ("pyarrow", "duckdb", "rich"):
         pytest.importorskip(module, reason=NO_EXTRA)
 
 
@@ -109,25 +109,29 @@ def write_broken(folder: Path) -> None:
 
 
 def apcaudit(
-    *arguments: object, cache: Path, timeout: float | None = 240, **options: Any
+    *arguments: object,
+    cache: Path,
+    before: Path | None = None,
+    temporary: Path | None = None,
+    timeout: float | None = 240,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run the command to its end; modules of a folder `before` are found first."""
     command = [sys.executable, "-m", "apcaudit", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment(cache), timeout=timeout, **options
-    )
+    changed = environment(cache, before) | ({} if temporary is None else {"TMPDIR": str(temporary)})
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=changed, timeout=timeout, **options)
 
 
-def start(*arguments: object, cache: Path) -> subprocess.Popen[str]:
-    """Start the command."""
+def start(*arguments: object, cache: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start the command, with further variables of the environment."""
     command = [sys.executable, "-m", "apcaudit", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(cache))
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(cache) | variables)
 
 
-def environment(cache: Path) -> dict[str, str]:
+def environment(cache: Path, before: Path | None = None) -> dict[str, str]:
     """Return the environment in which the checkout is run, with a cache of the tests' own."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(cache)}
+    paths = (None if before is None else str(before), str(ROOT), os.environ.get("PYTHONPATH"))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "XDG_CACHE_HOME": str(cache)}
 
 
 def descendants(pid: int) -> dict[int, int]:
@@ -184,3 +188,51 @@ def gone(processes: dict[int, int]) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def folder_of(tmp_path: Path, planted: dict[str, tuple[str, str | None]], count: int = 4) -> Path:
+    """Make so many images of each scene."""
+    evidence = tmp_path / "evidence"
+    evidence.mkdir(exist_ok=True)
+    for name, (scene, kernel) in planted.items():
+        data = write(tmp_path / "image.dmp", scene, kernel).read_bytes()
+        for number in range(count):
+            (evidence / f"{name}{number}.dmp").write_bytes(distinct(data, number))
+    return evidence
+
+
+def two_at_once(process: subprocess.Popen[str]) -> bool:
+    """Tell whether two images are read at the same time below a process, while that or its scan runs."""
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and process.poll() is None:
+        if len(reading(process.pid)) == 2:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+LISTEN = "0A"
+"""TCP_LISTEN as /proc/net/tcp writes it (Linux, include/net/tcp_states.h)."""
+
+
+def listening(pid: int) -> list[str]:
+    """Name the listening TCP sockets that a process has open, empty when it is gone."""
+    try:
+        opened = {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+        tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    except OSError:
+        return []
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return [f"{pid}: {row[1]}" for row in rows if row[3] == LISTEN and f"socket:[{row[9]}]" in opened]
+
+
+def watched(process: subprocess.Popen[str]) -> tuple[set[str], set[int]]:
+    """Look at a process and all below it until it ends: which sockets listened, and which processes there were."""
+    sockets: set[str] = set()
+    seen: set[int] = set()
+    while process.poll() is None:
+        every = {process.pid, *descendants(process.pid)}
+        seen |= every
+        for each in every:
+            sockets.update(listening(each))
+    return sockets, seen

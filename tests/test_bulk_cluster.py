@@ -1,26 +1,26 @@
-"""`apcaudit scan` over several workers: Dask on this machine, and a scheduler and workers of their own."""
+"""`apcaudit scan --scheduler`: a Dask scheduler and workers of their own."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from apcaudit.bulk import stack, store
-from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.bulk import store
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
-from tests.bulk_images import BROKEN, apcaudit, gone, need_extra, wait_for_reader
+from tests.bulk_images import apcaudit, need_extra, wait_for_reader
 
 need_extra()
+pytest.importorskip("distributed", reason="an extra is missing: pip install 'apcaudit[cluster]'")
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def dask(*arguments: str, says: str, cache: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a `dask` command; yield it and what it says once it is ready."""
+def dask(
+    *arguments: str, says: str, cache: Path, before: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a `dask` command; yield it and what it says once it is ready. Modules of `before` are found first."""
     command = [sys.executable, "-m", "dask", *arguments]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=bulk_images.environment(cache)
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=bulk_images.environment(cache, before),
+        # Not in the checkout: Python finds first what is in the working directory.
+        cwd=cache,
     )
     try:
         assert process.stderr is not None
@@ -51,9 +59,9 @@ def dask(*arguments: str, says: str, cache: Path) -> Iterator[tuple[subprocess.P
 
 @contextlib.contextmanager
 def cluster(
-    cache: Path, folder: Path, count: int = 2, threads: int = 1
+    cache: Path, folder: Path, *befores: Path | None, threads: int = 1
 ) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
-    """Run a scheduler and workers, two of one thread each, on the loopback interface."""
+    """Run a scheduler and workers on the loopback interface, one for each folder of modules that it finds first."""
     here = ("--host", "127.0.0.1")
     with contextlib.ExitStack() as stack:
         scheduler = dask(
@@ -61,17 +69,13 @@ def cluster(
         )
         _, address = stack.enter_context(scheduler)
         workers = []
-        for number in range(count):
-            local = (
-                "--nthreads",
-                str(threads),
-                "--no-nanny",
-                "--no-dashboard",
-                "--local-directory",
-                str(folder / str(number)),
-            )
+        for number, before in enumerate(befores):
+            local = ("--no-nanny", "--no-dashboard", "--local-directory", str(folder / f"dask{number}"))
             worker = dask(
-                "worker", address, *here, "--nthreads", str(threads), *local, says="Registered to", cache=cache
+                *("worker", address, *here, "--nthreads", str(threads), "--name", f"worker{number}", *local),
+                says="Registered to",
+                cache=cache,
+                before=before,
             )
             workers.append(stack.enter_context(worker)[0])
         yield address, workers
@@ -89,7 +93,7 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
     for number in range(4):
         (evidence / f"dump{number}.dmp").write_bytes(bulk_images.distinct(dump, number))
     results = tmp_path / "results"
-    with cluster(cache, tmp_path) as (address, workers):
+    with cluster(cache, tmp_path, None, None) as (address, workers):
         arguments = ("scan", f"{evidence}/raw*", f"{evidence}/dump*", "-o", results, "--offline")
         running = bulk_images.start(*arguments, "--scheduler", address, cache=cache)
         reader = wait_for_reader(workers[0].pid, after=0.3)
@@ -109,108 +113,123 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
 def test_a_worker_of_several_threads(tmp_path: Path, cache: Path) -> None:
     """A worker that has two threads reads two images at once, each in a process of its own."""
     planted = {"xp": ("seed", None), "eleven": ("situations", "11-26100-x64")}
-    evidence = folder_of(tmp_path, planted)
+    evidence = bulk_images.folder_of(tmp_path, planted)
     results = tmp_path / "results"
-    with cluster(cache, tmp_path, count=1, threads=2) as (address, workers):
+    with cluster(cache, tmp_path, None, threads=2) as (address, workers):
         running = bulk_images.start("scan", evidence, "-o", results, "--offline", "--scheduler", address, cache=cache)
-        assert two_at_once(workers[0])
+        assert bulk_images.two_at_once(workers[0])
         _, stderr = running.communicate(timeout=120)
         assert running.returncode == 0, stderr
     found = {Path(row.source).name: (row.severity, row.reason) for row in store.images(results)}
     assert found == {f"{name}{number}.dmp": ("critical", None) for name in planted for number in range(4)}
 
 
-def folder_of(tmp_path: Path, planted: dict[str, tuple[str, str | None]], count: int = 4) -> Path:
-    """Make so many images of each scene."""
-    evidence = tmp_path / "evidence"
-    evidence.mkdir(exist_ok=True)
-    for name, (scene, kernel) in planted.items():
-        data = bulk_images.write(tmp_path / "image.dmp", scene, kernel).read_bytes()
-        for number in range(count):
-            (evidence / f"{name}{number}.dmp").write_bytes(bulk_images.distinct(data, number))
-    return evidence
+def another_version(folder: Path) -> Path:
+    """Make a folder by which Python takes capstone for version 4.0.0."""
+    (folder / "capstone-4.0.0.dist-info").mkdir(parents=True)
+    (folder / "capstone-4.0.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: capstone\nVersion: 4.0.0\n"
+    )
+    return folder
 
 
-def two_at_once(process: subprocess.Popen[str]) -> bool:
-    """Tell whether two images are read at the same time below a process, while that or its scan runs."""
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit and process.poll() is None:
-        if len(bulk_images.reading(process.pid)) == 2:
-            return True
-        time.sleep(0.01)
-    return False
+def without_it(folder: Path) -> Path:
+    """Make a folder by which Python finds an apcaudit that has nothing of this one."""
+    (folder / "apcaudit").mkdir(parents=True)
+    (folder / "apcaudit" / "__init__.py").write_text("")
+    return folder
 
 
-#: What is on the ninety whole images among the hundred: scene and kernel, the severity, and whether a thread has a
-#: kernel APC queued while it is attached.
-HUNDRED = {
-    "xp": ("seed", "xp-sp3-x86", "critical", True),
-    "eleven": ("situations", "11-26100-x64", "critical", True),
-    "seven": ("healthy", "7-sp1-x86", "info", False),
-    "eight": ("healthy", "8.1-x64", "info", False),
-    "ten": ("healthy", "10-19041-x64", "info", False),
-    "ten32": ("healthy", "10-19041-x86", "info", False),
-}
-
-
-def test_a_hundred_images(tmp_path: Path, cache: Path) -> None:
-    """Of a hundred images of six Windows, ten broken in ten ways, the story is what was planted, told by two at a time.
-
-    Started again, the scan reads none of them.
-    """
-    evidence = tmp_path / "evidence"
-    bulk_images.write_broken(evidence)
-    folder_of(tmp_path, {name: (scene, kernel) for name, (scene, kernel, *_) in HUNDRED.items()}, 15)
+def test_workers_that_differ(tmp_path: Path, cache: Path) -> None:
+    """A worker with another version, or that lacks ours, is named and gets no image; the others do them all."""
+    pytest.importorskip("capstone")
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)})
     results = tmp_path / "results"
-    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
-    running = bulk_images.start(*arguments, "--fail-on", "critical", cache=cache)
-    assert two_at_once(running)
-    _, stderr = running.communicate(timeout=240)
-    assert running.returncode == 3, stderr
-    assert "100 images, 10 failed" in stderr
-    assert len(re.findall(r"^/.*\[\d+/100 images", stderr, re.MULTILINE)) == 100
-    rows = {Path(row.source.partition("::")[0]).name: row for row in store.images(results)}
-    assert {name for name, row in rows.items() if row.status == "failed"} == set(BROKEN)
-    found = {name: (row.severity, row.windows) for name, row in rows.items() if row.status == "scanned"}
-    versions = {name: ".".join(map(str, load_kernel(kernel).version)) for name, (_, kernel, *_) in HUNDRED.items()}
-    assert found == {
-        f"{name}{number}.dmp": (severity, versions[name])
-        for name, (_, _, severity, _) in HUNDRED.items()
-        for number in range(15)
-    }
-    (rare,) = [each for each in stack.stack(store.read(results), ["finding"]) if each.name == "detach-bugcheck"]
-    attached = [name for name, (*_, queued) in HUNDRED.items() if queued]
-    assert {Path(source).name for source in rare.sources} == {
-        f"{n}{number}.dmp" for n in attached for number in range(15)
-    }
-    assert rare.of == 90
-    again = apcaudit(*arguments, cache=cache)
-    assert again.returncode == 2, again.stderr
-    assert again.stderr.count("scanned earlier") == 100
-
-
-def test_interrupted(tmp_path: Path, cache: Path) -> None:
-    """Ctrl-C ends the scan at once: no process is left, no image has failed, and the next run does all."""
-    evidence = tmp_path / "evidence"
-    evidence.mkdir()
-    raw = bulk_images.write_raw(tmp_path / "seed.raw", "seed").read_bytes()
-    for number in range(3):
-        (evidence / f"{number}.raw").write_bytes(bulk_images.distinct(raw, number))
-    results = tmp_path / "results"
-    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
-    running = bulk_images.start(*arguments, cache=cache)
-    wait_for_reader(running.pid, after=0.2)
-    below = bulk_images.descendants(running.pid)
-    running.send_signal(signal.SIGINT)
-    _, stderr = running.communicate(timeout=20)
-    assert running.returncode == 1
-    assert stderr.splitlines()[-1] == "apcaudit: interrupted: the same command goes on where this one was"
-    assert "Traceback" not in stderr
-    assert gone(below)
-    assert "failed" not in {row.status for row in store.images(results)}
-    done = apcaudit(*arguments, cache=cache)
+    befores = (another_version(tmp_path / "one"), without_it(tmp_path / "two"), None)
+    with cluster(cache, tmp_path, *befores) as (address, workers):
+        arguments = ("scan", evidence, "-o", results, "--offline", "--scheduler", address)
+        done = apcaudit(*arguments, cache=cache)
     assert done.returncode == 0, done.stderr
-    assert len(store.images(results)) == 3
+    refused = [line for line in done.stderr.splitlines() if "is given no images" in line]
+    here = importlib.metadata.version("capstone")
+    told = rf"the worker tcp://127\.0\.0\.1:\d+ .*: capstone is 4\.0\.0, on the machine of the scan {re.escape(here)}$"
+    assert len([line for line in refused if re.match(told, line)]) == 1
+    assert (
+        len([line for line in refused if "cannot say in what it differs" in line and "ModuleNotFoundError" in line])
+        == 1
+    )
+    assert len(refused) == 2
+    rows = store.images(results)
+    assert {row.worker.rpartition(":")[2] for row in rows} == {str(workers[2].pid)}
+    assert [row.status for row in rows] == ["scanned"] * 4
+
+
+def test_every_worker_differs(tmp_path: Path, cache: Path) -> None:
+    """Where none is left the scan does not begin: one line a worker, one that says what is needed."""
+    pytest.importorskip("capstone")
+    image = bulk_images.write(tmp_path / "a.dmp", "seed")
+    results = tmp_path / "results"
+    with cluster(cache, tmp_path, another_version(tmp_path / "one")) as (address, _):
+        done = apcaudit("scan", image, "-o", results, "--offline", "--scheduler", address, cache=cache)
+    assert done.returncode == 1, done.stderr
+    assert "capstone is 4.0.0" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("apcaudit: no worker is left: each needs the same versions")
+    assert store.images(results) == []
+
+
+def test_a_worker_that_joins_and_differs(tmp_path: Path, cache: Path) -> None:
+    """A worker that comes later and differs gives back what it is given."""
+    pytest.importorskip("capstone")
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)}, 12)
+    results = tmp_path / "results"
+    with cluster(cache, tmp_path, None) as (address, workers):
+        arguments = ("scan", evidence, "-o", results, "--offline", "--scheduler", address)
+        running = bulk_images.start(*arguments, cache=cache)
+        wait_for_reader(workers[0].pid, after=0)
+        late = ("worker", address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        late = (*late, "--local-directory", str(tmp_path / "late"))
+        with dask(*late, says="Registered to", cache=cache, before=another_version(tmp_path / "one")):
+            _, stderr = running.communicate(timeout=240)
+    assert running.returncode == 0, stderr
+    rows = store.images(results)
+    assert {row.worker.rpartition(":")[2] for row in rows} == {str(workers[0].pid)}
+    assert [row.status for row in rows] == ["scanned"] * 12
+
+
+def test_the_scheduler_goes_away(tmp_path: Path, cache: Path) -> None:
+    """When the scheduler ends in the middle, so does the scan, in one line; nothing has failed for it."""
+    raw = bulk_images.write_raw(tmp_path / "seed.raw", "seed")
+    results = tmp_path / "results"
+    with contextlib.ExitStack() as stack:
+        address, (worker,) = stack.enter_context(cluster(cache, tmp_path, None))
+        running = bulk_images.start("scan", raw, "-o", results, "--offline", "--scheduler", address, cache=cache)
+        wait_for_reader(worker.pid, after=0)
+        stack.close()
+        _, stderr = running.communicate(timeout=120)
+    assert running.returncode == 1, stderr
+    assert "the Dask scheduler went away: the same command goes on" in stderr.splitlines()[-1]
+    assert store.images(results) == []
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")
+def test_what_listens(tmp_path: Path, cache: Path) -> None:
+    """Nothing listens but the scheduler and the workers themselves: not the scan, not what reads images."""
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)})
+    with cluster(cache, tmp_path, None) as (address, (worker,)):
+        arguments = ("scan", evidence, "-o", tmp_path / "results", "--offline", "--scheduler", address)
+        running = bulk_images.start(*arguments, cache=cache)
+        below: set[str] = set()
+        seen: set[int] = set()
+        while running.poll() is None:
+            readers = bulk_images.descendants(worker.pid)
+            seen |= set(readers)
+            every = {running.pid, *bulk_images.descendants(running.pid), *readers}
+            below.update(socket for each in every for socket in bulk_images.listening(each))
+        _, stderr = running.communicate()
+        assert bulk_images.listening(worker.pid)
+    assert running.returncode == 0, stderr
+    assert seen
+    assert below == set()
 
 
 def test_no_scheduler(tmp_path: Path, cache: Path) -> None:

@@ -1,14 +1,16 @@
-"""Without the extra `bulk` the command says how to get it, and everything else works."""
+"""Without the extras the command says how to get it, and everything else works."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from apcaudit.bulk.extra import load, need
 from apcaudit.cli import main
 from apcaudit.errors import ApcAuditError
+from tests.bulk_images import need_extra
 
 
 def test_what_is_missing_is_named() -> None:
@@ -18,18 +20,38 @@ def test_what_is_missing_is_named() -> None:
             check("nonesuch")
 
 
-@pytest.mark.parametrize("command", [["scan", ".", "-o", "x"], ["stack", "x"], ["export", "x"]])
-def test_commands_without_the_extra(
-    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+BULK = ("pyarrow", "pyarrow.parquet", "duckdb", "rich")
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [
+        (["scan", ".", "-o", "x"], BULK, "bulk"),
+        (["stack", "RESULTS"], BULK, "bulk"),
+        (["export", "RESULTS"], BULK, "bulk"),
+        (["scan", ".", "-o", "x", "--scheduler", "tcp://127.0.0.1:1"], ("distributed",), "cluster"),
+    ],
+)
+def test_commands_without_an_extra(
+    command: list[str],
+    missing: tuple[str, ...],
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The commands that need it end with exit code 1 and one line."""
+    """The commands that need one end with exit code 1 and one line that says which."""
+    if extra == "cluster":
+        need_extra()
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "images.parquet").write_bytes(b"results")
     monkeypatch.setattr(sys, "path", [])
-    for name in ("pyarrow", "pyarrow.parquet", "distributed", "duckdb", "rich"):
+    for name in missing:
         # What Python takes for a module that cannot be imported.
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(sys, "meta_path", [])
-    assert main(command) == 1
+    assert main([str(tmp_path) if each == "RESULTS" else each for each in command]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "pip install 'apcaudit[bulk]'" in captured.err
+    assert f"pip install 'apcaudit[{extra}]'" in captured.err
     assert captured.err.count("\n") == 1

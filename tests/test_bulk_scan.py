@@ -108,7 +108,7 @@ def test_broken_images_are_rows(tmp_path: Path, cache: Path) -> None:
     bulk_images.write_broken(tmp_path / "evidence")
     bulk_images.write(tmp_path / "evidence" / "whole.dmp", "healthy")
     results = tmp_path / "results"
-    done = apcaudit("scan", tmp_path / "evidence", "-o", results, "--offline", "--workers", 0, cache=cache)
+    done = apcaudit("scan", tmp_path / "evidence", "-o", results, "--offline", "--workers", 1, cache=cache)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     rows = {Path(row.source.partition("::")[0]).name: row for row in store.images(results)}
@@ -150,7 +150,7 @@ def test_own_rules(tmp_path: Path, cache: Path) -> None:
     """Rules of the user's own hit drivers; other rules are another scan; rules that do not compile are an error."""
     image = bulk_images.write(tmp_path / "seed.dmp", "seed")
     results, rules = tmp_path / "results", tmp_path / "own.yar"
-    arguments = ("scan", image, "-o", results, "--offline", "--workers", 0, "--yara-file", rules)
+    arguments = ("scan", image, "-o", results, "--offline", "--workers", 1, "--yara-file", rules)
     rules.write_text("rule Own { condition: uint16(0) == 0x5A4D }")
     assert apcaudit(*arguments, cache=cache).returncode == 0
     (yara,) = store.connect(results).execute("SELECT yara FROM threads").fetchall()[0]
@@ -217,7 +217,7 @@ def test_a_killed_child_is_a_row(tmp_path: Path, cache: Path) -> None:
     slow = bulk_images.write_raw(tmp_path / "slow.raw", "seed")
     quick = bulk_images.write(tmp_path / "zz.dmp", "healthy")
     results = tmp_path / "results"
-    running = bulk_images.start("scan", slow, quick, "-o", results, "--offline", "--workers", 0, cache=cache)
+    running = bulk_images.start("scan", slow, quick, "-o", results, "--offline", "--workers", 1, cache=cache)
     victim = wait_for_reader(running.pid, after=0.3)
     os.kill(victim, signal.SIGKILL)
     _, stderr = running.communicate(timeout=60)
@@ -235,7 +235,7 @@ def test_killed_and_started_again(tmp_path: Path, cache: Path) -> None:
     for number in range(8):
         (evidence / f"{number}.dmp").write_bytes(bulk_images.distinct(data, number))
     results = tmp_path / "results"
-    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 0)
+    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 1)
     running = bulk_images.start(*arguments, cache=cache)
     limit = time.monotonic() + 60
     while len(store.images(results)) < 3 and time.monotonic() < limit:

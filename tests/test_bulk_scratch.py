@@ -72,7 +72,7 @@ def test_what_was_being_removed_is_removed(tmp_path: Path) -> None:
 
 
 def test_unfinished_results(tmp_path: Path) -> None:
-    """Pieces of results that were never finished are removed after a day; younger ones may be somebody's."""
+    """Pieces of results of another machine are removed after a day; younger ones may be somebody's."""
     (tmp_path / ".known").mkdir()
     pieces = [
         tmp_path / ".unfinished-1",
@@ -89,3 +89,29 @@ def test_unfinished_results(tmp_path: Path) -> None:
         os.utime(old, (day, day))
     scratch.clean_results(tmp_path)
     assert [piece.exists() for piece in pieces] == [False, True, False, True]
+
+
+def test_unfinished_results_of_who_is_gone(tmp_path: Path) -> None:
+    """Pieces whose process has ended on this machine are removed at once, never those of one that lives."""
+    script = "from apcaudit.bulk import scratch; print(scratch.mark())"
+    command = [sys.executable, "-c", script]
+    gone = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    (tmp_path / ".known").mkdir()
+    left = []
+    for mark in (gone, scratch.mark(), f"elsewhere-{gone.partition('-')[2]}"):
+        left += [tmp_path / f".unfinished-{mark}", tmp_path / ".known" / f".{mark}"]
+        left[-2].mkdir()
+        left[-1].write_text("{}")
+    scratch.clean_results(tmp_path)
+    assert [piece.exists() for piece in left] == [False, False, True, True, True, True]
+
+
+def test_a_folder_that_never_got_its_name(tmp_path: Path) -> None:
+    """What a run left that was killed while it made its folder is removed at the next start."""
+    script = "import sys, tempfile; from pathlib import Path; from apcaudit.bulk import scratch\n"
+    script += "scratch.os.rename = lambda *_: scratch.os._exit(0)\n"
+    script += "with scratch.folder(Path(sys.argv[1])): pass"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=ROOT)
+    (left,) = tmp_path.iterdir()
+    with scratch.folder(tmp_path):
+        assert not left.exists()

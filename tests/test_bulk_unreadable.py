@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from apcaudit.bulk import cluster, store
+from apcaudit.bulk import pool, store
 from apcaudit.bulk.evidence import Evidence, find
 from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
 from apcaudit.cli import main
@@ -104,7 +104,7 @@ def test_a_row_among_others(make: Callable[[Path], Path], reason: str, tmp_path:
     odd = make(tmp_path / "odd.raw")
     whole = bulk_images.write(tmp_path / "whole.dmp", "healthy")
     results = tmp_path / "results"
-    arguments = ("scan", odd, whole, "-o", results, "--offline", "--workers", 0, "--timeout", SOON)
+    arguments = ("scan", odd, whole, "-o", results, "--offline", "--workers", 1, "--timeout", SOON)
     done = apcaudit(*arguments, cache=cache, timeout=SOON)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -134,9 +134,10 @@ def test_a_report_of_it(name: str, tmp_path: Path, cache: Path) -> None:
 
 
 def run(settings: Settings, *images: Path) -> list[Outcome]:
-    """Scan images in this process alone."""
+    """Scan images, one at a time."""
     evidence = find([str(each) for each in images])
-    return list(cluster.run(evidence, settings, lambda *_: None, scheduler=None, workers=0))
+    with pool.opened(settings, 1) as executor:
+        return sorted(pool.run(executor, evidence, settings, lambda *_: None), key=lambda outcome: outcome.source)
 
 
 def test_a_folder_to_unpack_in_that_is_gone(tmp_path: Path, cache: Path) -> None:
@@ -168,8 +169,8 @@ def test_a_folder_in_the_place_of_an_image(tmp_path: Path, cache: Path) -> None:
     """A folder where a file was found is a row."""
     (tmp_path / "a.raw").mkdir()
     settings = Settings(tmp_path / "results", offline=True, cache=cache)
-    evidence = [Evidence(tmp_path / "a.raw")]
-    (outcome,) = cluster.run(evidence, settings, lambda *_: None, scheduler=None, workers=0)
+    with pool.opened(settings, 1) as executor:
+        (outcome,) = pool.run(executor, [Evidence(tmp_path / "a.raw")], settings, lambda *_: None)
     assert isinstance(outcome, Failed)
     assert "is a folder" in outcome.reason
 

@@ -90,7 +90,7 @@ def test_every_command(place: Place) -> None:
         "vol": [*vol, "--scan", "--all", "--wide"],
         "show": ["-m", "apcaudit", "show", str(rows)],
         "symbols": ["-m", "apcaudit", "symbols", str(place.evidence)],
-        "scan": ["-m", "apcaudit", "scan", str(place.evidence), "-o", results, "--workers", "0", "--offline"],
+        "scan": ["-m", "apcaudit", "scan", str(place.evidence), "-o", results, "--workers", "1", "--offline"],
         "stack": ["-m", "apcaudit", "stack", results],
         "export": ["-m", "apcaudit", "export", results, "--format", "csv", "--table", "images"],
         "report": ["-m", "apcaudit", "report", results, "-o", str(place.kept / "report.html")],

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from apcaudit.bulk.isolation import ImageError, Isolation, StoppedError
 from apcaudit.bulk.outcome import Settings
 from apcaudit.bulk.readers import Readers
+from tests.conftest import ROOT
 
 #: Answers each request with the lines that belong to it, as a process that an image has taken over might.
 PROCESS = """
@@ -72,57 +74,117 @@ def test_who_does_not_end_has_not_answered(isolation: Isolation) -> None:
     assert ask(isolation, DONE, seconds=0.5) == "its time was over (--timeout)"
 
 
-#: Answers only when somebody has made the file that the request names.
-WAITING = """
-import json, os, sys, time
-for request in sys.stdin:
-    sys.stdout.write('{"stage": "audit"}\\n')
-    sys.stdout.flush()
-    while not os.path.exists(json.loads(request)["until"]):
-        time.sleep(0.001)
-    sys.stdout.write('{"done": 1}\\n{"ended": true}\\n')
-    sys.stdout.flush()
+#: Is ready, says that it has begun when it is asked, and then does what does not end.
+STUCK = """
+import os, re, signal, subprocess, sys, time
+from apcaudit.bulk import processes
+processes.adopt()
+open('ready', 'w').close()
+request = sys.stdin.readline()
+sys.stdout.write('{"stage": "audit"}\\n')
+sys.stdout.flush()
 """
 
-
-class Held:
-    """A timer that never goes off by itself: the test does what it would do, when it wants to."""
-
-    made: ClassVar[list[Held]] = []
-    daemon = False
-
-    def __init__(self, interval: float, function: Callable[[], None]) -> None:
-        self.interval, self.function = interval, function
-        self.made.append(self)
-
-    def start(self) -> None:
-        """Begin to wait."""
-
-    def cancel(self) -> None:
-        """Come too late: the thread of the timer is past the moment where it looks whether it was cancelled."""
+#: What a process may do that does not end: each line is one way.
+WAYS = {
+    "a FIFO that nobody writes to": "os.mkfifo('fifo'); open('fifo').read()",
+    "a device that gives nothing": "open(os.openpty()[1], 'rb').read()",
+    "code in C that holds Python's lock": "re.match('(a|a)*b', 'a' * 60)",
+    "no heed of SIGTERM": "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+    "stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "lines without end": '[print(\'{"stage": "audit"}\', flush=True) for _ in iter(int, 1)]',
+    "a line without end": "[sys.stdout.write('x' * 4096) for _ in iter(int, 1)]",
+    "a child": "subprocess.run(['sleep', '600'])",
+    "a child that has left": "subprocess.Popen(['sleep', '600'], start_new_session=True); time.sleep(600)",
+    "a child whose parent has ended": "os.fork() or (os.setsid(), os.fork() and os._exit(0)); time.sleep(600)",
+}
 
 
-def test_a_late_timer_is_of_its_own_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A timer that goes off when its image has ended leaves the process alone, which reads the next image."""
-    monkeypatch.setattr(threading, "Timer", Held)
-    monkeypatch.setattr(Held, "made", [])
-    isolation = Isolation((), tmp_path, offline=True)
-    isolation._command = [sys.executable, "-c", WAITING]
-    goes_on = tmp_path / "goes on"
-    request, deadline = {"until": str(goes_on)}, time.monotonic() + 60
-    goes_on.touch()
-    assert isolation.ask(request, deadline, lambda _: None) == 1
-    goes_on.unlink()
+def processes_in(folder: Path) -> set[int]:
+    """Return the processes whose working directory is a folder, by /proc; of one that has ended nobody is told."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").resolve(strict=True) == folder:
+                found.add(int(entry.name))
+    return found
 
-    def late(_: str) -> None:
-        Held.made[0].function()
-        goes_on.touch()
 
-    assert isolation.ask(request, deadline, late) == 1
-    # The timer of the image that is being read does end it.
-    goes_on.unlink()
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process that leaves its group is not found")
+@pytest.mark.parametrize("way", WAYS)
+def test_the_time_ends_whatever_is_done(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time is over the process has ended and all that it has started, and the image has failed for that."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    isolation = Isolation((), tmp_path / "cache", offline=True)
+    isolation._command = [sys.executable, "-c", f"import os; os.chdir({str(folder)!r})\n{STUCK}{WAYS[way]}"]
+    isolation.start()
+    while not (folder / "ready").exists():
+        time.sleep(0.01)
+    stages: list[str] = []
+    started = time.monotonic()
     with pytest.raises(ImageError, match="time was over"):
-        isolation.ask(request, deadline, lambda _: Held.made[2].function())
+        isolation.ask({}, started + 2, stages.append)
+    assert stages[:1] == ["audit"]
+    assert time.monotonic() - started < 15
+    assert processes_in(folder) == set()
+
+
+def test_an_answer_without_end(isolation: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is longer than any answer is none, and no more of it is taken."""
+    monkeypatch.setattr("apcaudit.bulk.isolation._LONGEST", 1000)
+    assert (
+        ask(isolation, f'{{"done": "{"x" * 2000}"}}\n', ENDED)
+        == "the process that reads images gave no answer that can be read"
+    )
+
+
+def test_the_next_image_has_its_own_time(isolation: Isolation) -> None:
+    """When the time of an image that has ended is over, nothing happens to the process, which reads the next one."""
+    assert ask(isolation, DONE, ENDED) == 1
+    process, request = isolation._process, {"says": (DONE, ENDED)}
+    over = time.monotonic() + 3
+    assert isolation.ask(request, over, lambda _: None) == 1
+    time.sleep(over - time.monotonic() + 0.2)
+    assert isolation.ask(request, time.monotonic() + 20, lambda _: None) == 1
+    assert isolation._process is process
+    isolation.close()
+
+
+def test_a_number_that_is_free_again_is_left_alone(isolation: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is killed by the number of a process that was seen to have ended: it may be another one's by now."""
+    ask(isolation, DONE, ENDED)
+    process = isolation._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
+    killed: list[int] = []
+    for name in ("kill", "killpg"):
+        monkeypatch.setattr(os, name, lambda number, _: killed.append(number))
+    isolation.close()
+    assert killed == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process that leaves its group is not found")
+def test_nothing_outlives_its_image(tmp_path: Path) -> None:
+    """What a process that read an image has left behind ends with it, though it has a session of its own."""
+    script = f"""
+import os, sys, time
+os.chdir({str(tmp_path)!r})
+from apcaudit.bulk import processes
+processes.adopt()
+reader = os.fork()
+if reader == 0:
+    os.fork() or (os.setsid(), os.fork() and os._exit(0), time.sleep(600))
+    time.sleep(0.5)
+    os._exit(0)
+os.waitpid(reader, 0)
+processes.end_children()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert processes_in(tmp_path) == set()
 
 
 def test_who_is_stopped_gets_no_process(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ import select
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from apcaudit import framework
-from apcaudit.bulk import symbol_folders
+from apcaudit.bulk import processes, symbol_folders
 from apcaudit.bulk.reader_cache import ReaderCache
+from apcaudit.bulk.room import NoRoomError
 from apcaudit.bulk.unpack import image_of, is_packed
 from apcaudit.errors import ApcAuditError
 
@@ -58,10 +60,16 @@ def main() -> None:
     """Answer requests until stdin ends; the arguments are a JSON object."""
     start = json.loads(sys.argv[1])
     answers = Answers()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        # Whoever asks ends us. Where a signal goes to every process, as when a machine shuts down, our end would look
+        # like the image's failure.
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    processes.adopt()
     symbols = tuple(Path(each) for each in start["symbols"])
     cache = ReaderCache(Path(start["own"]), Path(start["cache"]))
     symbol_folders.look_into(*symbols)
-    with _limited(start["index_memory"]):
+    with _limited(start["index_memory"]), _ending_with_asker():
         framework.prepare(symbols, cache, offline=start["offline"])
         if _CAN_FORK:
             # What could not be indexed is read again here.
@@ -93,11 +101,39 @@ def _limited(memory: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+@contextlib.contextmanager
+def _ending_with_asker() -> Iterator[None]:
+    """End meanwhile when whoever asks is gone: a large index of symbol files takes minutes, and nobody waits for it."""
+    if not _CAN_FORK:
+        yield
+        return
+    done, tell = os.pipe()
+    watch = threading.Thread(target=_end_unless_done, args=(done,), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        # The thread must be gone before there is a fork.
+        os.close(tell)
+        watch.join()
+        os.close(done)
+
+
+def _end_unless_done(done: int) -> None:
+    poll = select.poll()
+    poll.register(done, 0)
+    poll.register(0, 0)
+    if done not in dict(poll.poll()):
+        os._exit(1)
+
+
 def _fork(request: dict[str, Any], answers: Answers, cache: ReaderCache) -> None:
     cache.clear()
     ours, theirs = os.pipe()
+    server = os.getpid()
     pid = os.fork()
     if pid == 0:
+        processes.end_with(server)
         os.close(ours)
         _limit(request["memory"])
         symbol_file = handle(request, answers)
@@ -107,11 +143,13 @@ def _fork(request: dict[str, Any], answers: Answers, cache: ReaderCache) -> None
     os.close(theirs)
     last_words = _last_words(ours)
     if last_words is None:
-        os.kill(pid, signal.SIGKILL)
+        processes.end_children()
         shutil.rmtree(request["scratch"], ignore_errors=True)
         os._exit(1)
     os.close(ours)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    # Nothing that it has started outlives it.
+    processes.end_children()
     if status < 0:
         answers.send(failed=f"its process was killed by signal {signal.Signals(-status).name}")
     elif status != _OWN_EXIT:
@@ -170,11 +208,13 @@ def handle(request: dict[str, Any], answers: Answers) -> str:
             given: dict[str, Any] = {"rules": rules, "skip_broken": request["skip_broken_rules"]}
             contents = framework.read(image, file, scan=request["scan"], stage=answers.stage, **given)
             done, symbol_file = dataclasses.asdict(contents), contents.symbol_file
-            short = _short_of_memory(request["memory"])
+            done["short"] = short = _short_of_memory(request["memory"])
             done["notes"] = (*done["notes"], f"{short}: parts may be missing") if short else done["notes"]
             answers.send(done=done)
     except MemoryError:
         answers.send(failed=f"it needs more memory than the limit of {request['memory'] >> 20} MiB (--memory)")
+    except NoRoomError as error:
+        answers.send(failed=str(error), passing=True)
     except (ApcAuditError, OSError) as error:
         _send_failure(str(error), request, answers)
     except Exception as error:

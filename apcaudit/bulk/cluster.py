@@ -1,118 +1,172 @@
-"""Spreads images over workers: in this process, on this machine's cores, or on the machines of a Dask cluster."""
+"""Spreads images over the machines of a Dask cluster; nothing of it is needed on one machine."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
+import queue
+import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-from apcaudit.bulk import worker
+from apcaudit.bulk import fingerprint, worker
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Outcome, Settings
+from apcaudit.bulk.pool import Stage
+from apcaudit.bulk.room import NoRoomError
 from apcaudit.errors import ApcAuditError
-
-Stage = Callable[[str, str, str], None]
-"""Told which worker is at which source and stage."""
+from apcaudit.text import one_line
 
 _TOPIC = "apcaudit"
 
-_HERE = "this process"
+_LOOK = 5.0
+"""Seconds after which it is looked whether workers have come or gone, when no image is done before."""
+
+_AHEAD = 3
+"""So many images are given out at once for each that workers read at once: none waits for its next one."""
+
+_DEATHS = 3
+"""How many workers an image may see die; Dask itself allows as many (distributed.scheduler.allowed-failures)."""
 
 
 def run(
-    evidence: Sequence[Evidence], settings: Settings, stage: Stage, *, scheduler: str | None, workers: int | None
+    evidence: Sequence[Evidence], settings: Settings, stage: Stage, scheduler: str
 ) -> Generator[Outcome, None, None]:
-    """Scan images, yielding what became of each as it is known.
+    """Scan images, yielding what became of each as it is known; workers that differ from this machine are named.
 
     Args:
         evidence: the images.
         settings: what holds for all.
         stage: told what each worker is at.
-        scheduler: address of a Dask scheduler; its workers need the same paths. A cluster of this machine when None.
-        workers: how many images are read at once on this machine, one a core when None; 0 is one, without Dask.
+        scheduler: address of a Dask scheduler; its workers need the same paths.
 
     Raises:
-        ApcAuditError: the scheduler cannot be reached, or went away.
+        ApcAuditError: the scheduler cannot be reached or went away, or every worker differs.
+        NoRoomError: there is no room for results.
     """
-    if scheduler is None and workers == 0:
-        for each in evidence:
-            yield _scanned_here(each, settings, stage)
-        return
-    if scheduler is None:
-        count = min(workers or os.cpu_count() or 1, max(1, len(evidence)))
-        # They load what they need while this process loads Dask.
-        worker.readers.prepare(settings, count)
-    with contextlib.ExitStack() as stack:
-        # The last thing of all, when no thread of the cluster is left.
-        stack.callback(worker.readers.reopen)
-        distributed = load("distributed")
-        if scheduler is None:
-            address: Any = stack.enter_context(_local(distributed, count))
-        else:
-            address = scheduler
-        try:
-            client = stack.enter_context(distributed.Client(address, set_as_default=False, timeout="5s"))
-        except (OSError, ValueError) as error:
-            raise ApcAuditError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-        if scheduler is None:
-            # Before the cluster ends, which waits for its threads: those wait for the processes.
-            stack.callback(worker.readers.stop)
-        yield from _spread(distributed, client, evidence, settings, stage)
-
-
-def _scanned_here(evidence: Evidence, settings: Settings, stage: Stage) -> Outcome:
-    """Scan an image for this process; whatever else goes wrong is that image's failure, as it is in Dask's workers."""
-    started = time.monotonic()
+    distributed = load("distributed")
     try:
-        return worker.scan(evidence, settings, lambda at: stage(_HERE, evidence.source, at))
-    except Exception as error:
-        return worker.fail(evidence, settings, _why(error), "worker", time.monotonic() - started)
+        client = distributed.Client(scheduler, set_as_default=False, timeout="5s")
+    except (OSError, ValueError) as error:
+        raise ApcAuditError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+    with client:
+        try:
+            yield from _Spread(client, evidence, settings, stage).outcomes()
+        except (OSError, distributed.client.ClosedClientError) as error:
+            raise ApcAuditError(f"{_GONE} ({worker.why(error)})") from error
 
 
-@contextlib.contextmanager
-def _local(distributed: Any, count: int) -> Iterator[Any]:
-    """Run a cluster in this process: a thread for each worker waits for the process in which images are read."""
-    quick = {"distributed.worker.profile.enabled": False, "distributed.diagnostics.nvml": False}
-    with (
-        load("dask").config.set(quick),
-        distributed.LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=False,
-            memory_limit=None,
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-        ) as local,
-    ):
-        yield local
+_GONE = "the Dask scheduler went away: the same command goes on where this one was"
 
 
-def _spread(
-    distributed: Any, client: Any, evidence: Sequence[Evidence], settings: Settings, stage: Stage
-) -> Iterator[Outcome]:
-    begun: dict[str, float] = {}
+class _Workers:
+    """The workers of a cluster, and which of them may be given images."""
 
-    def heard(event: Any) -> None:
+    def __init__(self, client: Any, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+        self._alike: dict[str, bool] = {}
+
+    def look(self) -> dict[str, int]:
+        """Return the workers that are like this machine, and how many images each reads at once.
+
+        Those that are new are asked in what they differ, and named when they do.
+
+        Raises:
+            ApcAuditError: there are workers, and all differ.
+        """
+        threads: dict[str, int] = dict(self._client.nthreads())
+        new = [address for address in threads if address not in self._alike]
+        if new:
+            said = self._client.run(fingerprint.differences, self._settings, workers=new, on_error="return")
+            for address, differing in said.items():
+                self._note(address, differing)
+        alike = {address: count for address, count in threads.items() if self._alike.get(address)}
+        if not alike and any(address in self._alike for address in threads):
+            raise ApcAuditError("no worker is left: each needs the same versions, rules and symbol files as this one")
+        return alike
+
+    def _note(self, address: str, differing: list[str] | Exception) -> None:
+        if isinstance(differing, OSError):
+            # It went away meanwhile.
+            return
+        self._alike[address] = not differing
+        if isinstance(differing, Exception):
+            # What it was sent could not even be read there.
+            differing = [f"it cannot say in what it differs ({worker.why(differing)})"]
+            self._alike[address] = False
+        if differing:
+            print(one_line(f"the worker {address} is given no images: {'; '.join(differing)}"), file=sys.stderr)
+
+
+class _Spread:
+    """Gives images to the workers that may have them, a few ahead, and those of workers that died to others."""
+
+    def __init__(self, client: Any, evidence: Sequence[Evidence], settings: Settings, stage: Stage) -> None:
+        self._client = client
+        self._workers = _Workers(client, settings)
+        self._settings = settings
+        self._stage = stage
+        self._waiting = deque(evidence)
+        self._given: dict[Any, tuple[Evidence, set[str]]] = {}
+        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._begun: dict[str, float] = {}
+        self._deaths: Counter[Evidence] = Counter()
+        client.subscribe_topic(_TOPIC, self._heard)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield what became of each image."""
+        while self._waiting or self._given:
+            alike = self._workers.look()
+            yield from self._take_back(alike)
+            while self._waiting and len(self._given) < _AHEAD * sum(alike.values()):
+                each = self._waiting.popleft()
+                future = self._client.submit(_task, each, self._settings, pure=False, workers=list(alike))
+                self._given[future] = each, set(alike)
+                future.add_done_callback(self._ended.put)
+            try:
+                future = self._ended.get(timeout=_LOOK)
+            except queue.Empty:
+                continue
+            if future in self._given:
+                yield self._outcome(future, self._given.pop(future)[0])
+
+    def _heard(self, event: Any) -> None:
         message = event[1]
-        begun.setdefault(message["source"], time.monotonic())
-        stage(message["worker"], message["source"], message["stage"])
+        self._begun.setdefault(message["source"], time.monotonic())
+        self._stage(message["worker"], message["source"], message["stage"])
 
-    client.subscribe_topic(_TOPIC, heard)
-    futures = {client.submit(_task, each, settings, pure=False): each for each in evidence}
-    for future in distributed.as_completed(list(futures), loop=client.loop):
-        each = futures.pop(future)
+    def _take_back(self, alike: dict[str, int]) -> Iterator[Outcome]:
+        """Take back what only workers were to do that are gone; what too many died of has failed."""
+        for future, (each, chosen) in list(self._given.items()):
+            if future.done() or not chosen.isdisjoint(alike):
+                continue
+            del self._given[future]
+            future.cancel()
+            self._deaths[each] += each.source in self._begun
+            if self._deaths[each] == _DEATHS:
+                yield self._killed(each)
+            else:
+                self._waiting.appendleft(each)
+
+    def _outcome(self, future: Any, evidence: Evidence) -> Outcome:
         if future.status == "cancelled":
-            raise ApcAuditError("the Dask scheduler went away: the same command goes on where this one was")
+            raise ApcAuditError(_GONE)
         error = future.exception()
         if error is None:
-            yield future.result()
-        else:
-            seconds = time.monotonic() - begun.get(each.source, time.monotonic())
-            yield worker.fail(each, settings, _why(error), "worker", seconds)
+            outcome: Outcome = future.result()
+            return outcome
+        if type(error).__name__ == "KilledWorker":
+            return self._killed(evidence)
+        if isinstance(error, NoRoomError):
+            raise error
+        raise ApcAuditError(f"{evidence.source}: {worker.why(error)}")
+
+    def _killed(self, evidence: Evidence) -> Outcome:
+        seconds = time.monotonic() - self._begun.get(evidence.source, time.monotonic())
+        reason = "its worker was killed each time that one worked on it"
+        return worker.fail(evidence, self._settings, reason, "worker", seconds)
 
 
 def _task(evidence: Evidence, settings: Settings) -> Outcome:
@@ -123,10 +177,4 @@ def _task(evidence: Evidence, settings: Settings) -> Outcome:
         here.log_event(_TOPIC, {"worker": str(here.name), "source": evidence.source, "stage": at})
 
     stage("start")
-    return worker.scan(evidence, settings, stage)
-
-
-def _why(error: BaseException) -> str:
-    if type(error).__name__ == "KilledWorker":
-        return "its worker was killed each time that one worked on it"
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return worker.scan_or_fail(evidence, settings, stage)

@@ -12,8 +12,9 @@ class Settings:
 
     `memory` in bytes and `timeout` in seconds limit one image. `scratch` is where images are unpacked, `cache` where
     vol keeps its index of symbol files; None is a folder of each machine's own. `retry` scans again what failed.
-    `rules` is a file or folder of YARA rules, used beside those that ship, and `rules_digest` says whether they are the
-    same, and whether the same of them are skipped. `skip_broken_rules` goes on without files that cannot be used.
+    `rules` is a file or folder of YARA rules, used beside those that ship; `skip_broken_rules` goes on without files of
+    it that cannot be used. `basis` is what rows are made by, a component and its version each (fingerprint.basis);
+    empty where nobody will ask whether the results are still good.
     """
 
     results: Path
@@ -26,8 +27,8 @@ class Settings:
     cache: Path | None = None
     retry: bool = False
     rules: Path | None = None
-    rules_digest: str = ""
     skip_broken_rules: bool = False
+    basis: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

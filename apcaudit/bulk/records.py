@@ -46,7 +46,9 @@ class ImageRow:
     seconds: float = _column("how long the scan took")
     scanned_at: float = _column("when the scan ended, seconds since 1970")
     worker: str = _column("machine and process ID of the worker")
-    settings: str = _column("version and options that the result depends on")
+    settings: str = _column(
+        "versions, options, rules and symbol files that the row depends on; empty where the next scan tries again"
+    )
     kernel_pdb: str | None = _column("PDB file name of its kernel")
     kernel_guid: str | None = _column("GUID of that PDB")
     kernel_age: int | None = _column("age of that PDB")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
-import re
 import sys
 from pathlib import Path
 
-from apcaudit.bulk import cluster, damage, evidence, progress, scratch, store, symbol_folders
+from apcaudit.bulk import cluster, damage, evidence, fingerprint, pool, progress, scratch, store, symbol_folders
+from apcaudit.bulk.arguments import check_folders, check_no_results, seconds, size, whole
 from apcaudit.bulk.damage import Damage
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
@@ -18,8 +19,6 @@ from apcaudit.errors import ApcAuditError
 from apcaudit.text import one_line
 
 EXIT_CLEAN, EXIT_SOME_FAILED, EXIT_FINDINGS = 0, 2, 3
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,36 +42,27 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--skip-broken-rules", action="store_true", help="go on without rule files that cannot be used, and name them"
     )
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler (tcp://...) instead of this machine")
-    parser.add_argument("--workers", type=int, metavar="N", help="images at once on this machine; default: one a core")
+    parser.add_argument(
+        "--workers", type=whole, metavar="N", help="images at once on this machine; default: one a core"
+    )
     parser.add_argument("--memory", type=size, default="4G", metavar="SIZE", help="limit of one image; default 4G")
-    parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="limit of one image; default 3600")
+    parser.add_argument("--timeout", type=seconds, default=3600, metavar="S", help="limit of one image; default 3600")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to unpack; default: the system's")
     parser.add_argument("--retry-failed", action="store_true", help="scan again what failed in an earlier run")
     parser.add_argument("--fail-on", choices=SEVERITIES, metavar="SEVERITY", help="exit with 3 on such a finding")
     parser.set_defaults(run=run)
 
 
-def size(text: str) -> int:
-    """Read a size in bytes, as 4G or 512M."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: give it as 4G or 512M")
-    return int(found[1]) * _UNITS[found[2].upper()]
-
-
 def run(options: argparse.Namespace) -> int:
     """Scan the images; give the exit code."""
-    need("pyarrow", "distributed", "rich")
-    if options.workers is not None and options.workers < 0:
-        raise ApcAuditError("--workers is 0 (this process alone) or more")
+    need("pyarrow", "rich", *(["distributed"] if options.scheduler else []))
     if options.workers is not None and options.scheduler is not None:
         raise ApcAuditError("--workers are this machine's, and --scheduler has its own: give one of them")
-    if options.scratch and not options.scratch.is_dir():
-        raise ApcAuditError(f"{options.scratch}: no such folder")
     symbol_folders.check(options.symbol_dirs)
+    check_folders("--scratch", [options.scratch] if options.scratch else [])
     results = Path(os.path.realpath(options.output))
-    if os.path.lexists(results) and not results.is_dir():
-        raise ApcAuditError(f"{options.output}: it is no folder, and results are one")
+    check_folders("-o", [options.output] if os.path.lexists(results) else [])
+    check_no_results(options.paths)
     images = evidence.find(options.paths, leave_out=results)
     if not images:
         raise ApcAuditError("no images there")
@@ -89,17 +79,27 @@ def run(options: argparse.Namespace) -> int:
         scratch=options.scratch.resolve() if options.scratch else None,
         retry=options.retry_failed,
         rules=options.yara_file.resolve() if options.yara_file else None,
-        rules_digest=_digest_of(options),
         skip_broken_rules=options.skip_broken_rules,
     )
     outcomes: list[Outcome] = []
     try:
-        with contextlib.closing(progress.make(len(images))) as shown:
-            scan = cluster.run(images, settings, shown.stage, scheduler=options.scheduler, workers=options.workers)
-            with contextlib.closing(scan):
-                for outcome in scan:
-                    outcomes.append(outcome)
-                    shown.done(outcome)
+        with contextlib.ExitStack() as stack:
+            executor = None
+            if options.scheduler is None:
+                count = min(options.workers or os.cpu_count() or 1, len(images))
+                executor = stack.enter_context(pool.opened(settings, count))
+            settings = _complete(settings)
+            for line in fingerprint.lacking(settings):
+                print(f"not in this scan: {line}", file=sys.stderr)
+            shown = stack.enter_context(contextlib.closing(progress.make(len(images))))
+            if executor is None:
+                scan = cluster.run(images, settings, shown.stage, options.scheduler)
+            else:
+                scan = pool.run(executor, images, settings, shown.stage)
+            stack.enter_context(contextlib.closing(scan))
+            for outcome in scan:
+                outcomes.append(outcome)
+                shown.done(outcome)
     except KeyboardInterrupt:
         raise ApcAuditError("interrupted: the same command goes on where this one was") from None
     failed = sum(isinstance(outcome, Failed) for outcome in outcomes)
@@ -125,21 +125,20 @@ def _damages(results: Path) -> tuple[Damage, ...]:
     return damages
 
 
-def _digest_of(options: argparse.Namespace) -> str:
-    """Check that YARA rules can be used, say which are not, and tell whether they are others than before.
+def _complete(settings: Settings) -> Settings:
+    """Check that YARA rules can be used, say which are not, and note what rows will depend on.
 
     Raises:
         ApcAuditError: they cannot.
     """
-    if options.yara_file is None:
-        return ""
-    # Vol is imported for that only: this process itself opens no image.
-    from apcaudit import framework
+    if settings.rules is not None:
+        # Vol is imported for that: this process itself opens no image.
+        from apcaudit import framework
 
-    digest, skipped = framework.check_rules(options.yara_file, skip_broken=options.skip_broken_rules)
-    if skipped is not None:
-        print(f"apcaudit: {one_line(skipped)}", file=sys.stderr)
-    return digest
+        _, skipped = framework.check_rules(settings.rules, skip_broken=settings.skip_broken_rules)
+        if skipped is not None:
+            print(f"apcaudit: {one_line(skipped)}", file=sys.stderr)
+    return dataclasses.replace(settings, basis=fingerprint.basis(settings))
 
 
 def exit_code(outcomes: list[Outcome], fail_on: str | None) -> int:

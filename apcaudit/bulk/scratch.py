@@ -7,6 +7,8 @@ locks (Windows), what a killed run left stays.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import re
 import shutil
@@ -26,12 +28,34 @@ _LOCK = ".held"
 _UNNAMED = ".apcaudit-"
 
 _STALE = 24 * 3600
-"""Seconds after which what is unnamed or unfinished is nobody's: naming or writing it takes a few."""
+"""Seconds after which what is unnamed or unfinished is nobody's on any machine: naming or writing it takes a few."""
+
+
+def mark() -> str:
+    """Make a name for what is not finished, by which it is known to be nobody's when this process is gone."""
+    return f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+_MARK = re.compile(r"-(\d+)-[0-9a-z_]+$")
+
+
+@functools.cache
+def _machine() -> str:
+    """Name where the number of a process is its own: a machine since it was started, a container."""
+    try:
+        here = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        here = ""
+    return f"{_host()}-{hashlib.sha256(here.encode()).hexdigest()[:8]}"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
 
 
 def _prefix() -> str:
     # Locks are believed of this machine's processes only: the folder may be one that a cluster shares.
-    return f"apcaudit-{re.sub(r'[^A-Za-z0-9.]', '_', socket.gethostname())}-"
+    return f"apcaudit-{_host()}-"
 
 
 @contextlib.contextmanager
@@ -48,7 +72,7 @@ def folder(parent: Path | None) -> Iterator[Path]:
         return
     clean(place)
     # It gets its name once it is locked: before that, nobody may take it for left behind.
-    made = Path(tempfile.mkdtemp(prefix=_UNNAMED, dir=place))
+    made = Path(tempfile.mkdtemp(prefix=f"{_UNNAMED}{_machine()}-{os.getpid()}-", dir=place))
     lock = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         with contextlib.suppress(OSError):
@@ -84,8 +108,7 @@ def clean(place: Path) -> None:
                 os.close(lock)
     for left in place.glob(f"{_UNNAMED}*"):
         with contextlib.suppress(OSError):
-            status = left.lstat()
-            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _STALE:
+            if left.lstat().st_uid == os.getuid() and _is_nobodys(left):
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -93,8 +116,29 @@ def clean_results(results: Path) -> None:
     """Remove the unfinished pieces that killed runs left in a folder of results."""
     for left in (*results.glob(".unfinished-*"), *results.glob(".known/.*")):
         with contextlib.suppress(OSError):
-            if time.time() - left.lstat().st_mtime > _STALE:
+            if _is_nobodys(left):
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink()
+
+
+def _is_nobodys(path: Path) -> bool:
+    """Tell whether what is not finished never will be: its process is gone, or, on another machine, it is old."""
+    found = _MARK.search(path.name)
+    if found and path.name[: found.start()].endswith(_machine()) and not _lives(int(found[1])):
+        return True
+    return time.time() - path.lstat().st_mtime > _STALE
+
+
+def _lives(pid: int) -> bool:
+    if os.name == "nt":
+        # There, to ask like this is to kill.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

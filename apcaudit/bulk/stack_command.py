@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from apcaudit.bulk import damage, store
+from apcaudit.bulk.arguments import check_results, whole
 from apcaudit.bulk.stack import KINDS, Stacked, needed, stack
 from apcaudit.text import one_line
 
@@ -27,13 +28,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of `apcaudit scan -o`")
     parser.add_argument("--baseline", type=Path, metavar="RESULTS", help="leave out what these results have")
     parser.add_argument("--kind", action="append", choices=tuple(KINDS), help="count these only; may be given again")
-    parser.add_argument("--at-most", type=int, metavar="N", help="only what is in no more than N images")
+    parser.add_argument("--at-most", type=whole, metavar="N", help="only what is in no more than N images")
     parser.add_argument("--jsonl", action="store_true", help="JSON lines, with every image named")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what is rare."""
+    for each in (options.results, *([options.baseline] if options.baseline else [])):
+        check_results(each)
     kinds = options.kind or tuple(KINDS)
     results = store.read(options.results, needed(kinds))
     baseline = None if options.baseline is None else store.read(options.baseline, needed(kinds))

@@ -11,13 +11,12 @@ import errno
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apcaudit.bulk import tables
+from apcaudit.bulk import scratch, tables
 from apcaudit.bulk.damage import Damage
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.records import TABLES, ImageRow, Records
@@ -39,7 +38,7 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)
 def write(results: Path, records: Records) -> None:
     """Write all tables of one image, in place of what an earlier scan found on it."""
     results.mkdir(parents=True, exist_ok=True)
-    unfinished = results / f"{_UNFINISHED}{uuid.uuid4().hex}"
+    unfinished = results / f"{_UNFINISHED}{scratch.mark()}"
     unfinished.mkdir()
     try:
         for table in TABLES:
@@ -62,7 +61,7 @@ def _publish(unfinished: Path, final: Path) -> None:
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
-            old = final.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+            old = final.with_name(f"{_UNFINISHED}{scratch.mark()}")
             try:
                 os.rename(final, old)
             except FileNotFoundError:

@@ -24,7 +24,8 @@ def check(folders: Iterable[str | Path]) -> None:
     """
     for folder in folders:
         if not Path(folder).is_dir():
-            raise ApcAuditError(f"{folder}: no such folder")
+            wrong = "is no folder" if Path(folder).exists() else "no such folder"
+            raise ApcAuditError(f"{folder}: {wrong} (-s)")
         look_into(folder)
 
 

@@ -6,16 +6,16 @@ import argparse
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from apcaudit import output
 from apcaudit.bulk import evidence, scratch, symbol_folders
+from apcaudit.bulk.arguments import check_folders, check_no_results, seconds, size
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError
 from apcaudit.bulk.outcome import Settings
+from apcaudit.bulk.pool import threads
 from apcaudit.bulk.readers import Readers
-from apcaudit.bulk.scan_command import size
 from apcaudit.bulk.symbol_script import Symbols, commands, symbols_of
 from apcaudit.errors import ApcAuditError
 from apcaudit.text import one_line
@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "-s", "--symbol-dirs", action="append", default=[], metavar="DIR", help="folder of symbol files"
     )
     parser.add_argument("--memory", type=size, default="4G", metavar="SIZE", help="limit of one image; default 4G")
-    parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="limit of one image; default 3600")
+    parser.add_argument("--timeout", type=seconds, default=3600, metavar="S", help="limit of one image; default 3600")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to unpack; default: the system's")
     parser.add_argument("--script", type=Path, metavar="FILE", help="write the commands to a file")
     parser.set_defaults(run=run)
@@ -44,10 +44,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print the kernels and the commands."""
+    symbol_folders.check(options.symbol_dirs)
+    check_folders("--scratch", [options.scratch] if options.scratch else [])
+    check_no_results(options.paths)
     images = evidence.find(options.paths)
     if not images:
         raise ApcAuditError("no images there")
-    symbol_folders.check(options.symbol_dirs)
     folders = tuple(Path(each).resolve() for each in options.symbol_dirs)
     # Nothing is fetched: the question is what a machine without a network has.
     settings = Settings(
@@ -56,8 +58,8 @@ def run(options: argparse.Namespace) -> int:
     readers = Readers()
 
     every: list[Symbols] = []
-    with ThreadPoolExecutor(min(len(images), os.cpu_count() or 1)) as pool:
-        for found in pool.map(lambda each: identified(each, readers, settings), images):
+    with threads(min(len(images), os.cpu_count() or 1), readers) as executor:
+        for found in executor.map(lambda each: identified(each, readers, settings), images):
             every.append(found)
             print(line_of(found), flush=True)
     script = commands(every)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from apcaudit.bulk.room import NoRoomError, needed
 from apcaudit.bulk.vmware import states_of
 from apcaudit.errors import ApcAuditError
 
@@ -23,6 +24,8 @@ _BLOCK = 4 << 20
 
 _SPARE = 1 << 30
 """Bytes that unpacking leaves free on the scratch disk: an archive may hold far more than there is room for."""
+
+_ADVICE = "give another folder with --scratch"
 
 _ENDINGS = (".gz", ".xz", ".zip")
 
@@ -70,7 +73,8 @@ def image_of(path: Path, member: str | None, scratch: Path, stage: Callable[[str
         stage: told `unpack` or `hash` when that begins.
 
     Raises:
-        ApcAuditError: the archive is damaged, encrypted, or holds more than the disk does.
+        ApcAuditError: the archive is damaged or encrypted.
+        NoRoomError: it holds more than the disk does.
     """
     digest = hashlib.sha256()
     if not is_packed(path, member):
@@ -110,12 +114,12 @@ def _unpack(path: Path, member: str | None, target: Path, told: Callable[[bytes]
 
     def write(block: bytes) -> None:
         if shutil.disk_usage(target.parent).free < _SPARE + len(block):
-            raise ApcAuditError(f"no room to unpack it in {target.parent}: give another folder with --scratch")
+            raise NoRoomError(f"no room to unpack it in {target.parent}: {_ADVICE}")
         file.write(block)
         told(block)
 
     try:
-        with _opened(path, member) as packed, target.open("wb") as file:
+        with needed(target.parent, _ADVICE), _opened(path, member) as packed, target.open("wb") as file:
             return _read(packed, write)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise ApcAuditError(f"the archive is damaged: {error}") from error

@@ -8,13 +8,12 @@ import json
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
-from apcaudit.bulk import scratch, store
+from apcaudit.bulk import fingerprint, room, scratch, store
 from apcaudit.bulk.evidence import Evidence
-from apcaudit.bulk.isolation import ImageError
+from apcaudit.bulk.isolation import ImageError, StoppedError
 from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
 from apcaudit.bulk.readers import Readers
 from apcaudit.bulk.records import (
@@ -34,6 +33,28 @@ _KNOWN = ".known"
 
 readers = Readers()
 """The processes that read images for this one."""
+
+
+def scan_or_fail(evidence: Evidence, settings: Settings, stage: Callable[[str], None]) -> Outcome:
+    """Scan an image; whatever goes wrong around it is that image's failure too.
+
+    Raises:
+        NoRoomError: there is no room for results.
+        OSError: results cannot be written.
+        StoppedError: the whole scan is to end.
+    """
+    started = time.monotonic()
+    try:
+        return scan(evidence, settings, stage)
+    except (room.NoRoomError, StoppedError):
+        raise
+    except Exception as error:
+        return fail(evidence, settings, why(error), "worker", time.monotonic() - started, passing=True)
+
+
+def why(error: BaseException) -> str:
+    """Say in one line what an error is that nobody foresaw."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -69,10 +90,10 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
             contents = isolation.ask(request | asked, deadline, stage)
         stage("store")
         records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
-        store.write(settings.results, records)
+        _write(settings, records)
     except ImageError as error:
         seconds = time.monotonic() - started
-        return fail(evidence, settings, str(error), error.stage, seconds, image=image, size=size)
+        return fail(evidence, settings, str(error), error.stage, seconds, image=image, size=size, passing=error.passing)
     row = records.image
     return Scanned(evidence.source, row.image, row.severity, row.findings, row.seconds)
 
@@ -86,15 +107,32 @@ def fail(
     *,
     image: str | None = None,
     size: int | None = None,
+    passing: bool = False,
 ) -> Failed:
-    """Write the row of an image that failed."""
+    """Write the row of an image that failed.
+
+    Args:
+        evidence: the file.
+        settings: what holds for all.
+        reason: why.
+        stage: where.
+        seconds: after how long.
+        image: SHA-256 of its bytes, None where they could not be read.
+        size: how many these are.
+        passing: whether the machine is to blame, and the next scan is to try again.
+    """
     name = image or _unread(evidence)
     if image is None:
         _remember(evidence, name, settings)
     row = ImageRow(
-        **_made(evidence, name, size, settings, seconds), status=FAILED, reason=reason, stage=stage, **_NOTHING
+        **_made(evidence, name, size, seconds),
+        settings="" if passing else fingerprint.of(settings, None, limits=True),
+        status=FAILED,
+        reason=reason,
+        stage=stage,
+        **_NOTHING,
     )
-    store.write(settings.results, Records(row))
+    _write(settings, Records(row))
     return Failed(evidence.source, name, reason, stage, seconds)
 
 
@@ -116,7 +154,12 @@ _NOTHING: dict[str, Any] = {
 }
 
 
-def _made(evidence: Evidence, image: str, size: int | None, settings: Settings, seconds: float) -> dict[str, Any]:
+def _write(settings: Settings, records: Records) -> None:
+    with room.needed(settings.results, "free some, and the same command goes on where this one was; nothing is lost"):
+        store.write(settings.results, records)
+
+
+def _made(evidence: Evidence, image: str, size: int | None, seconds: float) -> dict[str, Any]:
     return {
         "image": image,
         "source": evidence.source,
@@ -124,7 +167,6 @@ def _made(evidence: Evidence, image: str, size: int | None, settings: Settings, 
         "seconds": seconds,
         "scanned_at": time.time(),
         "worker": f"{socket.gethostname()}:{os.getpid()}",
-        "settings": _fingerprint(settings),
     }
 
 
@@ -134,7 +176,9 @@ def _records(
     kernel = contents["kernel"] or {}
     findings = tuple(FindingRow(**row) for row in contents["findings"])
     row = ImageRow(
-        **_made(evidence, image, size, settings, seconds),
+        **_made(evidence, image, size, seconds),
+        # What was short of memory may find more with more.
+        settings=fingerprint.of(settings, kernel.get("guid"), limits=bool(contents["short"])),
         status=SCANNED,
         reason=None,
         stage=None,
@@ -155,18 +199,16 @@ def _records(
     )
 
 
-def _fingerprint(settings: Settings) -> str:
-    return f"schema={store.VERSION} scan={int(settings.scan)} rules={settings.rules_digest}"
-
-
 def _earlier(evidence: Evidence, image: str, settings: Settings) -> Outcome | None:
-    """Return what an earlier scan with the same settings found, None when the image is to be scanned."""
+    """Return what an earlier scan found that would find the same today, None when the image is to be scanned."""
     row = store.find(settings.results, image)
-    if row is None or row.settings != _fingerprint(settings):
+    if row is None:
         return None
     if row.status == SCANNED:
+        if row.settings not in {fingerprint.of(settings, row.kernel_guid, limits=limits) for limits in (False, True)}:
+            return None
         return Scanned(evidence.source, image, row.severity, row.findings, row.seconds, reused=True)
-    if settings.retry:
+    if settings.retry or row.settings != fingerprint.of(settings, None, limits=True):
         return None
     return Failed(evidence.source, image, row.reason or "", row.stage or "", row.seconds, reused=True)
 
@@ -190,13 +232,16 @@ def _known(evidence: Evidence, settings: Settings) -> str | None:
 
 def _remember(evidence: Evidence, image: str, settings: Settings) -> None:
     folder = settings.results / _KNOWN
-    unfinished = folder / f".{uuid.uuid4().hex}"
+    unfinished = folder / f".{scratch.mark()}"
     # It saves time and no more: evidence that somebody moved away meanwhile, say, is not remembered.
     with contextlib.suppress(OSError):
         known = json.dumps({"image": image, "state": _state(evidence)})
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(known, encoding="utf-8")
-        os.replace(unfinished, folder / _unread(evidence))
+        try:
+            unfinished.write_text(known, encoding="utf-8")
+            os.replace(unfinished, folder / _unread(evidence))
+        finally:
+            unfinished.unlink(missing_ok=True)
     if image != _unread(evidence):
         # It was unreadable before, and is not any more.
         store.remove(settings.results, _unread(evidence))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from apcaudit import output
-from apcaudit.bulk import cluster, damage, evidence, store, symbol_folders
+from apcaudit.bulk import damage, evidence, pool, store, symbol_folders
+from apcaudit.bulk.arguments import check_results
 from apcaudit.bulk.damage import EXIT_LEFT_OUT
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Settings
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Make the report; give the exit code."""
     load("jinja2")
     if options.path.is_dir():
+        check_results(options.path)
         with output.writing(options.output) as file:
             found, code = _write(options.path, options.path.resolve().name, file)
         _say(options.output, found)
@@ -59,8 +61,9 @@ def run(options: argparse.Namespace) -> int:
             offline=options.offline,
             scan=options.scan,
         )
-        for _ in cluster.run(evidence.find([str(options.path)]), settings, _quiet, scheduler=None, workers=0):
-            pass
+        with pool.opened(settings, 1) as executor:
+            for _ in pool.run(executor, evidence.find([str(options.path)]), settings, _quiet):
+                pass
         found, code = _write(settings.results, name_of(str(options.path)), file)
     _say(options.output, found)
     return EXIT_LEFT_OUT if found.failed else code

@@ -1,0 +1,99 @@
+"""What the commands over many images take for arguments: numbers, folders, results; the wrong kind is one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from apcaudit.errors import ApcAuditError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+_IMAGE = re.compile(r"(path-)?[0-9a-f]{64}")
+"""How an image's folder of results is named."""
+
+_LEAST = 512 << 20
+"""Bytes of address space below which no image can be read: Python, vol and its libraries take 350 MiB."""
+
+
+def whole(text: str) -> int:
+    """Read how many."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Read a time in seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not (number > 0 and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return number
+
+
+def size(text: str) -> int:
+    """Read a limit of memory in bytes, as 4G or 512M."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give it as 4G or 512M")
+    number = int(found[1]) * _UNITS[found[2].upper()]
+    if number < _LEAST:
+        raise argparse.ArgumentTypeError(f"{text!r} is too little to read any image: give {_LEAST >> 20}M or more")
+    return number
+
+
+def check_folders(option: str, folders: Iterable[str | Path]) -> None:
+    """Make sure that what an option names is there, and is a folder.
+
+    Raises:
+        ApcAuditError: it is not.
+    """
+    for each in folders:
+        if not Path(each).is_dir():
+            wrong = "is no folder" if Path(each).exists() else "no such folder"
+            raise ApcAuditError(f"{each}: {wrong} ({option})")
+
+
+def check_no_results(paths: Iterable[str]) -> None:
+    """Make sure that images are not looked for among results.
+
+    Raises:
+        ApcAuditError: a path is a folder of results.
+    """
+    for each in paths:
+        if _holds_results(Path(each)):
+            raise ApcAuditError(
+                f"{each} holds results of `apcaudit scan`, and this takes images: see what is in them with"
+                f" `apcaudit report {each} -o report.html`"
+            )
+
+
+def check_results(path: Path) -> None:
+    """Make sure that a folder holds results.
+
+    Raises:
+        ApcAuditError: it is none, or holds none.
+    """
+    if path.is_dir():
+        if _holds_results(path):
+            return
+        wrong = "holds no results"
+    else:
+        wrong = "is no folder of results" if path.exists() else "no such folder of results"
+    raise ApcAuditError(f"{path}: {wrong}: give the one that `apcaudit scan IMAGES -o RESULTS` has made")
+
+
+def _holds_results(path: Path) -> bool:
+    """Tell by one table of one image, or by an image's folder, though its tables are lost."""
+    named = (each for each in path.glob("[!.]*") if each.is_dir() and _IMAGE.fullmatch(each.name))
+    return next(path.glob("[!.]*/*.parquet"), None) is not None or next(named, None) is not None
