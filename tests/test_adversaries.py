@@ -216,3 +216,45 @@ def test_a_cid_table_that_lies(kernel: str, value: int, tmp_path: Path) -> None:
     assert {ONE, TWO, GHOST, CALM, 804} <= set(found.of)
     assert found.codes(CALM) == {}
     assert len(found.of) < 12
+
+
+def _suspension(image: Image) -> str:
+    """Give the KAPC that suspends a thread: SchedulerApc since 8 (public PDBs)."""
+    return f"Tcb.{'SchedulerApc' if image.memory.has('_KTHREAD', 'SchedulerApc') else 'SuspendApc'}"
+
+
+def _system_elsewhere(image: Image) -> None:
+    symbol = image.kernel.address("PsInitialSystemProcess")
+    image.memory.write_pointer(symbol, symbol)
+
+
+def _first_thread_gone(image: Image) -> None:
+    memory = image.memory
+    head = image.address_of["process:System"] + memory.offset("_EPROCESS", "ThreadListHead")
+    memory.write_pointer(head, free(image.kernel.name))
+
+
+@KERNELS
+@pytest.mark.parametrize("blind", [_system_elsewhere, _first_thread_gone])
+def test_what_threads_hold_is_known_from_others(kernel: str, blind: Change, tmp_path: Path) -> None:
+    """That System's variable or the begin of its list is damaged spares no thread whose own KAPC is altered."""
+
+    def alter(image: Image) -> None:
+        image.memory.write(image.address_of[CALM], "_ETHREAD", f"{_suspension(image)}.Size", 1)
+
+    found = audit(kernel, tmp_path, blind, alter)
+    assert found.codes(CALM) == {"embedded-apc-altered": "high"}
+    assert not any("not checked" in note for note in found.audit.notes)
+
+
+@KERNELS
+def test_no_thread_of_system_has_its_kapc(kernel: str, tmp_path: Path) -> None:
+    """Where no thread of System has the KAPC that suspends it, a note says that none is checked."""
+
+    def clear(image: Image) -> None:
+        for tid in (ONE, TWO, GHOST, CALM):
+            image.memory.write(image.address_of[tid], "_ETHREAD", f"{_suspension(image)}.Type", 0)
+
+    assert "KAPCs that are members of threads are not checked: no thread of System that can be read has one" in (
+        audit(kernel, tmp_path, clear).audit.notes
+    )

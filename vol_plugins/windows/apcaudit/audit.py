@@ -52,6 +52,8 @@ THREADS_ASKED = 8
 STARTS_KEPT = 1 << 16
 """For how many different starts of threads it is remembered whether anything is to be found about them."""
 
+_NOT_CHECKED = "KAPCs that are members of threads are not checked: no thread of System that can be read has one"
+
 _HARMLESS = (None, Backing.MODULE)
 
 
@@ -97,6 +99,7 @@ class Audit:
         self._cut = cut_note(context, self.memory.physical_layer.name)
         self.crash_header = find_crash_header(context, self.memory.physical_layer.name)
         bugcheck, self._difference = read_bugcheck(self.memory, self.symbols, self.crash_header)
+        self._embedded_unknown = False
         self.facts = Facts(
             apc_size=self.layout.apc.size,
             lacks=self.layout.lacks,
@@ -143,6 +146,7 @@ class Audit:
             *(self.signatures.notes if self._signatures is not None or self._rules.skip_broken else ()),
             *self.suspects.notes,
             *([self._cut] if self._cut is not None else []),
+            *([_NOT_CHECKED] if self._embedded_unknown else []),
             *([self._difference] if self._difference is not None else []),
             *([f"structures are those of {self.symbols.borrowed_from}"] if self.symbols.borrowed_from else []),
             *self._scanned.notes,
@@ -150,15 +154,18 @@ class Audit:
         )
 
     def _embedded(self) -> frozenset[str]:
-        """Return the members of _ETHREAD that are KAPCs and that System's first threads have filled in.
+        """Return the members of _ETHREAD that are KAPCs and that threads of System have filled in.
 
         Where none of them has, nothing can be said of another that has not: the image may lack what lay there.
         """
         names = set(self.layout.embedded.values())
-        entries = self.processes.first_threads(THREADS_ASKED)
+        entries = self.processes.system_threads(THREADS_ASKED)
         members = [self._members(entry - self.layout.thread_list_entry) for entry in entries]
         if not any(each.suspend_apc_type == windows.APC_OBJECT for each in members if each is not None):
-            names -= {row.member for row in windows.EMBEDDED_APCS if not row.may_be_zero}
+            unknown = {row.member for row in windows.EMBEDDED_APCS if not row.may_be_zero}
+            # A minidump holds hardly any thread: nobody expects it.
+            self._embedded_unknown = bool(names & unknown) and not self.memory.partial
+            names -= unknown
         return frozenset(names)
 
     def _members(self, address: int) -> ThreadMembers | None:

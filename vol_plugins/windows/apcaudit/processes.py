@@ -8,7 +8,6 @@ from . import facts as windows
 from .layout import LayoutError
 from .memory import Memory
 from .model import Process
-from .queues import walk
 from .structures import Apart, both_ways, read_member
 from .symbols import KernelSymbols
 from .text import from_ansi
@@ -121,12 +120,17 @@ class Processes:
             return False
         return address == self._system or self.at(address).pid == windows.SYSTEM_PID
 
-    def first_threads(self, count: int) -> tuple[int, ...]:
-        """Return the addresses of the ThreadListEntry of System's first threads, none where System is unknown."""
-        if not self._system:
+    def system_threads(self, count: int) -> tuple[int, ...]:
+        """Return the addresses of the ThreadListEntry of some threads of System, none where System is unknown.
+
+        They are the first and, where the list is longer or damaged, the last, so many of each.
+        """
+        system = self._system
+        if not system or not self.is_object(system):
+            system = next((each.address for each in self.listed() if each.pid == windows.SYSTEM_PID), None)
+        if system is None:
             return ()
-        head = self._system + self.thread_list_head
-        return walk(self._memory.links, head, pointer_size=self._memory.pointer_size, bound=count).entries
+        return both_ways(self._memory, system + self.thread_list_head, count)[0]
 
     def idle(self) -> Process | None:
         """Return the idle process, which no list holds; None where the image does not tell it."""
