@@ -14,9 +14,9 @@ from volatility3.plugins.windows.apcaudit.queues import ENTRY_BOUND, TOTAL_BOUND
 from volatility3.plugins.windows.apcaudit.views.cid_table import read_cid_table
 from volatility3.plugins.windows.apcaudit.views.off_list import OffList
 
-from apcaudit.synthetic import damage
+from apcaudit.synthetic import adversaries, damage
 from apcaudit.synthetic.image import Image
-from apcaudit.synthetic.scene import Apc, Thread
+from apcaudit.synthetic.scene import Apc, Process, Thread
 from tests.views_image import Audits, Change, audited
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
@@ -168,3 +168,66 @@ def test_a_spent_budget_is_told(kernel: str, tmp_path: Path) -> None:
     assert [(len(queue.apcs), queue.ending) for queue in queues] == [(1000, Ending.BOUND)]
     assert off_list.of(thread, queues) is None
     assert off_list.notes == (f"{many - 1000} APCs of the scan may hang on lists that are followed no further",)
+
+
+@KERNELS
+def test_one_loop_of_many_threads(kernel: str, tmp_path: Path) -> None:
+    """A loop that many lists lead into is read once, on one of them; on every other it is one entry, and told."""
+    many, length = 40, 100
+    sharing = range(ONE, ONE + 4 * many, 4)
+    calm = sharing.stop
+    threads = (*(Thread(tid, kernel_apcs=(OWN,), **RUNNING) for tid in sharing), Thread(calm))
+    loop = adversaries.one_loop
+    found = audited(kernel, tmp_path, threads, changes=(lambda image: loop(image, sharing, length),))
+    lengths = [len(queue.apcs) for tid in sharing for queue in found.of[tid].thread.queues]
+    assert lengths == [length, *(1 for _ in sharing[1:])]
+    assert TOTAL_BOUND - found.audit.lists.budget.left <= length + many
+    assert found.codes(ONE) == {"list-cycle": "high", "duplicate-apc": "high"}
+    # The copies are of the first thread's KAPC and name it.
+    told = {"list-broken": "high", "duplicate-apc": "high", "thread-mismatch": "high"}
+    assert [found.codes(tid) for tid in sharing[1:]] == [told for _ in sharing[1:]]
+    assert found.codes(calm) == {}
+    assert found.audit.notes == ()
+
+
+@KERNELS
+def test_processes_that_overlap(kernel: str, tmp_path: Path) -> None:
+    """Of processes in one another's memory those apart are read, a note has the others, and real ones keep threads."""
+    apart, named = 12, 8
+    others = (Process("svchost.exe", 800, (Thread(804, start=0x401000, wait_reason="UserRequest"),)),)
+    left_out = []
+
+    def overlap(image: Image) -> None:
+        each = -(-image.memory.size("_EPROCESS") // (2 * image.memory.pointer_size))
+        adversaries.overlapping_processes(image, apart * each)
+        left_out.append(apart * (each - 1))
+
+    found = audited(
+        kernel, tmp_path, (Thread(ONE, kernel_apcs=(OWN,), **RUNNING), Thread(CALM)), others=others, changes=(overlap,)
+    )
+    # A process that is none may lead to one thread that is none.
+    assert len({tid for tid in found.of if tid} - {ONE, CALM, 804}) <= apart
+    assert [found.views(tid) for tid in (ONE, CALM, 804)] == ["cid+list"] * 3
+    assert [found.codes(tid) for tid in (ONE, CALM, 804)] == [{}, {}, {}]
+    notes = found.audit.notes
+    assert f"{left_out[0]} processes of PsActiveProcessHead are left out: they lie in others' memory" in notes
+    # The lists of those apart lead nowhere: some are named, of the rest it is said how many there are.
+    assert (
+        f"the thread list of {apart - named} more processes does not close: it is read from its other end too" in notes
+    )
+
+
+@KERNELS
+def test_a_broken_list_holds_what_comes_before(kernel: str, tmp_path: Path) -> None:
+    """A KAPC that another thread's list leads to is not off every list, though that list breaks off behind it."""
+
+    def lead_on(image: Image) -> None:
+        memory = image.memory
+        entry = damage.links(image, ONE)[0]
+        memory.write(entry - memory.offset("_KAPC", "ApcListEntry"), "_KAPC", "Thread", image.address_of[CALM])
+        damage.point_flink_to_unmapped(image, ONE)
+
+    threads = (Thread(ONE, kernel_apcs=(OWN,), **RUNNING), Thread(CALM))
+    found = audited(kernel, tmp_path, threads, changes=(lead_on,), scan=True)
+    assert found.codes(ONE) == {"thread-mismatch": "high", "list-broken": "high"}
+    assert found.codes(CALM) == {}

@@ -45,8 +45,9 @@ def one_loop(image: Image, tids: Iterable[int], count: int) -> None:
     stride = -(-size // image.pool.alignment) * image.pool.alignment
     at = image.pool.take_pages(count * stride)
     entries = [at + number * stride + offset for number in range(count)]
-    for entry, following in zip(entries, (*entries[1:], entries[0]), strict=True):
+    for entry in entries:
         image.write(entry - offset, content)
+    for entry, following in zip(entries, (*entries[1:], entries[0]), strict=True):
         memory.write_pointer(entry, following)
         memory.write_pointer(following + memory.pointer_size, entry)
     for tid in tids:

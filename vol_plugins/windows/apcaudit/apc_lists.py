@@ -159,6 +159,10 @@ class ApcLists:
             if len(holders) == 1 and place not in holders:
                 self._holders[entry] = (*holders, place)
 
+    def has_met(self, entry: int) -> bool:
+        """Tell whether a walk of some thread's list that was read came by a LIST_ENTRY."""
+        return entry in self._holders
+
     def _thread_of(self, entry: int) -> int | None:
         """Return the _KAPC.Thread of an entry."""
         data = self._memory.read(entry - self._layout.apc_list_entry, self._layout.apc.size)

@@ -38,7 +38,8 @@ class HeldEntries:
 
         The entry's own links may be stale: they only tell which head to ask.
         """
-        if entry in self._held:
+        # A list that breaks off leads to no head, and yet holds what comes before that.
+        if entry in self._held or self._lists.has_met(entry):
             return True
         head = self._head_from(entry)
         if head == _NOWHERE:
