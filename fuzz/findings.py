@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from fuzz.ground import Mutation
 
 _TERMINATED = 4  # _KTHREAD.State
 
@@ -94,52 +96,70 @@ _ADDED = {"duplicate-apc", "off-list-apc"}
 # The columns in which what is added is told; every other one stays as it was.
 _TELLING = ("Severity", "Findings", "Explanation")
 
-_OF_APC = ("Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", "Origin")
+_OF_APC = (
+    "Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", "NormalContext", "SystemArgument1",
+    "SystemArgument2", "Origin",
+)  # fmt: skip
 
 # Which note excuses that a finding elsewhere is gone: one about the very structure that would prove it.
 _OF_MODULES = ("PsLoadedModuleList", "the entry of ", "headers of ")
-_OF_THREADS = ("does not close", "the thread list of ", "PspCidTable", "KiProcessorBlock")
+_OF_THREADS = (
+    "does not close", "the thread list of ", "PspCidTable", "KiProcessorBlock",
+    "processes of PsActiveProcessHead are left out",
+)  # fmt: skip
+_BACKING = {
+    "module-conflict", "orphan-start", "routine-unbacked", "unloaded-start", "routine-unloaded", "routine-not-code",
+}  # fmt: skip
 _EXCUSES: Mapping[str, tuple[str, ...]] = {
     "module-conflict": _OF_MODULES,
     "orphan-start": _OF_MODULES,
     "routine-unbacked": _OF_MODULES,
     "unloaded-start": _OF_MODULES,
     "routine-unloaded": _OF_MODULES,
+    "routine-not-code": _OF_MODULES,
     "hidden-thread": _OF_THREADS,
     "hidden-process": _OF_THREADS,
+    "embedded-apc-altered": ("KAPCs that are members of threads are not checked",),
 }
 
-# Which finding that stays has all that matters of one that is gone: besides it, only a name was told, or an entry
-# that claims too much, which nothing claims any more.
-_STRONGER = {
-    "unloaded-start": "orphan-start",
-    "routine-unloaded": "routine-unbacked",
-    "module-conflict": "orphan-start",
+# Which finding that stays has all that matters of one that is gone: besides it, only a name was told, a section of a
+# module that holds nothing any more, or an entry that claims too much, which nothing claims any more.
+_STRONGER: Mapping[str, frozenset[str]] = {
+    "unloaded-start": frozenset({"orphan-start"}),
+    "routine-unloaded": frozenset({"routine-unbacked"}),
+    "module-conflict": frozenset({"orphan-start"}),
+    "routine-not-code": frozenset({"orphan-start", "routine-unbacked", "module-conflict"}),
 }
 
 
-def elsewhere(before: Result, after: Result, touched: set[int], *, local: bool) -> tuple[str, str] | None:
+def elsewhere(before: Result, after: Result, made: Mutation, *, local: bool) -> tuple[str, str] | None:
     """Compare the threads that were not touched; return what is wrong and where, None when nothing is.
 
     Args:
         before: the audit of the undamaged image.
         after: that of the damaged one.
-        touched: the threads whose structures were damaged.
+        made: the damage.
         local: whether nothing was damaged that other threads depend on, so that their rows must be the same.
     """
+    touched = made.owners
     notes = tuple(set(after.notes) - set(before.notes))
+    shared = _apcs(before, touched)
     for address, seen in before.threads.items():
         if address in touched:
             continue
         now = after.threads.get(address)
         if now is None:
-            if local or (seen.codes and not _told(notes, _OF_THREADS)):
+            if local or made.keeps_rows or (seen.codes and not _told(notes, _OF_THREADS)):
                 return ("locality" if local else "monotony", f"thread {address:#x} has no row any more")
             continue
-        lost = sorted(each for each in seen.codes - now.codes if local or not _excused(each, now, notes))
+        # That a KAPC hangs on two lists is told of both threads. It is proven by both lists: where the other one, which
+        # was touched, does not lead to it any more, it does not.
+        unproven = {"duplicate-apc"} if shared & _apcs(before, {address}) else set()
+        gone = seen.codes - now.codes - unproven
+        lost = sorted(each for each in gone if local or not _excused(each, now, notes, made))
         if lost:
             return "monotony", f"thread {address:#x} lost {lost}"
-        if local and not _same_but_for_more(seen, now):
+        if local and not _same_but_for_more(seen, now, unproven):
             return "locality", f"thread {address:#x}: {_difference(seen.rows, now.rows)}"
     return None
 
@@ -148,9 +168,9 @@ def _told(notes: tuple[str, ...], phrases: tuple[str, ...]) -> bool:
     return any(phrase in note for note in notes for phrase in phrases)
 
 
-def _excused(code: str, now: Seen, notes: tuple[str, ...]) -> bool:
+def _excused(code: str, now: Seen, notes: tuple[str, ...], made: Mutation) -> bool:
     """Tell whether a finding may be gone that a thread had which nobody touched."""
-    if _STRONGER.get(code) in now.codes:
+    if _STRONGER.get(code, frozenset()) & now.codes:
         return True
     if code in _LIST_CODES and now.codes & _LIST_CODES:
         # A queue that is damaged is still told to be; where its walk ends may depend on what else can be read.
@@ -158,14 +178,23 @@ def _excused(code: str, now: Seen, notes: tuple[str, ...]) -> bool:
     if code == "exit-bugcheck" and "list" not in _cell(now.rows[0], "Views").split("+"):
         # Terminated and off its list is what every thread is some day: nothing can be told of it.
         return True
+    if made.backing_stays and code in _BACKING:
+        # A module's entry that lies makes what it could hold doubtful: that is another finding, never none.
+        return bool(_BACKING & now.codes)
     return _told(notes, _EXCUSES.get(code, ()))
 
 
-def _same_but_for_more(seen: Seen, now: Seen) -> bool:
-    """Tell whether a thread's rows are the same, or say besides only what another thread's KAPC adds."""
+def _apcs(result: Result, threads: Iterable[int]) -> set[str]:
+    """Return the KAPCs that the rows of some threads tell of, by address."""
+    rows = (row for each in threads if each in result.threads for row in result.threads[each].rows)
+    return {cell for row in rows if (cell := _cell(row, "Apc")).isdigit()}
+
+
+def _same_but_for_more(seen: Seen, now: Seen, unproven: set[str]) -> bool:
+    """Tell whether a thread's rows are the same, or say besides only what another thread's KAPC adds or takes away."""
     if seen.rows == now.rows:
         return True
-    if not now.codes & _ADDED:
+    if not now.codes & _ADDED and not seen.codes & unproven:
         return False
     kept = [row for row in now.rows if _cell(row, "Queue") != "off-list" or row in seen.rows]
     if not kept and len(seen.rows) == 1:

@@ -17,23 +17,24 @@ class TooManyReadsError(BaseException):
 class PatchedLayer(interfaces.layers.DataLayerInterface):
     """A physical layer over bytes, some pages of which are replaced or missing.
 
-    `reads` counts calls; `allowed` is how many there may be. `end` is the size in bytes after truncation.
+    `content` are the bytes without damage. `reads` counts calls; `allowed` is how many there may be. `end` is the size
+    in bytes after truncation.
     """
 
     def __init__(self, context: Any, name: str, content: bytes, allowed: int) -> None:
         super().__init__(context, name, name)
-        self._content = content
+        self.content = content
         self._pages: dict[int, bytes | None] = {}
         self._allowed = allowed
         self.end = len(content)
         self.reads = 0
         blank = bytes(PAGE)
-        self._used = _runs(at for at in range(0, len(content), PAGE) if content[at : at + PAGE] != blank)
+        self._used = {at for at in range(0, len(content), PAGE) if content[at : at + PAGE] != blank}
 
     def restore(self) -> None:
         """Take all damage back."""
         self._pages.clear()
-        self.end = len(self._content)
+        self.end = len(self.content)
         self.reads = 0
 
     def patch(self, address: int, data: bytes) -> None:
@@ -41,7 +42,7 @@ class PatchedLayer(interfaces.layers.DataLayerInterface):
         while data:
             page, offset = address & -PAGE, address % PAGE
             part, data = data[: PAGE - offset], data[PAGE - offset :]
-            old = self._pages.get(page, self._content[page : page + PAGE])
+            old = self._pages.get(page, self.content[page : page + PAGE])
             if old is not None:
                 self._pages[page] = old[:offset] + part + old[offset + len(part) :]
             address += len(part)
@@ -56,7 +57,7 @@ class PatchedLayer(interfaces.layers.DataLayerInterface):
             return None
         first, last = address & -PAGE, (address + length - 1) & -PAGE
         touched = [page for page in range(first, last + PAGE, PAGE) if page in self._pages] if self._pages else []
-        data = self._content[address : address + length]
+        data = self.content[address : address + length]
         for page in touched:
             replaced = self._pages[page]
             if replaced is None:
@@ -97,7 +98,7 @@ class PatchedLayer(interfaces.layers.DataLayerInterface):
 
     def _scan_iterator(self, scanner: Any, sections: Any) -> Iterator[Any]:  # noqa: ARG002 - the same
         # Blank pages are left out: they hold nothing that can be found.
-        for start, stop in self._used:
+        for start, stop in _runs(sorted(self._used.union(self._pages))):
             position = start
             for page in [*(each for each in sorted(self._pages) if self._pages[each] is None), stop]:
                 cut = min(page, stop, self.end & -PAGE)

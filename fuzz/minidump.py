@@ -14,8 +14,8 @@ from volatility3.framework import exceptions
 from volatility3.framework.layers import intel, physical
 
 from fuzz.findings import Result, audit
+from fuzz.ground import Mutation
 from fuzz.machine import open_image
-from fuzz.mutations import Mutation
 
 _HEADER = 0x2000
 _TRIAGE_HEADER = 0x100  # TRIAGE_DUMP_HEADER64 follows the crash dump header

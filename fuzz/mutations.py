@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
+from fuzz import tangles
+from fuzz.ground import PAGE, Ground, Mutation, write
 from fuzz.targets import EVERYBODY, Target
-
-PAGE = 0x1000
-
-
-@dataclass(slots=True)
-class Mutation:
-    """What is done to physical memory: bytes written, pages taken out, the size cut; `owners` is who is touched.
-
-    `told` says it in words.
-    """
-
-    kind: str
-    told: list[str] = field(default_factory=list)
-    patches: list[tuple[int, bytes]] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-    end: int | None = None
-    owners: set[int] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What mutations choose from: the structures, the size of physical memory, bytes of a pointer."""
-
-    targets: Sequence[Target]
-    size: int
-    pointer: int
-
-    def owners_of_page(self, page: int) -> set[int]:
-        """Return whose structures lie on a physical page."""
-        owners = {
-            owner
-            for each in self.targets
-            if any(start < page + PAGE and page < start + length for _, start, length in each.pieces)
-            for owner in each.owners
-        }
-        # What is no known structure, a name or a pool header, may matter to anybody.
-        return owners | {EVERYBODY}
-
-
-def _write(mutation: Mutation, target: Target, offset: int, data: bytes) -> None:
-    done = 0
-    while done < len(data):
-        physical = target.physical(offset + done)
-        left = PAGE - (target.address + offset + done) % PAGE
-        if physical is not None:
-            mutation.patches.append((physical, data[done : done + left]))
-        done += left
-    mutation.owners |= target.owners
-    mutation.told.append(f"{target.name}+{offset:#x} = {data[:16].hex()}" + ("..." if len(data) > 16 else ""))
 
 
 def _flip(mutation: Mutation, ground: Ground, chance: random.Random) -> None:
     target = chance.choice(ground.targets)
     for _ in range(chance.choice((1, 1, 2, 8))):
         offset, size = _slot(target, chance)
-        _write(mutation, target, offset + chance.randrange(size), bytes([chance.randrange(256)]))
+        write(mutation, target, offset + chance.randrange(size), bytes([chance.randrange(256)]))
 
 
 def _slot(target: Target, chance: random.Random) -> tuple[int, int]:
@@ -104,7 +56,7 @@ def _redirect(mutation: Mutation, ground: Ground, chance: random.Random) -> None
     offset = _pointer_slot(target, ground.pointer, chance)
     places = _places(ground, target, offset, chance)
     name = chance.choice(sorted(places))
-    _write(mutation, target, offset, places[name].to_bytes(8, "little")[: ground.pointer])
+    write(mutation, target, offset, places[name].to_bytes(8, "little")[: ground.pointer])
     mutation.told[-1] += f" ({name})"
 
 
@@ -127,10 +79,10 @@ def _knot(mutation: Mutation, ground: Ground, chance: random.Random) -> None:
         at, to = chance.choice(one.links), chance.choice(two.links)
         if chance.random() < 0.7 and at in two.links:
             to = at
-        _write(mutation, one, at, (two.address + to).to_bytes(8, "little")[: ground.pointer])
+        write(mutation, one, at, (two.address + to).to_bytes(8, "little")[: ground.pointer])
         if chance.random() < 0.5:
             back = (one.address + at).to_bytes(8, "little")[: ground.pointer]
-            _write(mutation, two, to + ground.pointer, back)
+            write(mutation, two, to + ground.pointer, back)
 
 
 def _extreme(mutation: Mutation, ground: Ground, chance: random.Random) -> None:
@@ -141,7 +93,7 @@ def _extreme(mutation: Mutation, ground: Ground, chance: random.Random) -> None:
         offset &= -size
     top = (1 << 8 * size) - 1
     value = chance.choice((0, 1, 2, top, top >> 1, (top >> 1) + 1, top - 1, 0xFFF & top, 0x10000 & top))
-    _write(mutation, target, offset, value.to_bytes(size, "little"))
+    write(mutation, target, offset, value.to_bytes(size, "little"))
 
 
 def _truncate(mutation: Mutation, ground: Ground, chance: random.Random) -> None:
@@ -162,7 +114,7 @@ def _garbage(mutation: Mutation, ground: Ground, chance: random.Random) -> None:
         "ones": b"\xff" * size,
         "itself": (target.address.to_bytes(8, "little")[: ground.pointer] * (size // ground.pointer + 1))[:size],
     }[kind]
-    _write(mutation, target, 0, data)
+    write(mutation, target, 0, data)
 
 
 def _several(mutation: Mutation, ground: Ground, chance: random.Random) -> None:
@@ -179,6 +131,11 @@ KINDS: dict[str, Callable[[Mutation, Ground, random.Random], None]] = {
     "file truncated": _truncate,
     "structure overwritten": _garbage,
     "several at once": _several,
+    "module sizes": tangles.module_sizes,
+    "chains shared": tangles.shared_chains,
+    "rings off the lists": tangles.rings_off_lists,
+    "tables of themselves": tangles.tables_of_themselves,
+    "processes overlap": tangles.overlapping_processes,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 from volatility3.framework.layers import intel
 
 from fuzz.findings import Result, audit
+from fuzz.ground import PAGE, Ground, Mutation
 from fuzz.layer import PatchedLayer
 from fuzz.machine import machine, open_image
-from fuzz.mutations import Ground, Mutation, mutation
-from fuzz.targets import EVERYBODY, Target, targets
+from fuzz.mutations import mutation
+from fuzz.targets import EVERYBODY, Target, spare, targets
 
 READS = 400_000
 """How many reads of physical memory an audit of one of these images may take; undamaged, it takes a few thousand."""
+
+SPARE = 24 * PAGE
+"""How much memory that nothing uses a machine has for what is built there: chains, rings, tables."""
 
 
 class Subject:
@@ -24,6 +29,7 @@ class Subject:
     def __init__(self, kernel: str) -> None:
         self.name = kernel
         image = machine(kernel)
+        room = image.pool.take_pages(SPARE)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image.dmp"
             # Vol finds the page tables of a crash dump at once; a raw image it has to search.
@@ -36,7 +42,10 @@ class Subject:
         self._context.layers._layers[below] = self._layer
         chosen = targets(image)
         self._links = _thread_links(image, chosen)
-        self._ground = Ground(chosen, self._layer.end, image.memory.pointer_size)
+        space, pointer = image.memory.space, image.memory.pointer_size
+        self._ground = Ground(
+            chosen, self._layer.content, pointer, struct.calcsize(space.mode.entry), spare(image, room, SPARE)
+        )
         self._before = {scan: self._audit(scan=scan) for scan in (False, True)}
 
     def mutation(self, seed: int, index: int) -> Mutation:

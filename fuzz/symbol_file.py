@@ -16,8 +16,8 @@ from volatility3.framework.layers import intel
 from volatility3.framework.symbols import intermed
 
 from fuzz.findings import Result, audit
+from fuzz.ground import Mutation
 from fuzz.machine import ROOT, machine, open_image
-from fuzz.mutations import Mutation
 from fuzz.targets import EVERYBODY
 
 Document = dict[str, Any]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.pages import PAGE, NotMappedError
@@ -71,7 +71,7 @@ class Target:
     """A structure: owner, name, virtual address, size in bytes, and (offset, size) of the members that are read.
 
     `pieces` says where it lies: (offset in it, physical address, length). `links` are the offsets of LIST_ENTRYs.
-    `owners` are all whose rows may tell of it.
+    `owners` are all whose rows may tell of it. `fields` are the members again, by their paths.
     """
 
     owners: frozenset[int]
@@ -81,6 +81,7 @@ class Target:
     members: tuple[tuple[int, int], ...]
     links: tuple[int, ...]
     pieces: tuple[tuple[int, int, int], ...]
+    fields: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def physical(self, offset: int) -> int | None:
         """Translate an offset, None where nothing is mapped."""
@@ -92,9 +93,41 @@ class Target:
 
 def targets(image: Image) -> list[Target]:
     """List the structures of an image, in an order that never depends on chance."""
-    found = [each for each in _all(image) if each.pieces]
+    holders = _holders(image)
+    found = [_with_holders(each, holders) for each in _all(image) if each.pieces]
     everybody = frozenset({EVERYBODY, *(owner for each in found for owner in each.owners)})
     return [_with_neighbours(each, found, everybody) for each in found]
+
+
+def spare(image: Image, address: int, size: int) -> Target:
+    """Make a target of memory that nothing uses and nobody owns."""
+    return replace(_range(image, EVERYBODY, "spare memory", address, size), owners=frozenset())
+
+
+def _with_holders(target: Target, holders: Mapping[int, set[int]]) -> Target:
+    """Add all threads on whose lists a KAPC hangs: with it goes what the row of each tells of it."""
+    if "apc:" not in target.name:
+        return target
+    apc = target.address + (target.size if target.name.startswith("header of ") else 0)
+    return replace(target, owners=target.owners | holders.get(apc, set()))
+
+
+def _holders(image: Image) -> dict[int, set[int]]:
+    """Walk the APC lists of every thread, and give by KAPC the threads whose lists come by it."""
+    memory, holders = image.memory, dict[int, set[int]]()
+    links = memory.offset("_KAPC", "ApcListEntry")
+    for body in {address for name, address in image.address_of.items() if isinstance(name, int)}:
+        for head in _APC_HEADS:
+            if not memory.has("_ETHREAD", head):
+                continue
+            at = memory.read_pointer(body + memory.offset("_ETHREAD", head))
+            met: set[int] = set()
+            while at not in met and memory.space.is_mapped(at):
+                met.add(at)
+                holders.setdefault(at - links, set()).add(body)
+                with contextlib.suppress(NotMappedError):
+                    at = memory.read_pointer(at)
+    return holders
 
 
 def _with_neighbours(target: Target, found: list[Target], everybody: frozenset[int]) -> Target:
@@ -159,14 +192,15 @@ def _holder(image: Image, apc: int) -> int:
 
 def _structure(image: Image, owner: int, name: str, type_name: str, address: int) -> Target:
     layout = image.memory.layout
-    members, links = [], []
+    fields, links = {}, []
     for path in _MEMBERS[type_name]:
         if layout.has(type_name, path):
-            field = layout.field(type_name, path)
-            members.append((field.offset, field.size))
+            member = layout.field(type_name, path)
+            fields[path] = (member.offset, member.size)
             if path.endswith(".Flink"):
-                links.append(field.offset)
-    return _range(image, owner, name, address, layout.size(type_name), tuple(members), tuple(links))
+                links.append(member.offset)
+    found = _range(image, owner, name, address, layout.size(type_name), tuple(fields.values()), tuple(links))
+    return replace(found, fields=fields)
 
 
 def _range(

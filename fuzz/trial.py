@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fuzz.findings import Result, elsewhere, unprintable
+from fuzz.ground import Mutation
 from fuzz.layer import TooManyReadsError
-from fuzz.mutations import Mutation
 
 SECONDS = 20.0
 """How much processor time the audits of one damaged image may take; undamaged, one takes some hundredths of it."""
@@ -100,7 +100,7 @@ def attempt(subject: Tried, seed: int, index: int) -> Trial:
 
 
 def _judge(subject: Tried, made: Mutation, index: int) -> tuple[str, str]:
-    scan = index % SCAN_EVERY == 0
+    scan = made.scan or index % SCAN_EVERY == 0
     before = subject.before(scan=scan)
     subject.apply(made)
     after = subject.after(scan=scan)
@@ -112,7 +112,7 @@ def _judge(subject: Tried, made: Mutation, index: int) -> tuple[str, str]:
     bad = unprintable(after)
     if bad is not None:
         return "unprintable", repr(bad)
-    wrong = elsewhere(before, after, made.owners, local=subject.is_local(made))
+    wrong = elsewhere(before, after, made, local=subject.is_local(made))
     if wrong is not None:
         return wrong
     if index % AGAIN_EVERY == 0:

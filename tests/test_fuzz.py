@@ -15,8 +15,8 @@ from fuzz.symbol_file import SymbolFileSubject
 from fuzz.trial import attempt
 
 SEED = 7
-COUNT = 160
-"""The kinds of damage take turns: twenty of each."""
+COUNT = 156
+"""The kinds of damage take turns: twelve of each."""
 
 
 @pytest.mark.parametrize("kernel", ["10-19041-x64", "xp-sp3-x86"])
