@@ -231,3 +231,23 @@ def test_a_broken_list_holds_what_comes_before(kernel: str, tmp_path: Path) -> N
     found = audited(kernel, tmp_path, threads, changes=(lead_on,), scan=True)
     assert found.codes(ONE) == {"thread-mismatch": "high", "list-broken": "high"}
     assert found.codes(CALM) == {}
+
+
+@KERNELS
+def test_a_list_that_another_leads_into_is_read_whole(kernel: str, tmp_path: Path) -> None:
+    """A list that is intact stays so, whatever leads into it before and whatever thread its KAPCs name."""
+    two = CALM + 4
+
+    def lead_on(image: Image) -> None:
+        memory = image.memory
+        shared = damage.links(image, two)
+        memory.write(shared[0] - memory.offset("_KAPC", "ApcListEntry"), "_KAPC", "Thread", image.address_of[CALM])
+        memory.write_pointer(damage.links(image, ONE)[-1], shared[0])
+
+    threads = (Thread(ONE, kernel_apcs=(OWN,), **RUNNING), Thread(CALM), Thread(two, kernel_apcs=(OWN,) * 3, **RUNNING))
+    found = audited(kernel, tmp_path, threads, changes=(lead_on,))
+    (queue,) = found.of[two].thread.queues
+    assert (len(queue.apcs), queue.ending) == (3, Ending.CLOSED)
+    assert found.codes(two) == {"duplicate-apc": "high", "thread-mismatch": "high"}
+    assert "list-broken" in found.codes(ONE)
+    assert found.codes(CALM) == {}
