@@ -117,7 +117,9 @@ def usual_bytes(kapcs: Sequence[EmbeddedKapc], pointer_size: int, facts: Facts) 
 
 
 def _usual(kapc: EmbeddedKapc, row: EmbeddedApc, routines: Routines, pointer_size: int, apc_size: int) -> UsualBytes:
-    allowed = (addresses or frozenset() for addresses in routines)
+    # A symbol file whose pointers are too short for its own addresses has no routine that any bytes could name.
+    top = 1 << 8 * pointer_size
+    allowed = ({address for address in addresses or () if address < top} for addresses in routines)
     usual = frozenset(
         b"".join(each.to_bytes(pointer_size, "little") for each in combination) for combination in product(*allowed)
     )
