@@ -155,11 +155,12 @@ def elsewhere(before: Result, after: Result, made: Mutation, *, local: bool) -> 
         # That a KAPC hangs on two lists is told of both threads. It is proven by both lists: where the other one, which
         # was touched, does not lead to it any more, it does not.
         unproven = {"duplicate-apc"} if shared & _apcs(before, {address}) else set()
-        gone = seen.codes - now.codes - unproven
+        moved = _moved(seen, after, touched)
+        gone = seen.codes - now.codes - unproven - moved
         lost = sorted(each for each in gone if local or not _excused(each, now, notes, made))
         if lost:
             return "monotony", f"thread {address:#x} lost {lost}"
-        if local and not _same_but_for_more(seen, now, unproven):
+        if local and not _same_but_for_more(seen, now, unproven | moved):
             return "locality", f"thread {address:#x}: {_difference(seen.rows, now.rows)}"
     return None
 
@@ -184,23 +185,38 @@ def _excused(code: str, now: Seen, notes: tuple[str, ...], made: Mutation) -> bo
     return _told(notes, _EXCUSES.get(code, ()))
 
 
+def _moved(seen: Seen, after: Result, touched: set[int]) -> set[str]:
+    """Return which codes a thread may lose since its KAPCs of no list now hang on the lists of threads touched.
+
+    There they are told with all that is wrong with them; only that no list holds them is true no more.
+    """
+    loose = {_cell(row, "Apc") for row in seen.rows if _cell(row, "Queue") == "off-list"}
+    holders = [now for each in touched if (now := after.threads.get(each)) and loose & _apcs(after, {each})]
+    if not loose or not loose <= _apcs(after, touched):
+        return set()
+    return {"off-list-apc"}.union(*(each.codes for each in holders))
+
+
 def _apcs(result: Result, threads: Iterable[int]) -> set[str]:
     """Return the KAPCs that the rows of some threads tell of, by address."""
     rows = (row for each in threads if each in result.threads for row in result.threads[each].rows)
     return {cell for row in rows if (cell := _cell(row, "Apc")).isdigit()}
 
 
-def _same_but_for_more(seen: Seen, now: Seen, unproven: set[str]) -> bool:
+def _same_but_for_more(seen: Seen, now: Seen, taken: set[str]) -> bool:
     """Tell whether a thread's rows are the same, or say besides only what another thread's KAPC adds or takes away."""
     if seen.rows == now.rows:
         return True
-    if not now.codes & _ADDED and not seen.codes & unproven:
+    if not now.codes & _ADDED and not seen.codes & taken:
         return False
     kept = [row for row in now.rows if _cell(row, "Queue") != "off-list" or row in seen.rows]
-    if not kept and len(seen.rows) == 1:
-        # The row of a thread with nothing queued has become that of the one KAPC.
+    left = [
+        row for row in seen.rows if _cell(row, "Queue") != "off-list" or row in now.rows or "off-list-apc" not in taken
+    ]
+    if (not kept and len(left) == 1) or (not left and len(kept) == 1):
+        # The row of a thread with nothing queued has become that of the one KAPC, or the other way round.
         return _silent(seen.rows[0], _OF_APC) == _silent(now.rows[0], _OF_APC)
-    return [_silent(row) for row in seen.rows] == [_silent(row) for row in kept]
+    return [_silent(row) for row in left] == [_silent(row) for row in kept]
 
 
 def _cell(row: tuple[str, ...], name: str) -> str:
