@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from apcaudit import ending, show, where
+from apcaudit import ending, show, streams, where
 from apcaudit.bulk import export_command as export
 from apcaudit.bulk import scan_command as scan
 from apcaudit.bulk import stack_command as stack
@@ -52,12 +52,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; give its exit code: 1 after an error, else the subcommand's."""
-    options = parser().parse_args(arguments)
+    streams.prepare()
     try:
+        options = parser().parse_args(arguments)
         with ending.in_order():
             code = int(options.run(options))
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the output has had enough, as `head` does.
         _end_stdout()
@@ -74,8 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _end_stdout() -> None:
     """Let nothing be left that Python would try to write at its end, to complain once more."""
-    if sys.stdout is None:
-        return
     try:
         sys.stdout.flush()
     except OSError:

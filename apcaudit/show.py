@@ -60,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Read the rows and print their cards."""
     try:
-        text = sys.stdin.read() if options.rows == "-" else _read(Path(options.rows))
+        text = _stdin() if options.rows == "-" else _read(Path(options.rows))
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         if not text:
             raise ApcAuditError(f"{options.rows} is empty: vol printed no rows, its messages say why")
@@ -84,6 +84,12 @@ _WANTED = "which `vol -q -r jsonl -f IMAGE windows.apcaudit --wide` prints"
 
 _HEAD = 4096
 """Characters by which rows are told from an image, which is not read to its end."""
+
+
+def _stdin() -> str:
+    if sys.stdin is None:
+        raise ApcAuditError(f"standard input is closed: name a file of JSON lines, {_WANTED}")
+    return sys.stdin.read()
 
 
 def _read(path: Path) -> str:

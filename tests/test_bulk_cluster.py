@@ -90,7 +90,7 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
     dump = bulk_images.write(tmp_path / "seed.dmp", "seed").read_bytes()
     for number in range(2):
         (evidence / f"raw{number}.raw").write_bytes(bulk_images.distinct(raw, number))
-    for number in range(4):
+    for number in range(2):
         (evidence / f"dump{number}.dmp").write_bytes(bulk_images.distinct(dump, number))
     results = tmp_path / "results"
     with cluster(cache, tmp_path, None, None) as (address, workers):
@@ -103,7 +103,7 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
         assert workers[1].poll() is None
         assert not Path(f"/proc/{reader}").exists()
     rows = store.images(results)
-    assert [Path(row.source).name for row in rows] == [*(f"dump{n}.dmp" for n in range(4)), "raw0.raw", "raw1.raw"]
+    assert [Path(row.source).name for row in rows] == [*(f"dump{n}.dmp" for n in range(2)), "raw0.raw", "raw1.raw"]
     assert {row.status for row in rows} == {"scanned"}
     assert {row.worker.rpartition(":")[2] for row in rows} <= {str(worker.pid) for worker in workers}
     query = "SELECT image, apc FROM apcs"
@@ -113,7 +113,7 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
 def test_a_worker_of_several_threads(tmp_path: Path, cache: Path) -> None:
     """A worker that has two threads reads two images at once, each in a process of its own."""
     planted = {"xp": ("seed", None), "eleven": ("situations", "11-26100-x64")}
-    evidence = bulk_images.folder_of(tmp_path, planted)
+    evidence = bulk_images.folder_of(tmp_path, planted, 2)
     results = tmp_path / "results"
     with cluster(cache, tmp_path, None, threads=2) as (address, workers):
         running = bulk_images.start("scan", evidence, "-o", results, "--offline", "--scheduler", address, cache=cache)
@@ -121,7 +121,7 @@ def test_a_worker_of_several_threads(tmp_path: Path, cache: Path) -> None:
         _, stderr = running.communicate(timeout=120)
         assert running.returncode == 0, stderr
     found = {Path(row.source).name: (row.severity, row.reason) for row in store.images(results)}
-    assert found == {f"{name}{number}.dmp": ("critical", None) for name in planted for number in range(4)}
+    assert found == {f"{name}{number}.dmp": ("critical", None) for name in planted for number in range(2)}
 
 
 def another_version(folder: Path) -> Path:
@@ -143,7 +143,7 @@ def without_it(folder: Path) -> Path:
 def test_workers_that_differ(tmp_path: Path, cache: Path) -> None:
     """A worker with another version, or that lacks ours, is named and gets no image; the others do them all."""
     pytest.importorskip("capstone")
-    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)})
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)}, 2)
     results = tmp_path / "results"
     befores = (another_version(tmp_path / "one"), without_it(tmp_path / "two"), None)
     with cluster(cache, tmp_path, *befores) as (address, workers):
@@ -161,7 +161,7 @@ def test_workers_that_differ(tmp_path: Path, cache: Path) -> None:
     assert len(refused) == 2
     rows = store.images(results)
     assert {row.worker.rpartition(":")[2] for row in rows} == {str(workers[2].pid)}
-    assert [row.status for row in rows] == ["scanned"] * 4
+    assert [row.status for row in rows] == ["scanned"] * 2
 
 
 def test_every_worker_differs(tmp_path: Path, cache: Path) -> None:
@@ -214,7 +214,7 @@ def test_the_scheduler_goes_away(tmp_path: Path, cache: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")
 def test_what_listens(tmp_path: Path, cache: Path) -> None:
     """Nothing listens but the scheduler and the workers themselves: not the scan, not what reads images."""
-    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)})
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)}, 2)
     with cluster(cache, tmp_path, None) as (address, (worker,)):
         arguments = ("scan", evidence, "-o", tmp_path / "results", "--offline", "--scheduler", address)
         running = bulk_images.start(*arguments, cache=cache)

@@ -333,7 +333,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """An image and its results."""
     place = tmp_path_factory.mktemp("scanned")
     bulk_images.write(place / "seed.dmp", "seed")
-    assert main(["scan", str(place / "seed.dmp"), "-o", str(place / "results"), "--offline", "--workers", "0"]) == 0
+    assert main(["scan", str(place / "seed.dmp"), "-o", str(place / "results"), "--offline", "--workers", "1"]) == 0
     return place
 
 
@@ -354,7 +354,7 @@ def test_a_scan_puts_it_right(
     results = shutil.copytree(scanned / "results", tmp_path / "results")
     (file,) = results.glob(f"*/{table}.parquet")
     damage(file)
-    scan = ["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "0"]
+    scan = ["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "1"]
     assert main(scan) == 0
     err = capsys.readouterr().err
     (line,) = [line for line in err.splitlines() if line.startswith(f"{file}: ")]
@@ -373,7 +373,7 @@ def test_a_scan_of_other_images(scanned: Path, tmp_path: Path, capsys: pytest.Ca
     file = results / HURT.image.image / "apcs.parquet"
     cut(file)
     before = file.read_bytes()
-    assert main(["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "0"]) == 2
+    assert main(["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "1"]) == 2
     assert f"{file}: " in capsys.readouterr().err
     assert file.read_bytes() == before
 
@@ -386,7 +386,7 @@ def test_a_scan_into_results_of_a_later_release(
     for path in results.glob("*/*.parquet"):
         metadata("apcaudit.schema", "2")(path)
     before = {path: path.read_bytes() for path in results.rglob("*.parquet")}
-    assert main(["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "0"]) == 1
+    assert main(["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "1"]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "upgrade apcaudit, or use another folder" in err
@@ -400,7 +400,7 @@ def test_results_of_an_earlier_release_are_made_again(
     results = shutil.copytree(scanned / "results", tmp_path / "results")
     for path in results.glob("*/*.parquet"):
         metadata("apcaudit.schema", "0")(path)
-    assert main(["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "0"]) == 0
+    assert main(["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "1"]) == 0
     assert "scanned earlier" not in capsys.readouterr().err
     assert main(["export", str(results)]) == 0
     assert {json.loads(line)["process"] for line in capsys.readouterr().out.splitlines()} == {"System"}

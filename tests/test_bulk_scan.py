@@ -156,13 +156,13 @@ def test_own_rules(tmp_path: Path, cache: Path) -> None:
     (yara,) = store.connect(results).execute("SELECT yara FROM threads").fetchall()[0]
     assert "Own" in yara.split(",")
     assert "scanned earlier" in apcaudit(*arguments, cache=cache).stderr
-    rules.write_text("rule Own { condition: false }")
-    assert "scanned earlier" not in apcaudit(*arguments, cache=cache).stderr
     # What only the audit knows of a driver, and files that it takes of a folder, are no errors before it begins.
     rules.write_text('include "more/part.yara"\nrule Own { condition: driver == "Bfilter" and start_rva > 0 and part }')
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "part.yara").write_text('rule part { condition: imports contains "FltSendMessage" }')
-    assert apcaudit(*arguments, cache=cache).returncode == 0
+    other = apcaudit(*arguments, cache=cache)
+    assert other.returncode == 0, other.stderr
+    assert "scanned earlier" not in other.stderr
     (yara,) = store.connect(results).execute("SELECT yara FROM threads").fetchall()[0]
     assert {"Own", "part"} <= set(yara.split(","))
     assert apcaudit(*arguments[:-1], tmp_path / "more", cache=cache).returncode == 0
@@ -173,7 +173,7 @@ def test_own_rules(tmp_path: Path, cache: Path) -> None:
     rules.write_text('include "/etc/hostname"\nrule a { condition: true }')
     done = apcaudit(*arguments, cache=cache)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "cannot include '/etc/hostname': it is not below" in done.stderr
+    assert "cannot include '/etc/hostname' in line 1: it is not below" in done.stderr
 
 
 def test_failures_are_kept_or_tried_again(tmp_path: Path) -> None:
@@ -232,24 +232,24 @@ def test_killed_and_started_again(tmp_path: Path, cache: Path) -> None:
     data = bulk_images.write(tmp_path / "0.dmp", "seed").read_bytes()
     evidence = tmp_path / "evidence"
     evidence.mkdir()
-    for number in range(8):
+    for number in range(5):
         (evidence / f"{number}.dmp").write_bytes(bulk_images.distinct(data, number))
     results = tmp_path / "results"
     arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 1)
     running = bulk_images.start(*arguments, cache=cache)
     limit = time.monotonic() + 60
-    while len(store.images(results)) < 3 and time.monotonic() < limit:
+    while len(store.images(results)) < 2 and time.monotonic() < limit:
         time.sleep(0.02)
     below = bulk_images.descendants(running.pid)
     running.kill()
     running.communicate()
     finished = {row.image: row.scanned_at for row in store.images(results)}
-    assert 3 <= len(finished) < 8
+    assert 2 <= len(finished) < 5
     assert gone(below)
     done = apcaudit(*arguments, cache=cache)
     assert done.returncode == 0, done.stderr
     rows = store.images(results)
-    assert [Path(row.source).name for row in rows] == [f"{number}.dmp" for number in range(8)]
+    assert [Path(row.source).name for row in rows] == [f"{number}.dmp" for number in range(5)]
     assert {row.image: row.scanned_at for row in rows if row.image in finished} == finished
     counted = "SELECT count(*), count(DISTINCT image) FROM apcs"
-    assert store.connect(results).execute(counted).fetchall() == [(8, 8)]
+    assert store.connect(results).execute(counted).fetchall() == [(5, 5)]

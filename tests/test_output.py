@@ -360,15 +360,24 @@ def test_a_script_for_symbols(name: str, stranger: Path, tmp_path: Path) -> None
         assert inventory(tmp_path) == before
 
 
-@pytest.mark.parametrize("make", [existing, null, fifo, link_to_null, loop])
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (existing, "is no folder"),
+        (null, "is no folder"),
+        (fifo, "is no folder"),
+        (link_to_null, "is no folder"),
+        (loop, "no such folder"),
+    ],
+)
 def test_results_are_a_folder(
-    make: Callable[[Path], Place], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], Place], wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`apcaudit scan -o` takes no file, and leaves what is there."""
     place = make(tmp_path)
     before = inventory(tmp_path)
     assert main(["scan", str(tmp_path), "-o", str(place.named)]) == 1
-    assert capsys.readouterr().err == f"apcaudit: {place.named}: it is no folder, and results are one\n"
+    assert capsys.readouterr().err == f"apcaudit: {place.named}: {wrong} (-o)\n"
     assert inventory(tmp_path) == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,5 +96,6 @@ def check_results(path: Path) -> None:
 
 def _holds_results(path: Path) -> bool:
     """Tell by one table of one image, or by an image's folder, though its tables are lost."""
-    named = (each for each in path.glob("[!.]*") if each.is_dir() and _IMAGE.fullmatch(each.name))
-    return next(path.glob("[!.]*/*.parquet"), None) is not None or next(named, None) is not None
+    # Path.is_dir raises where a link's target cannot even be looked up, which is for the image's own row to say.
+    folders = (each for each in path.glob("[!.]*") if os.path.isdir(each))
+    return any(_IMAGE.fullmatch(each.name) or next(each.glob("*.parquet"), None) for each in folders)

@@ -23,7 +23,7 @@ from typing import Any
 from apcaudit import framework
 from apcaudit.bulk import processes, symbol_folders
 from apcaudit.bulk.reader_cache import ReaderCache
-from apcaudit.bulk.room import NoRoomError
+from apcaudit.bulk.room import CACHE_ADVICE, NoRoomError, needed
 from apcaudit.bulk.unpack import image_of, is_packed
 from apcaudit.errors import ApcAuditError
 
@@ -69,7 +69,7 @@ def main() -> None:
     symbols = tuple(Path(each) for each in start["symbols"])
     cache = ReaderCache(Path(start["own"]), Path(start["cache"]))
     symbol_folders.look_into(*symbols)
-    with _limited(start["index_memory"]), _ending_with_asker():
+    with _limited(start["index_memory"]), _ending_with_asker(), _telling_of_no_room(cache):
         framework.prepare(symbols, cache, offline=start["offline"])
         if _CAN_FORK:
             # What could not be indexed is read again here.
@@ -99,6 +99,16 @@ def _limited(memory: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextlib.contextmanager
+def _telling_of_no_room(cache: ReaderCache) -> Iterator[None]:
+    """End in one line, which our asker takes for the reason, where the cache's disk is full."""
+    try:
+        with needed(cache.shared, CACHE_ADVICE):
+            yield
+    except NoRoomError as error:
+        sys.exit(str(error))
 
 
 @contextlib.contextmanager

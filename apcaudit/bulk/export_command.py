@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     check_results(options.results)
     if options.format == "timesketch" and options.table is not None:
         raise ApcAuditError("--format timesketch is one timeline of all tables: leave out --table")
-    if options.output is None and sys.stdout is None:
+    if options.output is None and not sys.stdout.writable():
         raise ApcAuditError("standard output is closed: name a file with -o")
     if options.output is None:
         return _export(options, sys.stdout.writelines)

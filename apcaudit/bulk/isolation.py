@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from apcaudit.bulk import processes, scratch
+from apcaudit.bulk import processes, room, scratch
 from apcaudit.errors import ApcAuditError
 
 _FORKS = sys.platform == "linux"
@@ -199,9 +199,10 @@ class Isolation:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        self._cache.mkdir(parents=True, exist_ok=True)
+        with room.needed(self._cache, room.CACHE_ADVICE):
+            self._cache.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            own = stack.enter_context(scratch.folder(self._cache))
+            own = stack.enter_context(scratch.folder(self._cache, room.CACHE_ADVICE))
             # A session of its own: Ctrl-C reaches the scan alone, and killing the group reaches its child.
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [*self._command, json.dumps(self._start | {"own": str(own)})],

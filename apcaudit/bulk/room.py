@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from apcaudit.errors import ApcAuditError
 
+_SQLITE_FULL = "database or disk is full"
+"""What SQLite, which vol keeps its index in, says of a full disk (SQLITE_FULL, "Result and Error Codes")."""
+
 _FULL = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 """A disk that is full, a limit of file sizes (`ulimit -f`), a quota."""
+
+CACHE_ADVICE = "free some, or name another folder for caches with XDG_CACHE_HOME"
 
 
 class NoRoomError(ApcAuditError):
@@ -34,3 +40,7 @@ def needed(folder: Path, advice: str) -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         raise NoRoomError(f"no room left in {folder} ({error.strerror}): {advice}") from error
+    except sqlite3.OperationalError as error:
+        if str(error) != _SQLITE_FULL:
+            raise
+        raise NoRoomError(f"no room left in {folder} ({error}): {advice}") from error

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from apcaudit.bulk import cluster, damage, evidence, fingerprint, pool, progress, scratch, store, symbol_folders
+from apcaudit.bulk import cluster, damage, evidence, fingerprint, pool, progress, room, scratch, store, symbol_folders
 from apcaudit.bulk.arguments import check_folders, check_no_results, seconds, size, whole
 from apcaudit.bulk.damage import Damage
 from apcaudit.bulk.extra import need
@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     images = evidence.find(options.paths, leave_out=results)
     if not images:
         raise ApcAuditError("no images there")
-    results.mkdir(parents=True, exist_ok=True)
+    with room.needed(results, "free some, or name another folder with -o"):
+        results.mkdir(parents=True, exist_ok=True)
     scratch.clean_results(results)
     damages = _damages(results)
     settings = Settings(

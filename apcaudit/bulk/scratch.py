@@ -19,6 +19,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from apcaudit.bulk.room import needed
+
 try:
     import fcntl
 except ImportError:
@@ -59,11 +61,15 @@ def _prefix() -> str:
 
 
 @contextlib.contextmanager
-def folder(parent: Path | None) -> Iterator[Path]:
+def folder(parent: Path | None, advice: str = "give another folder with --scratch") -> Iterator[Path]:
     """Make a folder that nobody else can read, and remove it at the end, and before those that killed runs left.
 
     Args:
         parent: where; the system's folder for temporary files when None.
+        advice: what the user can do where there is no room for it.
+
+    Raises:
+        NoRoomError: there is none.
     """
     place = Path(tempfile.gettempdir() if parent is None else parent)
     if fcntl is None:
@@ -72,8 +78,13 @@ def folder(parent: Path | None) -> Iterator[Path]:
         return
     clean(place)
     # It gets its name once it is locked: before that, nobody may take it for left behind.
-    made = Path(tempfile.mkdtemp(prefix=f"{_UNNAMED}{_machine()}-{os.getpid()}-", dir=place))
-    lock = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    with needed(place, advice):
+        made = Path(tempfile.mkdtemp(prefix=f"{_UNNAMED}{_machine()}-{os.getpid()}-", dir=place))
+        try:
+            lock = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            made.rmdir()
+            raise
     try:
         with contextlib.suppress(OSError):
             # A file system without locks: nobody gets this one either, and what a killed run leaves stays.

@@ -182,7 +182,7 @@ def _sound(found: Results) -> Results:
 def _folders(results: Path) -> list[Path]:
     """Return the folders of images: not the hidden ones of scans that are still writing, none of somebody else's."""
     names = [f"{table}.parquet" for table in TABLES]
-    folders = [each for each in results.glob("[!.]*") if each.is_dir()]
+    folders = [each for each in results.glob("[!.]*") if os.path.isdir(each)]
     return sorted(
         each for each in folders if _IMAGE.fullmatch(each.name) or any(os.path.lexists(each / name) for name in names)
     )

@@ -88,12 +88,14 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
             asked |= {"scan": settings.scan, "rules": None if settings.rules is None else str(settings.rules)}
             asked |= {"skip_broken_rules": settings.skip_broken_rules}
             contents = isolation.ask(request | asked, deadline, stage)
-        stage("store")
-        records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
-        _write(settings, records)
     except ImageError as error:
         seconds = time.monotonic() - started
         return fail(evidence, settings, str(error), error.stage, seconds, image=image, size=size, passing=error.passing)
+    except room.NoRoomError as error:
+        return fail(evidence, settings, str(error), "worker", time.monotonic() - started, passing=True)
+    stage("store")
+    records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
+    _write(settings, records)
     row = records.image
     return Scanned(evidence.source, row.image, row.severity, row.findings, row.seconds)
 
