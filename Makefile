@@ -27,6 +27,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+	PYTHONPATH=vol_plugins $(BIN)/lint-imports
 
 # Ours and the peers side by side: tables on stdout. BENCH="--quick" for a small run.
 bench: $(VENV)/.demo

@@ -1,3 +1,3 @@
-"""The `apcaudit` command: scenes to images, many images to one report. Volatility never imports this package."""
+"""The `apcaudit` command: scanning many images, reports, synthetic images. Volatility never imports this package."""
 
 __version__ = "0.1.0"

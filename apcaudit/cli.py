@@ -1,4 +1,4 @@
-"""The `apcaudit` command: its subcommands, and errors as one line on stderr."""
+"""The entry point of the `apcaudit` command: it runs a subcommand and prints errors as one line on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from apcaudit import ending, show, streams, where
+from apcaudit import ending, explain, show, streams, where
 from apcaudit.bulk import export_command as export
 from apcaudit.bulk import scan_command as scan
 from apcaudit.bulk import stack_command as stack
@@ -26,12 +26,13 @@ COMMANDS = (
     symbols.add_parser,
     synth.add_parser,
     show.add_parser,
+    explain.add_parser,
     where.add_parser,
 )
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that exits with 1 on an error in use: 2 has a meaning of its own in `apcaudit scan`."""
+    """A parser that exits with 1 after a wrong command line, since 2 has another meaning in `apcaudit scan`."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and what is wrong with it."""
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; give its exit code: 1 after an error, else the subcommand's."""
+    """Run the command; return its exit code: 1 after an error, else the subcommand's."""
     streams.prepare()
     try:
         options = parser().parse_args(arguments)
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             code = int(options.run(options))
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has had enough, as `head` does.
+        # The reader of the output has closed it, as `head` does.
         _end_stdout()
         return 1
     except KeyboardInterrupt:
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _end_stdout() -> None:
-    """Let nothing be left that Python would try to write at its end, to complain once more."""
+    """Flush stdout or drop its content, so that Python does not fail to flush it at exit and report that too."""
     try:
         sys.stdout.flush()
     except OSError:

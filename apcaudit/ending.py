@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: in order, and undisturbed while it ends."""
+"""Signals: SIGTERM and SIGHUP end a command as Ctrl-C does, with its cleanup, which no further signal interrupts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from types import FrameType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-"""Ctrl-C; who asks a process to end, as `kill` and a machine that shuts down; a terminal that was closed."""
+"""Sent by Ctrl-C; by `kill` and at a shutdown; when a terminal is closed."""
 
 
 @contextlib.contextmanager
 def in_order() -> Iterator[None]:
-    """Raise KeyboardInterrupt when this process is asked to end, once: what is asked after that is happening already.
+    """Raise KeyboardInterrupt in the body at the first of these signals; later ones are ignored.
 
-    A signal that is ignored stays so, as `nohup` and shells want it for what they start in the background.
+    A signal that is ignored stays ignored, as `nohup` and shells set it for background processes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,7 +1,7 @@
-"""The root of the command's errors: what a user is told in one line."""
+"""The base class of the command's errors, which a user sees as one line."""
 
 from __future__ import annotations
 
 
 class ApcAuditError(Exception):
-    """A failure that the user can do something about; its text says what."""
+    """A failure that the user can act on; the text says what is wrong, and what to do."""

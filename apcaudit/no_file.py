@@ -1,4 +1,4 @@
-"""What is given as a file and is none: told by a look, since to open a FIFO is to wait for whoever writes to it."""
+"""Recognising paths that are no regular files without opening them, since opening a FIFO waits for its writer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KINDS = (
 
 
 def kind_of(path: Path) -> str | None:
-    """Say what a path leads to that is no file; None of a file, and of what is not there or cannot be looked at."""
+    """Return the kind of a path that is no regular file; None for a file, and for a path that cannot be examined."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Files that a user named for output: written whole or not at all, and what is no file written through or refused.
+"""Writing the output files that a user names: regular files whole or not at all, devices and FIFOs directly.
 
-A regular file is written beside its place and renamed when its bytes are on the disk; what was there stays until then.
-A symbolic link stays, and what it leads to is written. A terminal, another character device, a FIFO that somebody
-reads, and what is our own stdout or stderr are written through. Folders, disks and sockets are refused.
+A regular file is written under a temporary name in its folder and renamed when its bytes are on the disk; an existing
+file stays until then. A symbolic link stays, and its target is replaced. Terminals and other character devices, FIFOs
+with a reader, and the command's own stdout or stderr are written directly. Folders, disks and sockets are refused.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from apcaudit.errors import ApcAuditError
 _BUFFER = 1 << 20
 
 _UNFINISHED = ".unfinished-"
-"""Begins the name of what is being written; whoever is killed leaves that, and a scan removes it from results."""
+"""The prefix of temporary names; a killed process leaves such a file, and a scan removes it from its results."""
 
-#: What is refused, by the type that the system gives it.
+#: The kinds of files that are refused, by their type in stat.
 _REFUSED = {stat.S_IFDIR: "a folder", stat.S_IFBLK: "a disk", stat.S_IFSOCK: "a socket"}
 
 
 @contextlib.contextmanager
 def writing(path: Path, *, evidence: Iterable[Path] = ()) -> Iterator[BinaryIO]:
-    """Open a file for writing; it gets its name at the end, and what was there stays where anything is raised.
+    """Open a file for writing; it gets its name at the end, and an existing file stays if an exception is raised.
 
     Args:
-        path: the file as the user named it; it can seek where it is a regular one.
-        evidence: files that are read and never written.
+        path: the file as the user named it; only a regular file can be seeked.
+        evidence: images, which must not be written.
 
     Raises:
         ApcAuditError: it cannot be written.
@@ -86,10 +86,10 @@ class _File(io.FileIO):
 
 @contextlib.contextmanager
 def _replacing(path: Path, status: os.stat_result | None) -> Iterator[BinaryIO]:
-    """Write a new file beside the place that links lead to, and put it there."""
+    """Write a temporary file beside the target, links resolved, and rename it to the target."""
     target = Path(os.path.realpath(path))
     if status is not None and not os.access(target, os.W_OK):
-        # A rename would not ask.
+        # A rename would replace it without checking.
         raise ApcAuditError(f"{path}: it is write-protected")
     unfinished = target.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
     try:
@@ -116,7 +116,7 @@ def _finish(path: Path, step: Callable[[], None]) -> None:
 
 
 def _keep(unfinished: Path, status: os.stat_result) -> None:
-    """Give a file the owner and the mode of the one in whose place it comes, as far as this user may."""
+    """Give a file the owner and the mode of the file that it replaces, as far as this user may."""
     with contextlib.suppress(OSError, AttributeError):
         os.chown(unfinished, status.st_uid, status.st_gid)
     with contextlib.suppress(OSError):
@@ -125,7 +125,7 @@ def _keep(unfinished: Path, status: os.stat_result) -> None:
 
 @contextlib.contextmanager
 def _through(path: Path, descriptor: int, *, own: bool = False) -> Iterator[BinaryIO]:
-    """Write into what is there."""
+    """Write directly to an open descriptor."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     with io.BufferedWriter(_File(descriptor, path, seekable=False, own=own), _BUFFER) as file:
@@ -133,12 +133,12 @@ def _through(path: Path, descriptor: int, *, own: bool = False) -> Iterator[Bina
 
 
 def _descriptor(path: Path, mode: int) -> int:
-    """Open what is no file, without waiting and without making anything."""
+    """Open a device or FIFO without waiting and without creating a file."""
     refused = _REFUSED.get(stat.S_IFMT(mode))
     if refused is not None:
         raise ApcAuditError(f"{path}: it is {refused}, name a file")
     try:
-        # A FIFO that nobody reads fails at once, where it would wait for a reader.
+        # With O_NONBLOCK a FIFO without a reader is an error instead of a wait.
         descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
     except OSError as error:
         if error.errno == errno.ENXIO and stat.S_ISFIFO(mode):
@@ -150,7 +150,7 @@ def _descriptor(path: Path, mode: int) -> int:
 
 
 def _same(status: os.stat_result, other: int | Path) -> bool:
-    """Tell whether something is the same file as a descriptor or a path; where the system numbers none, it is not."""
+    """Tell whether a file is the same as that of a descriptor or path; False where the system has no inode numbers."""
     try:
         return status.st_ino != 0 and os.path.samestat(status, os.stat(other))
     except OSError:

@@ -1,4 +1,4 @@
-"""`apcaudit show`: a summary of an audit's rows, and those with findings as cards that fit a terminal, worst first."""
+"""`apcaudit show`: prints a summary of an audit's rows, and those with findings as cards, the worst first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LINES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("YARA", ("Yara",)),
 )
 
-#: Columns that say what they are themselves; the others are named beside their value.
+#: Columns whose values need no name; for the others the name is printed before the value.
 _PLAIN = frozenset({"Thread", "Process", "State", "StartRoutine", "Queue", "Apc", "Kind", "Origin", "Yara"})
 _HEXADECIMAL = frozenset({"Thread", "Apc"})
 _INDENT = " " * 13
@@ -44,10 +44,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the subcommand."""
     parser = commands.add_parser(
         "show",
-        help="print the audit's JSON lines as cards",
-        description="Print rows of `vol -q -r jsonl -f IMAGE windows.apcaudit --wide` as cards, the worst first.",
+        help="print the audit's rows as cards",
+        description="Print rows of `vol -q -r jsonl -f IMAGE windows.apcaudit --wide`, or of -r json, as cards, the"
+        " worst first.",
     )
-    parser.add_argument("rows", nargs="?", default="-", metavar="ROWS", help="file of JSON lines; - is standard input")
+    parser.add_argument("rows", nargs="?", default="-", metavar="ROWS", help="file of rows; - is standard input")
     parser.add_argument(
         "--min-severity",
         choices=SEVERITIES,
@@ -61,14 +62,14 @@ def run(options: argparse.Namespace) -> int:
     """Read the rows and print their cards."""
     try:
         text = _stdin() if options.rows == "-" else _read(Path(options.rows))
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = _rows(text)
         if not text:
             raise ApcAuditError(f"{options.rows} is empty: vol printed no rows, its messages say why")
         if any(not isinstance(row, dict) or not isinstance(row.get("Findings"), str) for row in rows):
             raise ValueError("a line is no row with Severity and Findings")
         rows = [_harmless(row) for row in rows]
     except (ValueError, RecursionError) as error:
-        raise ApcAuditError(f"{options.rows} holds no JSON lines of the audit, {_WANTED}: {error}") from error
+        raise ApcAuditError(f"{options.rows} holds no rows of the audit, {_WANTED}: {error}") from error
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     print("\n".join(summary(rows, width)))
     floor = SEVERITIES.index(options.min_severity)
@@ -77,37 +78,45 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-#: What a shell gives for another command's output is one; a terminal is a device, as what has no bytes is.
+#: Devices that are read nevertheless: redirected output of another command, and empty input.
 _READ_TO_THE_END = ("/dev/stdin", "/dev/null")
 
 _WANTED = "which `vol -q -r jsonl -f IMAGE windows.apcaudit --wide` prints"
 
 _HEAD = 4096
-"""Characters by which rows are told from an image, which is not read to its end."""
+"""How many characters are read first, to recognise an image given by mistake without reading all of it."""
 
 
 def _stdin() -> str:
     if sys.stdin is None:
-        raise ApcAuditError(f"standard input is closed: name a file of JSON lines, {_WANTED}")
+        raise ApcAuditError(f"standard input is closed: name a file of rows, {_WANTED}")
     return sys.stdin.read()
 
 
 def _read(path: Path) -> str:
     kind = kind_of(path)
     if kind not in (None, "a FIFO") and str(path) not in _READ_TO_THE_END:
-        raise ApcAuditError(f"{path} is {kind}; this takes a file of JSON lines, {_WANTED}")
+        raise ApcAuditError(f"{path} is {kind}; this takes a file of rows, {_WANTED}")
     with path.open(encoding="utf-8") as file:
         text = file.read(_HEAD)
-        if text.strip() and not text.lstrip().startswith("{"):
+        if text.strip() and not text.lstrip().startswith(("{", "[")):
             raise ValueError("it does not begin with a row")
         return text + file.read()
 
 
+def _rows(text: str) -> list[Any]:
+    """Parse the output of vol's json renderer, one array, or of its jsonl renderer, one row per line."""
+    if text.lstrip().startswith("["):
+        rows: list[Any] = json.loads(text)
+        return rows
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
 def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
-    """Say how much was looked at, whether something is wrong, and why queues are not empty where nothing is.
+    """Yield the summary: how many threads and APCs, the severities found, and why APCs are still queued.
 
     Args:
-        rows: columns by name; the threads are all of the image's where `--all` was given, which clean rows show.
+        rows: columns by name; with clean rows among them (`--all`), they have all threads of the image.
         width: the longest line in characters.
     """
     threads = {row.get("Thread"): row for row in rows}
@@ -130,7 +139,7 @@ def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
         )
 
 
-#: Why an APC is still queued, without the values.
+#: The reason why an APC is still queued, without its values.
 _REASON = re.compile(r"still queued, ([^:(.]+)")
 
 
@@ -164,11 +173,11 @@ def cards(rows: Iterable[dict[str, Any]], width: int) -> Iterator[str]:
             lines += textwrap.wrap(
                 sentence, width, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False
             )
-        yield "\n".join(_folded(lines, width))
+        yield "\n".join(_fold(lines, width))
 
 
 def _harmless(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row whose texts cannot act on a terminal, as the audit's cannot: the file may be anybody's."""
+    """Check a row and escape its control characters, since the file may come from anybody."""
     made = {name: one_line(value) if isinstance(value, str) else value for name, value in row.items()}
     if made.get("Severity") not in SEVERITIES:
         raise ValueError(f"{made.get('Severity')!r} is no severity")
@@ -179,7 +188,7 @@ def _harmless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> str | None:
-    """Return a column's value as text, None when there is nothing to tell."""
+    """Return a column's value as text, None for an empty one."""
     if value in (None, ""):
         return None
     if name in _HEXADECIMAL:
@@ -190,7 +199,7 @@ def _shown(name: str, value: Any) -> str | None:
 
 
 def _sentences(row: dict[str, Any]) -> list[str]:
-    """Split an explanation where a finding's code, or a word of the audit's, begins a sentence."""
+    """Split an explanation into sentences, each of which begins with a finding's code or another label."""
     text = row.get("Explanation") or ""
     words = ("evidence", "inferred", "nested-attach", "yara", "stack", "crash", "still queued")
     starts = [*row["Findings"].split(","), *words]
@@ -199,7 +208,7 @@ def _sentences(row: dict[str, Any]) -> list[str]:
     return [line for line in text.split("\n") if line]
 
 
-def _folded(lines: Iterable[str], width: int) -> Iterator[str]:
+def _fold(lines: Iterable[str], width: int) -> Iterator[str]:
     for line in lines:
         if len(line) <= width:
             yield line

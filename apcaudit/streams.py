@@ -1,4 +1,4 @@
-"""The command's own streams: what a terminal's encoding lacks, and what is closed, must not end it with a traceback."""
+"""Preparing stdin, stdout and stderr, so that missing characters or a closed stream cause no traceback."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from apcaudit.errors import ApcAuditError
 
 
 class _Closed(io.TextIOBase):
-    """In the place of a stdout that is closed: whoever prints ends, since nobody would see it."""
+    """Replaces a closed stdout: printing raises an error, since the output would be lost."""
 
     def write(self, _text: str, /) -> int:
         raise ApcAuditError("standard output is closed")
 
 
 def prepare() -> None:
-    r"""Make the streams fit for any text, and keep the numbers of those that are closed from files.
+    r"""Make the streams accept any text, and reserve the descriptors of closed streams.
 
-    Characters that stdout lacks are written as `\uNNNN`. Rows on stdin are JSON, which is UTF-8 (RFC 8259, 8.1).
+    Characters that an encoding lacks are written as `\uNNNN`. Rows on stdin are JSON, which is UTF-8 (RFC 8259, 8.1).
     """
     for number in range(3):
         _hold(number)
     if sys.stdout is None:
         sys.stdout = _Closed()
     if sys.stderr is None:
-        # Python would print on stdout what is for no stderr.
+        # Without stderr Python would print errors on stdout.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -37,9 +37,9 @@ def prepare() -> None:
 
 
 def _hold(number: int) -> None:
-    """Keep a descriptor that is closed from the next file that is opened: whoever writes to stderr would write into it.
+    """Reserve a closed descriptor, since the next opened file would get it and receive what is written to the stream.
 
-    It can be read only, so that what is written to it by its name is an error.
+    It is opened read-only, so that writing to it by its path is an error.
     """
     try:
         os.fstat(number)

@@ -1,4 +1,4 @@
-"""`apcaudit where`: the arguments that let a Volatility installed elsewhere find the plugin and its symbols."""
+"""`apcaudit where`: prints the arguments with which a vol installed elsewhere finds the plugin and its symbols."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:  # noqa: ARG001 - every subcommand 
 
 
 def directories() -> tuple[Path, Path]:
-    """Find the plugin directory and the symbol directory: of this checkout, else of the installation."""
+    """Return the plugin directory and the symbol directory: of this checkout, else of the installation."""
     checkout = Path(__file__).resolve().parents[1]
     if (checkout / "vol_plugins" / _PLUGIN).is_file():
         return checkout / "vol_plugins", checkout / "symbols"

@@ -13,7 +13,7 @@ from apcaudit import output
 from apcaudit.errors import ApcAuditError
 from benchmarks import machine, table
 from benchmarks.images import Images, builder
-from benchmarks.listing import cost_of_a_thread, memory, whole_process
+from benchmarks.listing import cost_of_a_thread, desktop, memory, whole_process
 from benchmarks.processes import BenchmarkError, Processes, Series
 from benchmarks.scanning import against_search, against_thrdscan
 from benchmarks.startup import cost_to_others
@@ -23,6 +23,7 @@ from benchmarks.yara_rules import against_engine
 
 MEASURES: dict[str, Measure] = {
     "list": whole_process,
+    "desktop": desktop,
     "thread": cost_of_a_thread,
     "memory": memory,
     "scan": against_thrdscan,

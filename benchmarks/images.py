@@ -29,6 +29,10 @@ class Images:
         """Give the image with that many threads."""
         return self._made(f"many-{threads}", "many", str(threads))
 
+    def desktop(self) -> Path:
+        """Give the image of an ordinary machine: 1,500 threads in 120 processes, hundreds with something queued."""
+        return self._made("desktop", "desktop", "0")
+
     def drivers(self) -> Path:
         """Give the image with a hundred drivers that are full of bytes."""
         return self._made("drivers", "drivers", "0")
@@ -64,11 +68,14 @@ def _build(scene: str, threads: int, kernel: str, path: Path) -> None:
     from apcaudit.synthetic.build import build
     from apcaudit.synthetic.kernels import load_kernel
     from apcaudit.synthetic.scene import Driver, Scene
-    from apcaudit.synthetic.scenes import many
+    from apcaudit.synthetic.scenes import desktop, many
     from benchmarks.driver_content import SIZES, Content
 
     if scene == "many":
         build(many.scene(kernel, threads), load_kernel(kernel)).write_raw(path)
+        return
+    if scene == "desktop":
+        build(desktop.scene(kernel), load_kernel(kernel)).write_raw(path)
         return
     crowd = many.scene(kernel, _DRIVERS_THREADS)
     content = Content()

@@ -76,8 +76,8 @@ def yara(image: Path, cache: Path, rules: Path) -> dict[str, float]:
     `seconds` is from the start of the audit, when the rules have been compiled, `hits` a rule in a driver.
     """
     find_plugins(cache)
-    engines = import_module("volatility3.plugins.windows.apcaudit.signatures.engines")
-    requirement = import_module("volatility3.plugins.windows.apcaudit.rules_requirement")
+    engines = import_module("volatility3.plugins.windows.apcaudit.signatures.rules")
+    requirement = import_module("volatility3.plugins.windows.apcaudit.vol.requirements")
     kind = type(engines.find_engine())
     compile_rules = kind.compile
     compilations: list[float] = []

@@ -47,6 +47,32 @@ def whole_process(bench: Bench) -> Result:
     )
 
 
+def desktop(bench: Bench) -> Result:
+    """Measure the default listing of an ordinary machine, where hundreds of threads have something queued."""
+    vol, image, name = bench.vol, bench.images.desktop(), "an ordinary machine"
+    series = bench.processes.interleaved(
+        [
+            (vol.audit(image), name),
+            (vol.command("windows.threads", "windows.threads", image, rounds=bench.slow_rounds), name),
+            (vol.command("windows.modules", "windows.modules", image), name),
+        ],
+        bench.rounds,
+    )
+    ours, peer, modules = (each.seconds for each in series)
+    return Result(
+        series,
+        [
+            Verdict(
+                f"whole process, default listing of {name}",
+                "faster than windows.threads",
+                f"1/{peer / ours:.1f} ({ours:.2f} s to {peer:.2f} s; windows.modules {modules:.2f} s)",
+                ours < peer,
+                {"ratio": ours / peer},
+            )
+        ],
+    )
+
+
 def cost_of_a_thread(bench: Bench) -> Result:
     """Measure run() within the process on three sizes.
 

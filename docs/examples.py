@@ -262,14 +262,11 @@ def rows_of(image: Image, folder: Path, *, wide: bool) -> Iterator[dict[str, Any
     """Audit an image with --scan; `wide` is whether the explanation gives the evidence behind the origin."""
     _use_checkout()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "image"
-    if image.scene.bugcheck is None:
-        image.write_raw(path)
-    else:
-        image.write_dump(path)
-    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache")
+    path = folder / "image.dmp"
+    image.write_dump(path)
+    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache", kernel=image.kernel)
     audit, threads = plugin.stream(plugin.context, plugin.config["kernel"], scan=True)
-    columns = import_module("volatility3.plugins.windows.apcaudit.columns")
+    columns = import_module("volatility3.plugins.windows.apcaudit.output.columns")
     for thread in threads:
         for row in columns.rows_of(thread, audit.facts, wide=wide):
             yield {column.name: column.value(row) for column in columns.COLUMNS}

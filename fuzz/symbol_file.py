@@ -80,7 +80,7 @@ class SymbolFileSubject:
 
     def after(self, *, scan: bool, everything: bool = True) -> Result | None:
         """Load the damaged file and audit by it; None where vol or the audit refuses it with a clear error."""
-        from volatility3.plugins.windows.apcaudit.layout import LayoutError
+        from volatility3.plugins.windows.apcaudit.formats.layout import LayoutError
 
         for remembered in (intel.Intel._get_valid_table, intel.Intel._translate_entry):
             remembered.cache_clear()

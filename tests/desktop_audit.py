@@ -7,7 +7,8 @@ from pathlib import Path
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.checks.delivery import why_queued
-from volatility3.plugins.windows.apcaudit.model import Audited, Facts, QueueName
+from volatility3.plugins.windows.apcaudit.findings import Audited
+from volatility3.plugins.windows.apcaudit.model import Facts, QueueName
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import Kernel
@@ -62,7 +63,9 @@ def audit_desktop(
     image = build(desktop.of(kernel, implant=implant), kernel)
     path = folder / "desktop.dmp"
     image.write_dump(path)
-    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache", symbols=symbols)
+    plugin = volatility.construct(
+        path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, symbols=symbols, kernel=kernel
+    )
     source = plugin.context, plugin.config["kernel"]
     audits = [Audit(*source, scan_memory=scan) for scan in (False, True)]
     listed, scanned = (tuple(audit.run(Selection())) for audit in audits)

@@ -56,12 +56,13 @@ def origins(image: Image, folder: Path, symbols: tuple[Path, ...] = ()) -> dict[
     plugin = volatility.construct(
         path,
         "windows.apcaudit.ApcAudit",
-        cache=folder / "cache",
+        cache=volatility.CACHE,
         symbols=(*symbols, volatility.REPOSITORY_SYMBOLS),
+        kernel=image.kernel,
     )
     audit = Audit(plugin.context, plugin.config["kernel"])
     return {
-        each.thread.members.tid: each.thread.queues[0].apcs[0].origin
+        each.thread.members.tid: each.get(each.thread.queues[0].apcs[0]).origin
         for each in audit.run(Selection())
         if each.thread.members.tid is not None and each.thread.queues and each.thread.queues[0].apcs
     }

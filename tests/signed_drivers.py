@@ -37,7 +37,7 @@ def only(**options: object) -> RuleOptions:
 def signed(found: Audits, rules: str, folder: Path, tid: int, *, every: bool = False) -> list[str] | None:
     """Scan what a thread of an audited image depends on by one rule file: the hits as the column shows them."""
     options = only(file=write(folder, "rules.yar", rules), every_driver=every)
-    hits = Signatures(found.audit.memory, found.audit.drivers, options).of(found.of[tid].thread)
+    hits = Signatures(found.audit.kernel, options).scan_thread(found.of[tid].thread)
     return None if hits is None else [str(hit) for hit in hits]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.columns import COLUMNS, rows_of
-from volatility3.plugins.windows.apcaudit.model import Audited
+from volatility3.plugins.windows.apcaudit.findings import Audited
+from volatility3.plugins.windows.apcaudit.output.columns import COLUMNS, rows_of
 
 from apcaudit.synthetic import garbage, situations
 from apcaudit.synthetic.build import build
@@ -63,7 +63,9 @@ def audit_situations(
     # A crash dump names its page tables; in a raw image vol searches for them, for seconds.
     path = folder / "situations.dmp"
     image.write_dump(path)
-    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=folder / "cache", symbols=symbols)
+    plugin = volatility.construct(
+        path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, symbols=symbols, kernel=kernel
+    )
     source = plugin.context, plugin.config["kernel"]
     explanations: dict[int, str] = {}
     addresses: set[int] = set()
@@ -91,7 +93,7 @@ def _explained(audited: Audited, audit: Audit) -> Iterable[str]:
 def codes_of(audited: Audited) -> Findings:
     """Return the codes of a thread and of its APCs, each with the highest severity that it has there."""
     codes: Findings = {}
-    for finding in (*audited.findings, *(each for found in audited.apc_findings.values() for each in found)):
+    for finding in audited.all_findings:
         severity = str(finding.severity)
         codes[finding.code] = max(codes.get(finding.code, "info"), severity, key=ORDER.index)
     return codes

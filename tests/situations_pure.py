@@ -12,18 +12,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit import facts as windows
+from volatility3.plugins.windows.apcaudit import windows
+from volatility3.plugins.windows.apcaudit.findings import Finding, Severity
 from volatility3.plugins.windows.apcaudit.model import (
     Apc,
     Backing,
     Code,
     Ending,
     Facts,
-    Finding,
     Process,
     Queue,
     QueueName,
-    Severity,
     Thread,
     ThreadMembers,
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.stacks.frame import Stack
+from volatility3.plugins.windows.apcaudit.unwind.frame import Stack
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
@@ -29,15 +29,16 @@ def audit_of(scene: Scene, folder: Path, *changes: Change, symbols: Path | None 
     plugin = volatility.construct(
         path,
         "windows.apcaudit.ApcAudit",
-        cache=(folder if symbols else folder.parent) / "stacks-cache",
+        cache=volatility.CACHE,
         symbols=(volatility.REPOSITORY_SYMBOLS if symbols is None else symbols.parents[2],),
+        kernel=image.kernel,
     )
     return Audit(plugin.context, plugin.config["kernel"])
 
 
 def stack_of(audit: Audit, tid: int) -> Stack:
     """Give the stack of a thread by its TID."""
-    stacks = {each.thread.members.tid: each.thread.stack for each in audit.run(Selection(clean_too=True, stacks=True))}
+    stacks = {each.thread.members.tid: each.stack for each in audit.run(Selection(clean_too=True, stacks=True))}
     found = stacks[tid]
     assert found is not None
     return found

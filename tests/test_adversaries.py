@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.apc_lists import ApcLists
-from volatility3.plugins.windows.apcaudit.model import Ending, Finding
+from volatility3.plugins.windows.apcaudit.findings import Finding
+from volatility3.plugins.windows.apcaudit.model import Ending
+from volatility3.plugins.windows.apcaudit.queues.apc_lists import ApcLists
+from volatility3.plugins.windows.apcaudit.queues.placement import PlacementFinder
 
 from apcaudit.synthetic import adversaries, damage
 from apcaudit.synthetic.image import Image
@@ -38,7 +40,7 @@ def audit(kernel: str, folder: Path, *changes: Change, first: tuple[Apc, ...] = 
 
 
 def _of_apcs(found: Audits, tid: int) -> list[Finding]:
-    return [finding for each in found.of[tid].apc_findings.values() for finding in each]
+    return [finding for each in found.of[tid].apcs.values() for finding in each.findings]
 
 
 def free(kernel: str) -> int:
@@ -76,7 +78,7 @@ def test_endless_lists_of_many_threads(kernel: str, tmp_path: Path) -> None:
             adversaries.endless_list(image, tid, free(kernel) + index * 0x1000000)
 
     found = audit(kernel, tmp_path, lists_without_end)
-    lists = ApcLists(found.audit.memory, found.audit.layout, found.audit.drivers, total=100)
+    lists = ApcLists(found.audit.kernel, PlacementFinder(found.audit.kernel, list), total=100)
     read = [lists.read(found.of[tid].thread)[0] for tid in (ONE, TWO)]
     assert [len(queue.apcs) for queue in read] == [100, 16]
     assert {queue.ending for queue in read} == {Ending.BOUND}
@@ -188,7 +190,8 @@ def test_an_irp_that_runs_off_its_page(kernel: str, tmp_path: Path) -> None:
     irp = Irp(stack=(IoStackLocation("disk.sys", major=0xE),))
     first = (Apc("nt!IopCompleteRequest", irp=irp, label="long"),)
     found = audit(kernel, tmp_path, lambda image: adversaries.endless_irp(image, "long"), first=first)
-    origin = found.of[ONE].thread.queues[0].apcs[0].origin
+    audited_thread = found.of[ONE]
+    origin = audited_thread.get(audited_thread.thread.queues[0].apcs[0]).origin
     assert origin is not None
     assert "?" in origin.text
     assert "Size is" in origin.text

@@ -6,9 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks import apcs as apc_checks
-from volatility3.plugins.windows.apcaudit.model import Apc, Backing, Ending, Facts, NotCode, Queue, QueueName, Thread
-from volatility3.plugins.windows.apcaudit.module_doubt import ModuleDoubt
+from volatility3.plugins.windows.apcaudit.checks.registry import check_apc
+from volatility3.plugins.windows.apcaudit.model import (
+    Apc,
+    Backing,
+    Ending,
+    Facts,
+    ModuleConflict,
+    NotCode,
+    Queue,
+    QueueName,
+    Thread,
+)
 
 from tests.situations_pure import (
     APC_LIST_ENTRY,
@@ -44,8 +53,8 @@ IN_FUNCTION = replace(IN_DRIVER, not_code=NotCode("0x30 bytes into the function 
 ON_STACK: dict[str, Any] = {"misplaced": "the kernel stack of thread 0x1", "on_stack": True}
 WOW64, NATIVE = (replace(OWNER, wow64=each) for each in (True, False))
 ENCODED = code(0xFFFFFFFE216BB730, Backing.NOTHING)  # -(0x77a51234 << 2)
-IN_A_WIDE_ENTRY = replace(IN_DRIVER, doubt=ModuleDoubt("the entry of wide claims what nt has", overlapping=True))
-IN_NO_IMAGE = replace(IN_DRIVER, doubt=ModuleDoubt("the entry of wiped claims memory where no image begins"))
+IN_A_WIDE_ENTRY = replace(IN_DRIVER, doubt=ModuleConflict("the entry of wide claims what nt has", overlapping=True))
+IN_NO_IMAGE = replace(IN_DRIVER, doubt=ModuleConflict("the entry of wiped claims memory where no image begins"))
 
 PAGE_FILE_TRIM = routine("MiTrimUnusedPageFileRegionsApc")
 SPECIAL_USER = routine("KeSpecialUserApcKernelRoutine")
@@ -310,7 +319,7 @@ ENVIRONMENT = [
 def test_findings_of_an_apc(subject: Thread, facts: Facts, expected: dict[str, str]) -> None:
     """An APC carries exactly the findings whose condition holds, each with its severity."""
     subject_apc = subject.queues[0].apcs[0]
-    assert severities(apc_checks.check(subject_apc, subject, facts)) == expected
+    assert severities(check_apc(subject_apc, subject, facts)) == expected
 
 
 @pytest.mark.parametrize(
@@ -328,7 +337,7 @@ def test_order_of_a_kernel_list(queue: str, kernel: list[Apc], violating: list[i
     """KiInsertQueueApc puts special APCs before normal ones; one behind is a finding, the normal one before is none."""
     subject = thread(**{queue: kernel}, **ATTACHED)
     (read,) = subject.queues
-    found = [severities(apc_checks.check(apc, subject, WINDOWS_10)) for apc in read.apcs]
+    found = [severities(check_apc(apc, subject, WINDOWS_10)) for apc in read.apcs]
     expected = [{"order-violation": "medium"} if at in violating else {} for at in range(len(kernel))]
     assert found == expected
 
@@ -336,7 +345,7 @@ def test_order_of_a_kernel_list(queue: str, kernel: list[Apc], violating: list[i
 def test_user_apcs_have_no_order() -> None:
     """On a user list nothing stands in a wrong place."""
     subject = thread(user=[user(), user(normal_routine=code(0x7FF600000000, IN_USER_SPACE.backing))])
-    assert [apc_checks.check(apc, subject, WINDOWS_10) for apc in subject.queues[0].apcs] == [(), ()]
+    assert [check_apc(apc, subject, WINDOWS_10) for apc in subject.queues[0].apcs] == [(), ()]
 
 
 def test_order_within_its_own_list() -> None:
@@ -346,4 +355,4 @@ def test_order_within_its_own_list() -> None:
     apcs = tuple(replace(apc, address=apc.address + at) for apc, at in zip(apcs, (0x800, 0x900), strict=True))
     nested = Queue(SAVED_KERNEL, 0xFFFFF90000006E00, apcs, Ending.CLOSED, apcs[-1].address + APC_LIST_ENTRY)
     subject = replace(own, queues=(*own.queues, nested))
-    assert [severities(apc_checks.check(apc, subject, WINDOWS_10)) for apc in apcs] == [{}, {}]
+    assert [severities(check_apc(apc, subject, WINDOWS_10)) for apc in apcs] == [{}, {}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks import apcs as apc_checks
+from volatility3.plugins.windows.apcaudit.checks.registry import check_apc
 from volatility3.plugins.windows.apcaudit.model import Apc
 
 from tests.situations_pure import (
@@ -49,7 +49,7 @@ from tests.situations_pure import (
 def test_an_explanation_gives_the_values(apc: Apc, code_name: str, values: list[str]) -> None:
     """An explanation holds the values that led to the finding."""
     subject = thread(kernel=[apc])
-    findings = apc_checks.check(subject.queues[0].apcs[0], subject, WINDOWS_10)
+    findings = check_apc(subject.queues[0].apcs[0], subject, WINDOWS_10)
     (explanation,) = [finding.explanation for finding in findings if finding.code == code_name]
     assert [value for value in values if value not in explanation] == []
     assert not explanation.endswith(".")

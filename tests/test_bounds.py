@@ -13,10 +13,10 @@ PACKAGE = ROOT / "vol_plugins" / "windows" / "apcaudit"
 #: How the name of a bound is made; what is left out are numbers of another kind with such a name.
 BOUND = re.compile(r"^_?(\w+_(BOUND|LIMIT|KEPT|BEYOND)|(MOST|LARGEST|LONGEST)_\w+|LONGEST|KEPT|DEEPEST|REMEMBERED)$")
 NO_BOUNDS = {
-    "borrowing/probe._MOST_WRONG",  # of how many threads one may disagree
-    "code/instruction.LONGEST",  # bytes of an instruction
-    "stacks/calls.LONGEST",
-    "minidump/stand_ins._MOST_PAGES_TO_RSDS",  # how far vol looks
+    "vol/borrowing._MOST_WRONG",  # of how many threads one may disagree
+    "code/program.LONGEST",  # bytes of an instruction
+    "unwind/scan.LONGEST",
+    "dumps/synthesized._MOST_PAGES_TO_RSDS",  # how far vol looks
 }
 
 

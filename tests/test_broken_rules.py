@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from volatility3.framework.exceptions import UnsatisfiedException
-from volatility3.plugins.windows.apcaudit.signatures import engines, rules
+from volatility3.plugins.windows.apcaudit.signatures import rules
+from volatility3.plugins.windows.apcaudit.signatures import rules as engines
 from volatility3.plugins.windows.apcaudit.signatures.options import NAMED_BOUND, RuleError
 from volatility3.plugins.windows.apcaudit.signatures.rules import compile_rules
 
@@ -227,7 +228,7 @@ def test_the_command(tmp_path: Path) -> None:
     broken = collection(folder, 4)
     image = tmp_path / "seed.dmp"
     build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
-    command = ["scan", image, "-o", results, "--workers", "0", "--offline", "--yara-file", folder]
+    command = ["scan", image, "-o", results, "--workers", "1", "--offline", "--yara-file", folder]
     refused = apcaudit(*command, cache=tmp_path / "cache")
     assert refused.returncode == 1
     assert refused.stderr.startswith("apcaudit: YARA rules: 4 of 6 rule files cannot be used: ")

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.windows_version import SHARED_DATA
+from volatility3.plugins.windows.apcaudit.image.structures import SHARED_DATA
 
 from apcaudit.bulk import export, store, worker
 from apcaudit.bulk.evidence import Evidence

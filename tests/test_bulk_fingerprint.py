@@ -98,7 +98,7 @@ def changed_code(folder: Path) -> Path:
     """Copy the checkout, with a plugin that has changed and has the same version."""
     for name in ("apcaudit", "vol_plugins", "symbols"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    changed = folder / "vol_plugins" / "windows" / "apcaudit" / "severity.py"
+    changed = folder / "vol_plugins" / "windows" / "apcaudit" / "findings.py"
     changed.write_text(changed.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
     return folder
 

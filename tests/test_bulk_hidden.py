@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.drivers.loaded import HIDDEN_MARK, UNLISTED_MARK
+from volatility3.plugins.windows.apcaudit.modules.loaded import HIDDEN_MARK, UNLISTED_MARK
 
 from apcaudit.bulk import store, worker
 from apcaudit.bulk.evidence import Evidence
@@ -199,7 +199,7 @@ def test_the_report_says_so(tmp_path: Path) -> None:
     )
     drivers = {
         (each.image, routine.role): (routine.driver.name, routine.driver.status, routine.driver.suspect)
-        for each in chain.follow(dataset.read(settings.results))
+        for each in chain.make_chains(dataset.read(settings.results))
         for link in each.links
         for routine in link.routines
     }

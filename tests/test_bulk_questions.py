@@ -232,4 +232,4 @@ def test_names_of_files_are_text() -> None:
 def test_a_kind_that_is_none() -> None:
     """What cannot be stacked is an error in use."""
     with pytest.raises(ApcAuditError, match="nonesuch"):
-        stack.needed(["nonesuch"])
+        stack.tables_for(["nonesuch"])

@@ -93,12 +93,12 @@ def test_unfinished_results(tmp_path: Path) -> None:
 
 def test_unfinished_results_of_who_is_gone(tmp_path: Path) -> None:
     """Pieces whose process has ended on this machine are removed at once, never those of one that lives."""
-    script = "from apcaudit.bulk import scratch; print(scratch.mark())"
+    script = "from apcaudit.bulk import scratch; print(scratch.unfinished_name())"
     command = [sys.executable, "-c", script]
     gone = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
     (tmp_path / ".known").mkdir()
     left = []
-    for mark in (gone, scratch.mark(), f"elsewhere-{gone.partition('-')[2]}"):
+    for mark in (gone, scratch.unfinished_name(), f"elsewhere-{gone.partition('-')[2]}"):
         left += [tmp_path / f".unfinished-{mark}", tmp_path / ".known" / f".{mark}"]
         left[-2].mkdir()
         left[-1].write_text("{}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.layout import Member
-from volatility3.plugins.windows.apcaudit.views.cid_table import EntryDecoder, read_cid_table
+from volatility3.plugins.windows.apcaudit.formats.layout import Member
+from volatility3.plugins.windows.apcaudit.threads.kernel_views import EntryDecoder, read_cid_table
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Thread
@@ -37,7 +37,7 @@ def test_entry(member: Member, size: int, pointer: int, entry: str, address: int
 def test_levels(kernel: str, last: int, levels: int, tmp_path: Path) -> None:
     """Each ID leads to the object that was entered under it, however many levels the table has."""
     found = audited(kernel, tmp_path, (Thread(8), Thread(last)))
-    table = read_cid_table(found.audit.memory, found.audit.symbols)
+    table = read_cid_table(found.audit.kernel)
     system = found.image.address_of["process:4"]
     assert dict(table.objects.items()) == {4: system, 8: found.image.address_of[8], last: found.image.address_of[last]}
     assert table.evidence

@@ -90,7 +90,7 @@ def test_what_is_no_json_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["show", str(path)]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "no JSON lines" in error
+    assert "no rows of the audit" in error
 
 
 CLEAN = {**ROW, "Severity": "info", "Findings": "", "Explanation": "", "Apc": None, "Queue": None}

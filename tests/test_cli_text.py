@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.text import printable
+from volatility3.plugins.windows.apcaudit.formats.text import printable
 
 from apcaudit.bulk import export, store
 from apcaudit.bulk.outcome import Failed, Scanned
@@ -21,7 +21,7 @@ from apcaudit.bulk.stack_command import line_of as stack_line
 from apcaudit.bulk.symbols_command import Symbols, line_of
 from apcaudit.bulk.unpack import image_of
 from apcaudit.cli import main
-from apcaudit.reports.visible import visible
+from apcaudit.text import visible
 from tests.bulk_images import need_extra
 from tests.report_results import image, suspect, write
 from tests.test_cli_show import ROW, written
@@ -62,7 +62,7 @@ def test_cards_of_what_are_no_rows(line: str, tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "rows.jsonl"
     path.write_text(line)
     assert main(["show", str(path)]) == 1
-    assert "holds no JSON lines of the audit" in capsys.readouterr().err
+    assert "holds no rows of the audit" in capsys.readouterr().err
 
 
 def test_error_messages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,20 +7,9 @@ from typing import Any
 import pytest
 from volatility3.framework import renderers
 from volatility3.framework.renderers import format_hints
-from volatility3.plugins.windows.apcaudit.columns import COLUMNS, rows_of
-from volatility3.plugins.windows.apcaudit.model import (
-    Audited,
-    Backing,
-    Code,
-    Facts,
-    Finding,
-    Origin,
-    Process,
-    QueueName,
-    Severity,
-    Thread,
-    View,
-)
+from volatility3.plugins.windows.apcaudit.findings import Audited, AuditedApc, Finding, Severity
+from volatility3.plugins.windows.apcaudit.model import Backing, Code, Facts, Origin, Process, QueueName, Thread, View
+from volatility3.plugins.windows.apcaudit.output.columns import COLUMNS, rows_of
 
 from tests.situations_pure import (
     ATTACHED,
@@ -77,7 +66,7 @@ NOT_APPLICABLE = renderers.NotApplicableValue
 
 def values(subject: Thread, facts: Facts = WINDOWS_10, **audited: Any) -> dict[str, Any]:
     """Return the first row of a thread by column, vol's absent values as their classes."""
-    row = rows_of(Audited(subject, audited.pop("findings", ()), audited.pop("apc_findings", {}), **audited), facts)[0]
+    row = rows_of(Audited(subject, **audited), facts)[0]
     cells = {column.name: column.value(row) for column in COLUMNS}
     return {
         name: type(cell) if isinstance(cell, renderers.interfaces.renderers.BaseAbsentValue) else cell
@@ -106,7 +95,6 @@ def test_a_whole_row() -> None:
             normal(
                 address=0xFFFF8A0000010008,
                 kernel_routine=IN_KERNEL,
-                origin=Origin("IRP 0xffff8a000000ff90 of disk?"),
                 normal_context=0xFFFF8A0000012340,
                 system_argument1=0xFFFF8A0000056780,
                 system_argument2=0,
@@ -118,15 +106,18 @@ def test_a_whole_row() -> None:
         wait_irql=1,
         tid=280,
         views=frozenset({View.SCAN, View.LIST}),
-        start=IN_DRIVER,
         **ATTACHED,
     )
     row = values(
         subject,
         yara="Suspicious@start",
         findings=(Finding("undelivered", Severity.HIGH, "it waits"),),
-        apc_findings={
-            (QueueName.KERNEL, 0xFFFF8A0000010008): (Finding("routine-unbacked", Severity.CRITICAL, "it lies nowhere"),)
+        start=IN_DRIVER,
+        apcs={
+            (QueueName.KERNEL, 0xFFFF8A0000010008): AuditedApc(
+                (Finding("routine-unbacked", Severity.CRITICAL, "it lies nowhere"),),
+                Origin("IRP 0xffff8a000000ff90 of disk?"),
+            )
         },
     )
     assert row == {
@@ -250,23 +241,24 @@ def test_a_running_thread_is_running() -> None:
 
 
 @pytest.mark.parametrize(
-    ("subject", "expected"),
+    ("subject", "start", "expected"),
     [
-        pytest.param(thread(start=IN_DRIVER), "Bfilter!DriverEntry+0x10", id="in a driver"),
+        pytest.param(thread(), IN_DRIVER, "Bfilter!DriverEntry+0x10", id="in a driver"),
         pytest.param(
-            thread(start=code(0xFFFF8A0000345010, Backing.NOTHING), start_backing=Backing.NOTHING),
+            thread(start_backing=Backing.NOTHING),
+            code(0xFFFF8A0000345010, Backing.NOTHING),
             "<no module>",
             id="in no module",
         ),
         pytest.param(
-            thread(start=code(0x7FF612340000, Backing.USER), system_thread=0), "0x7ff612340000", id="a user thread's"
+            thread(system_thread=0), code(0x7FF612340000, Backing.USER), "0x7ff612340000", id="a user thread's"
         ),
-        pytest.param(thread(start=None, start_address=None), UNREADABLE, id="unreadable"),
+        pytest.param(thread(start_address=None), None, UNREADABLE, id="unreadable"),
     ],
 )
-def test_start_routines(subject: Thread, expected: Any) -> None:
+def test_start_routines(subject: Thread, start: Code | None, expected: Any) -> None:
     """StartRoutine names module and symbol, and says where a system thread starts in no module."""
-    assert values(subject)["StartRoutine"] == expected
+    assert values(subject, start=start)["StartRoutine"] == expected
 
 
 @pytest.mark.parametrize(

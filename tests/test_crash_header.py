@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.minidump.crash_header import parse_crash_header
+from volatility3.plugins.windows.apcaudit.formats.crash_header import parse_crash_header
 
 from tests.minidump_builder import FILETIME_2021, MinidumpScene, write_minidump
 

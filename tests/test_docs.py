@@ -141,7 +141,7 @@ def test_named_plugins_exist(rows: Rows) -> None:
 
 def test_every_column_is_explained(rows: Rows) -> None:
     """The table of columns has all of the plugin's, in their order, marked where they need --wide."""
-    from volatility3.plugins.windows.apcaudit.columns import COLUMNS
+    from volatility3.plugins.windows.apcaudit.output.columns import COLUMNS
 
     table = text_of(DOCS / "README.md").partition("## How to read a row")[2].partition("\n\nAfter")[0]
     cells = [row.split("|")[1].strip() for row in table.splitlines() if row.startswith("| ")][1:]

@@ -11,7 +11,7 @@ import pytest
 from volatility3.framework import interfaces, renderers
 from volatility3.framework.configuration import requirements
 from volatility3.plugins.windows.apcaudit import ApcAudit
-from volatility3.plugins.windows.apcaudit.document import Document
+from volatility3.plugins.windows.apcaudit.output.document import Document
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
@@ -20,7 +20,7 @@ from apcaudit.synthetic.machine import SYSTEM_TIME
 from apcaudit.synthetic.scene import Apc, Bugcheck, Process, Scene, Thread, UnloadedDriver
 from apcaudit.synthetic.scenes import seed
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL
-from tests.volatility import construct
+from tests.volatility import CACHE, construct
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 TIME = 132_000_000_000_000_000
@@ -55,7 +55,7 @@ def machine(kernel: str, folder: Path) -> tuple[Image, Path]:
 
 def audit(kernel: str, folder: Path, **arguments: Any) -> tuple[Image, Document]:
     image, path = machine(kernel, folder)
-    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "document-cache")
+    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=CACHE, kernel=image.kernel)
     return image, ApcAudit.audit(plugin.context, plugin.config["kernel"], **arguments)
 
 
@@ -84,7 +84,7 @@ def test_threads_and_findings(kernel: str, tmp_path: Path) -> None:
     assert {finding.code: str(finding.severity) for finding in audited.findings}["detach-bugcheck"] == "critical"
     (queue,) = audited.thread.queues
     assert [apc.address for apc in queue.apcs] == [image.address_of["apc:stuck"]]
-    assert queue.apcs[0].origin is not None
+    assert audited.get(queue.apcs[0]).origin is not None
 
 
 def test_frozen(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_json_of_the_seed(tmp_path: Path) -> None:
     """The seed's stack as the post prints it, each frame with how it was found, and where each rule hit."""
     image = tmp_path / "seed.dmp"
     build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
-    plugin = construct(image, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache")
+    plugin = construct(image, "windows.apcaudit.ApcAudit", cache=CACHE)
     document = plugin.audit(plugin.context, plugin.config["kernel"])
     (thread,) = json.loads(json.dumps(document.to_json()))["threads"]
     frames = [
@@ -263,7 +263,7 @@ def call(caller: type[Caller], image: Path, cache: Path) -> list[str]:
 def test_another_plugin_calls_it(kernel: str, tmp_path: Path) -> None:
     """A plugin that declares VersionRequirement for the audit gets its findings."""
     _, path = machine(kernel, tmp_path)
-    assert "detach-bugcheck" in call(Caller, path, tmp_path.parent / "document-cache")
+    assert "detach-bugcheck" in call(Caller, path, CACHE)
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
@@ -272,14 +272,14 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 
     _, path = machine("10-19041-x64", tmp_path)
     with pytest.raises(UnsatisfiedException) as refused:
-        call(TooNew, path, tmp_path.parent / "document-cache")
+        call(TooNew, path, CACHE)
     assert "plugins.TooNew.apcaudit" in refused.value.unsatisfied
 
 
 def test_json_of_a_thread_without_findings(tmp_path: Path) -> None:
     """A clean thread has no findings and severity info."""
-    from volatility3.plugins.windows.apcaudit.document import thread_json
-    from volatility3.plugins.windows.apcaudit.model import Audited
+    from volatility3.plugins.windows.apcaudit.findings import Audited
+    from volatility3.plugins.windows.apcaudit.output.document import thread_json
 
     from tests.situations_pure import WINDOWS_10, thread
 
@@ -287,3 +287,28 @@ def test_json_of_a_thread_without_findings(tmp_path: Path) -> None:
     read = json.loads(json.dumps(thread_json(Audited(subject, (), {}), WINDOWS_10)))
     assert (read["severity"], read["findings"], read["queues"], read["owner"]) == ("info", [], [], None)
     assert (read["created"], read["exited"]) == (TIME, None)
+
+
+def test_the_schema_in_docs_is_that_of_the_types() -> None:
+    """docs/document.schema.json is what `python -m docs.schema` makes."""
+    from docs import schema
+
+    assert schema.PATH.read_text(encoding="utf-8") == schema.text()
+
+
+@KERNELS
+def test_documents_keep_to_the_schema(kernel: str, tmp_path: Path) -> None:
+    """Threads with queues, findings, stacks and none of them are as the published schema says."""
+    # Not jsonschema: where that is installed, vol holds every symbol file to a schema, which takes seconds.
+    import fastjsonschema
+    from volatility3.plugins.windows.apcaudit.audit import Selection
+
+    from docs import schema
+
+    validate = fastjsonschema.compile(json.loads(schema.PATH.read_text(encoding="utf-8")))
+    for selection in (None, Selection(clean_too=True, stacks=True)):
+        _, document = audit(kernel, tmp_path, selection=selection)
+        read = json.loads(json.dumps(document.to_json()))
+        validate(read)
+    with pytest.raises(fastjsonschema.JsonSchemaValueException):
+        validate({**read, "threads": [{}]})

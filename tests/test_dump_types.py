@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from volatility3.framework import contexts
-from volatility3.plugins.windows.apcaudit.cut import expected_size
-from volatility3.plugins.windows.apcaudit.diagnosis import diagnose
-from volatility3.plugins.windows.apcaudit.minidump.crash_header import parse_crash_header
+from volatility3.plugins.windows.apcaudit.dumps.missing import expected_size
+from volatility3.plugins.windows.apcaudit.formats.crash_header import parse_crash_header
+from volatility3.plugins.windows.apcaudit.vol.diagnosis import diagnose
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel

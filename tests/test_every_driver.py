@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
+from volatility3.plugins.windows.apcaudit.kernel import Kernel, read_kernel
 from volatility3.plugins.windows.apcaudit.signatures import signatures as signatures_module
 from volatility3.plugins.windows.apcaudit.signatures.signatures import Signatures
 
@@ -16,7 +18,7 @@ from apcaudit.synthetic.scenes.common import FLTMGR, HAL
 from tests.driver_objects import unlisted_driver
 from tests.signed_drivers import MARKED, marked, only, write
 from tests.views_image import audited
-from tests.volatility import construct, rows
+from tests.volatility import CACHE, construct, rows
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 
@@ -34,7 +36,7 @@ def test_every_driver(kernel: str, tmp_path: Path) -> None:
     plugin = construct(
         tmp_path / "views.raw",
         "windows.apcaudit.ApcAudit",
-        cache=tmp_path.parent / "views-cache",
+        cache=CACHE,
         yara_file=rules,
         no_default_rules=True,
         yara_all=True,
@@ -49,16 +51,13 @@ def test_every_driver(kernel: str, tmp_path: Path) -> None:
     grid = plugin.run()
     grid.populate(visit, None)
     assert {tid: listed.get(tid) for tid in (8, 12, 16)} == {8: "marked@start", 12: "marked", 16: "marked@start"}
-    signatures = Signatures(*_parts(plugin), only(file=rules, every_driver=True))
-    assert not signatures.marks(0)
+    signatures = Signatures(_kernel(plugin), only(file=rules, every_driver=True))
+    assert not signatures.is_hit_at(0)
     assert any("manager in fltMgr" in note and "no listed thread starts" in note for note in signatures.notes)
 
 
-def _parts(plugin: object) -> tuple[object, object]:
-    from volatility3.plugins.windows.apcaudit.audit import Audit
-
-    audit = Audit(plugin.context, plugin.config["kernel"])  # type: ignore[attr-defined]
-    return audit.memory, audit.drivers
+def _kernel(plugin: Any) -> Kernel:
+    return read_kernel(plugin.context, plugin.config["kernel"])
 
 
 @KERNELS
@@ -77,7 +76,7 @@ def test_unlisted_images_of_driver_objects(shared: Path, tmp_path: Path) -> None
     kernel = shared / "symbols" / "windows" / "ntkrnlmp.pdb" / "5278AFF86C341677D7D7835C85B7B844-1.json.xz"
     image, symbols = unlisted_driver(kernel, tmp_path, start="nt!ExpWorkerThread", code={0x1400: b"MARK-HIDDEN"})
     rules = 'rule unlisted { strings: $a = "MARK-HIDDEN" condition: $a and hidden and driver == "Ghost" }'
-    plugin = construct(image, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache", symbols=(symbols,))
+    plugin = construct(image, "windows.apcaudit.ApcAudit", cache=CACHE, symbols=(symbols,))
     options = only(file=write(tmp_path, "rules.yar", rules), every_driver=True)
     document = plugin.audit(plugin.context, plugin.config["kernel"], rules=options)
     assert [note for note in document.notes if "unlisted in Ghost" in note] != []
@@ -91,7 +90,7 @@ def test_hits_of_a_minidump_are_told(shared: Path, tmp_path: Path, caplog: pytes
     minidump = shared / "samples" / "triage_x64.dmp"
     rule = "rule call { strings: $a = { E8 9D 01 00 00 } condition: $a at 0x313a }"
     arguments = {"symbols": (shared / "symbols",), "yara_file": write(tmp_path, "rules.yar", rule), "yara_all": True}
-    rows(minidump, cache=tmp_path / "cache", no_default_rules=True, **arguments)
+    rows(minidump, cache=CACHE, no_default_rules=True, **arguments)
     told = [record.getMessage() for record in caplog.records if record.name.endswith("apcaudit")]
     assert [message.partition(" at ")[0] for message in told] == ["YARA: call in amdppm"]
 

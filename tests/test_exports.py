@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit.drivers.exports import NAME_BOUND, NAMES_BOUND, Exports, read_exports
-from volatility3.plugins.windows.apcaudit.symbols import preferred_name
+from volatility3.plugins.windows.apcaudit.formats.pe_directories import NAME_BOUND, NAMES_BOUND, Exports, read_exports
+from volatility3.plugins.windows.apcaudit.image.symbols import preferred_name
 
 SIZE = 0x8000
 PE, DIRECTORY, TABLES, NAMES = 0x80, 0x1000, 0x1100, 0x3000

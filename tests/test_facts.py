@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit import facts
+from volatility3.plugins.windows.apcaudit import windows as facts
 
 BUILDS = [
     "6.0.6002.18005-x64",

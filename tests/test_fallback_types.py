@@ -15,10 +15,9 @@ import pytest
 import volatility3.symbols
 from volatility3.framework.exceptions import UnsatisfiedException
 from volatility3.plugins.windows.apcaudit import ApcAudit
-from volatility3.plugins.windows.apcaudit.borrowing.merge import conflict, merged, missing_types
-from volatility3.plugins.windows.apcaudit.document import Document
-from volatility3.plugins.windows.apcaudit.isf_types import IsfTypes
-from volatility3.plugins.windows.apcaudit.layout import Member
+from volatility3.plugins.windows.apcaudit.formats.layout import Member
+from volatility3.plugins.windows.apcaudit.formats.symbol_file import IsfTypes, merge_types, missing_types, size_conflict
+from volatility3.plugins.windows.apcaudit.output.document import Document
 
 from apcaudit.synthetic import intermediate
 from apcaudit.synthetic.build import build
@@ -280,7 +279,7 @@ def test_anonymous_types_are_kept_apart() -> None:
     del own["user_types"]["_THING"]
     own["user_types"]["__unnamed_1"] = {"kind": "union", "size": 4, "fields": {}}
     assert missing_types(own, DOCUMENT) == ["_THING"]
-    both = merged(own, DOCUMENT, "donor")
+    both = merge_types(own, DOCUMENT, "donor")
     assert IsfTypes(both).member("_THING", "Signed") == IsfTypes(DOCUMENT).member("_THING", "Signed")
     assert both["user_types"]["__unnamed_1"]["size"] == 4
     assert both["metadata"]["producer"]["name"] == "apcaudit, types from donor"
@@ -291,6 +290,6 @@ def test_embedded_structures_must_agree() -> None:
     """A structure that embeds one which has another size in this kernel is laid out otherwise in it."""
     own = copy.deepcopy(DOCUMENT)
     del own["user_types"]["_THING"]
-    assert conflict(own, DOCUMENT) is None
+    assert size_conflict(own, DOCUMENT) is None
     own["user_types"]["_LIST_ENTRY"]["size"] = 8
-    assert conflict(own, DOCUMENT) == "_LIST_ENTRY has 0x8 bytes, not 0x10"
+    assert size_conflict(own, DOCUMENT) == "_LIST_ENTRY has 0x8 bytes, not 0x10"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit
-from volatility3.plugins.windows.apcaudit.stacks.frame_names import FrameNames
-from volatility3.plugins.windows.apcaudit.stacks.module_code import ModuleCode
+from volatility3.plugins.windows.apcaudit.stacks.frame_names import FrameNames, ModuleCode
 
 from apcaudit.synthetic.assembly import Code
 from apcaudit.synthetic.image import Image
@@ -42,7 +41,7 @@ def scene_of(kernel: str) -> Scene:
 
 
 def names_of(audit: Audit) -> FrameNames:
-    return FrameNames(audit.drivers, ModuleCode(audit.memory, audit.drivers, audit.symbols))
+    return FrameNames(audit.kernel.drivers, ModuleCode(audit.kernel))
 
 
 @pytest.fixture(scope="module", params=[XP, X64])
@@ -72,16 +71,16 @@ def test_a_return_address(built: tuple[str, Image, Audit], address: str, expecte
     _, image, audit = built
     kernel = image.kernel
     distance = kernel.address("IofCallDriver") - kernel.address("IoBuildDeviceIoControlRequest")
-    code = names_of(audit).of(image.resolve(address), exact=False)
+    code = names_of(audit).name(image.resolve(address), exact=False)
     assert (code.text, code.address) == (expected.format(distance=distance), image.resolve(address))
     # That of an instruction about to run is what it is.
-    assert names_of(audit).of(image.resolve(address), exact=True).text == address
+    assert names_of(audit).name(image.resolve(address), exact=True).text == address
 
 
 def test_a_return_address_that_the_function_table_proves(built: tuple[str, Image, Audit]) -> None:
     """On x64 a driver's function table tells where a function ends, and its exports name it; x86 has none."""
     kernel, image, audit = built
-    code = names_of(audit).of(image.resolve("twice!Second"), exact=False)
+    code = names_of(audit).name(image.resolve("twice!Second"), exact=False)
     assert code.text == ("twice!First+0x40" if kernel == X64 else "twice!Second")
 
 
@@ -134,7 +133,7 @@ def test_code_that_the_nearest_symbol_does_not_name(
     address = kernel.address(symbol) + distance
     away = address - kernel.address(SWAP_THREAD)
     expected = expected.format(away=away, rva=address - kernel.base)
-    assert names_of(audit).of(address, exact=exact).text == expected
+    assert names_of(audit).name(address, exact=exact).text == expected
 
 
 def test_code_behind_a_string(tmp_path: Path) -> None:
@@ -144,7 +143,7 @@ def test_code_behind_a_string(tmp_path: Path) -> None:
     audit = audit_of(scene_of(XP), tmp_path, images.append, symbols=symbols)
     # KiSwapContext is at be0, the next function at d60.
     address = images[0].kernel.base + 0xB0C20
-    assert names_of(audit).of(address, exact=False).text == "nt+0xb0c20 (PAGE)"
+    assert names_of(audit).name(address, exact=False).text == "nt+0xb0c20 (.text)"
 
 
 @pytest.mark.parametrize(
@@ -182,4 +181,4 @@ def test_the_innermost_frame_of_a_bugcheck(tmp_path: Path, code: dict[Address, C
 def test_the_names_of_the_post(tmp_path: Path) -> None:
     """The return address ba711870, at which Bfilter's only name near lies, keeps it: a debugger shows it too."""
     audit = audit_of(seed.scene(), tmp_path)
-    assert names_of(audit).of(0xBA711870, exact=False).text == "Bfilter!ScUnInitExcludePath"
+    assert names_of(audit).name(0xBA711870, exact=False).text == "Bfilter!ScUnInitExcludePath"

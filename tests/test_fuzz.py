@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import volatility3.symbols
-from volatility3.plugins.windows.apcaudit.symbols import KernelSymbols
+from volatility3.plugins.windows.apcaudit.image.symbols import KernelSymbols
 
 from fuzz.__main__ import table
 from fuzz.minidump import MinidumpSubject
@@ -15,7 +15,7 @@ from fuzz.symbol_file import SymbolFileSubject
 from fuzz.trial import attempt
 
 SEED = 7
-COUNT = 156
+COUNT = 65
 """The kinds of damage take turns: twelve of each."""
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.image_facts import image_facts
 from volatility3.plugins.windows.apcaudit.model import Backing
 
 from apcaudit.synthetic.build import build
@@ -20,7 +19,7 @@ from apcaudit.synthetic.scene import Apc, Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL
 from tests.driver_objects import unlisted_driver
 from tests.views_image import audited
-from tests.volatility import REPOSITORY_SYMBOLS, rows
+from tests.volatility import CACHE, REPOSITORY_SYMBOLS, rows
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "7-sp1-x64", "10-19041-x64", "10-19041-x86"])
 
@@ -50,7 +49,7 @@ def test_a_start_in_a_hidden_image(kernel: str, tmp_path: Path) -> None:
         Thread(16, start="Plain+0x1230", kernel_apc_pending=True),
     )
     found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, GHOST, SPOOK, PLAIN))
-    starts = {tid: found.of[tid].thread.start for tid in (8, 12, 16)}
+    starts = {tid: found.of[tid].start for tid in (8, 12, 16)}
     assert {tid: start and start.text for tid, start in starts.items()} == {
         8: "Ghost!GhostMain+0x10 (hidden)",
         12: "Spook+0x1230 (.text) (hidden)",
@@ -78,7 +77,7 @@ def test_the_document_has_what_its_code_lies_in(kernel: str, cut: bool, hidden: 
     changes = (_cut_list,) if cut else ()
     threads = (Thread(8, start="Ghost!GhostMain+0x10"),)
     found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, GHOST, SPOOK), changes=changes)
-    drivers = image_facts(found.audit).drivers
+    drivers = found.audit.image.drivers
     assert [(each.name, each.hidden) for each in drivers if each.hidden is not False] == [("Ghost.sys", hidden)]
     assert drivers[-1].base == found.image.address_of["driver:Ghost.sys"]
     assert {"ntoskrnl.exe", "hal.dll", "fltMgr.sys"} == {each.name for each in drivers if each.hidden is False}
@@ -145,10 +144,10 @@ def test_an_entry_that_spans_others(kernel: str, tmp_path: Path) -> None:
     threads = (Thread(8, start="disk+0x1230"), Thread(12, start="Plain+0x9800"), Thread(16))
     changes = (_claim("Plain.sys", span), _wipe_header("Plain.sys"))
     found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, PLAIN, DISK), changes=changes)
-    disk = found.of[8].thread.start
+    disk = found.of[8].start
     assert (disk and disk.module, found.codes(8)) == ("disk", {})
     assert found.codes(12) == {"module-conflict": "medium"}
-    kernel_start = found.of[16].thread.start
+    kernel_start = found.of[16].start
     assert (kernel_start and kernel_start.module, found.codes(16)) == ("nt", {})
     assert any("the entry of Plain claims" in note for note in found.audit.notes)
 
@@ -197,7 +196,7 @@ def test_an_entry_of_a_size_that_no_driver_has(kernel: str, size: int, wiped: bo
     assert found.codes(32) == {}
     base = found.image.address_of["driver:Plain.sys"]
     assert any(f"the entry of Plain claims {size:#x} bytes from {base:#x} on" in note for note in found.audit.notes)
-    assert found.audit.drivers.complete
+    assert found.audit.kernel.drivers.complete
 
 
 @pytest.mark.parametrize("base", [0, 0x401000], ids=hex)
@@ -237,7 +236,7 @@ def test_a_driver_object_names_an_image_without_header(guid: str, pdb: str, shar
     r"""An image whose header is wiped is named by the driver object in \Driver that says where it lies."""
     path = shared / "symbols" / "windows" / pdb / f"{guid}.json.xz"
     dump, symbols = unlisted_driver(path, tmp_path, changes=(_wipe_header("Ghost.sys"),))
-    found = rows(dump, cache=tmp_path / "cache", symbols=(symbols,))
+    found = rows(dump, cache=CACHE, symbols=(symbols,))
     assert [(row["TID"], row["StartRoutine"], row["Findings"]) for row in found] == [
         (8, "Ghost+0x1230 (hidden)", "orphan-start")
     ]
@@ -245,8 +244,7 @@ def test_a_driver_object_names_an_image_without_header(guid: str, pdb: str, shar
 
 def test_version_resource_names_an_image() -> None:
     """An image without exports and PDB record is named by its version resource's OriginalFilename."""
-    from volatility3.plugins.windows.apcaudit.drivers.pe_header import Header
-    from volatility3.plugins.windows.apcaudit.drivers.pe_names import name_of
+    from volatility3.plugins.windows.apcaudit.formats.pe import Header, name_of
 
     data = bytearray(0x2000)
     at = 0x1000
@@ -284,7 +282,7 @@ def test_names_by_a_pdb_that_vol_has(kernel: str, tmp_path: Path) -> None:
         uuid.UUID(bytes_le=data[at + 4 : at + 20]).hex.upper(),
         int.from_bytes(data[at + 20 : at + 24], "little"),
     )
-    assert rows(dump, cache=tmp_path / "cache")[0]["StartRoutine"] == "Plain!Exported+0x330"
+    assert rows(dump, cache=CACHE)[0]["StartRoutine"] == "Plain!Exported+0x330"
     folder = tmp_path / "symbols" / "windows" / "Plain.pdb"
     folder.mkdir(parents=True)
     table = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.memory import Memory
-from volatility3.plugins.windows.apcaudit.minidump.kernel import unmatched_message
-from volatility3.plugins.windows.apcaudit.minidump.kernel_match import KernelMatch
-from volatility3.plugins.windows.apcaudit.minidump.triage import parse_minidump
+from volatility3.plugins.windows.apcaudit.dumps.kernel_match import KernelMatch
+from volatility3.plugins.windows.apcaudit.dumps.minidump_layer import unmatched_message
+from volatility3.plugins.windows.apcaudit.formats.triage import parse_minidump
+from volatility3.plugins.windows.apcaudit.image.memory import Memory
 
 from apcaudit.synthetic import adversaries
 from apcaudit.synthetic.image import Image
@@ -36,7 +36,7 @@ def test_pages_beyond_the_end_cost_one_read_each() -> None:
 def test_a_page_that_the_file_ends_in(tmp_path: Path) -> None:
     """Of the page that a cut file ends in, what is there is read, and the rest is the hole."""
     threads = audited("10-19041-x64", tmp_path, (Thread(0x400),))
-    memory: Memory = threads.audit.memory
+    memory: Memory = threads.audit.kernel.memory
     end = memory.physical_layer.maximum_address + 1
     body = threads.image.address_of[0x400]
     whole, holes = memory.read_sparse(body, 0x20)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.apc_lists import ApcLists
-from volatility3.plugins.windows.apcaudit.memory import PAGE, Memory
+from volatility3.plugins.windows.apcaudit.formats.lists import ENTRY_BOUND, TOTAL_BOUND
+from volatility3.plugins.windows.apcaudit.image.memory import PAGE, Memory
 from volatility3.plugins.windows.apcaudit.model import Ending, QueueName
-from volatility3.plugins.windows.apcaudit.queues import ENTRY_BOUND, TOTAL_BOUND
-from volatility3.plugins.windows.apcaudit.views.cid_table import read_cid_table
-from volatility3.plugins.windows.apcaudit.views.off_list import OffList
+from volatility3.plugins.windows.apcaudit.queues.apc_lists import ApcLists
+from volatility3.plugins.windows.apcaudit.queues.off_list import OffList
+from volatility3.plugins.windows.apcaudit.queues.placement import PlacementFinder
+from volatility3.plugins.windows.apcaudit.threads.kernel_views import read_cid_table
 
 from apcaudit.synthetic import adversaries, damage
 from apcaudit.synthetic.image import Image
@@ -68,7 +70,7 @@ def test_a_cid_table_of_one_page(kernel: str, tmp_path: Path) -> None:
     assert found.codes(8) == found.codes(12) == {}
     assert any("PspCidTable was not read whole" in note for note in found.audit.notes)
     memory = counting(found)
-    table = read_cid_table(memory, found.audit.symbols)
+    table = read_cid_table(replace(found.audit.kernel, memory=memory))
     assert not table.complete
     assert table.objects.get(8) == found.image.address_of[8]
     pages = {address: reads for address, reads in memory.reads.items() if not address % PAGE}
@@ -158,15 +160,15 @@ def test_a_spent_budget_is_told(kernel: str, tmp_path: Path) -> None:
     threads = (Thread(ONE, kernel_apcs=(OWN,), **RUNNING),)
     whole = audited(kernel, tmp_path, threads, changes=(ring_of(many),), scan=True)
     audit = whole.audit
-    lists = ApcLists(audit.memory, audit.layout, audit.drivers, total=1000)
+    lists = ApcLists(audit.kernel, PlacementFinder(audit.kernel, list), total=1000)
     thread = whole.of[ONE].thread
     offset = whole.image.memory.offset("_KAPC", "ApcListEntry")
-    planted = [audit.memory.physical(entry - offset) for entry in damage.links(whole.image, ONE)]
+    planted = [audit.kernel.memory.physical(entry - offset) for entry in damage.links(whole.image, ONE)]
     found = {thread.address: [each for each in planted if each is not None]}
-    off_list = OffList(audit.memory, audit.layout, lists, found, audit.drivers.kernel_start)
+    off_list = OffList(audit.kernel, lists, found)
     queues = lists.read(thread)
     assert [(len(queue.apcs), queue.ending) for queue in queues] == [(1000, Ending.BOUND)]
-    assert off_list.of(thread, queues) is None
+    assert off_list.find(thread, queues) is None
     assert off_list.notes == (f"{many - 1000} APCs of the scan may hang on lists that are followed no further",)
 
 

@@ -10,10 +10,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit import symbol_file
-from volatility3.plugins.windows.apcaudit.minidump.kernel_match import SymbolMemory
-from volatility3.plugins.windows.apcaudit.signatures import engines
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_python import YaraPython
+from volatility3.plugins.windows.apcaudit.dumps.kernel_match import SymbolCache
+from volatility3.plugins.windows.apcaudit.formats import symbol_file
+from volatility3.plugins.windows.apcaudit.signatures import rules as engines
+from volatility3.plugins.windows.apcaudit.signatures.engines import YaraPython
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleError, RuleOptions
 from volatility3.plugins.windows.apcaudit.signatures.sources import Source, gather
 
@@ -147,5 +147,5 @@ def test_the_search_for_a_minidumps_kernel_passes_them_by(case: str, tmp_path: P
     """A symbol file that is none ends the search for a minidump's kernel no more than one of another kernel does."""
     odd = {"metadata": {"windows": {"pdb": {"GUID": 1, "age": None, "database": []}}}, "symbols": [], "user_types": 3}
     content = json.dumps(odd).encode() if case == "other shapes" else BAD[case][0]
-    memory = SymbolMemory(str(tmp_path / "memory.json"))
+    memory = SymbolCache(str(tmp_path / "memory.json"))
     assert memory.symbols("file:x", [1, 1], lambda _: io.BytesIO(content)) is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.origin.irp_names import flag_names, function_name
+from volatility3.plugins.windows.apcaudit.origin.irp import flag_names, function_name
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image

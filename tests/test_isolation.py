@@ -93,7 +93,8 @@ WAYS = {
     "no heed of SIGTERM": "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
     "stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
     "lines without end": '[print(\'{"stage": "audit"}\', flush=True) for _ in iter(int, 1)]',
-    "a line without end": "[sys.stdout.write('x' * 4096) for _ in iter(int, 1)]",
+    # Slowly: what is written at once comes to the bound of an answer first.
+    "a line without end": "[time.sleep(0.001) or sys.stdout.write('x' * 4096) for _ in iter(int, 1)]",
     "a child": "subprocess.run(['sleep', '600'])",
     "a child that has left": "subprocess.Popen(['sleep', '600'], start_new_session=True); time.sleep(600)",
     "a child whose parent has ended": "os.fork() or (os.setsid(), os.fork() and os._exit(0)); time.sleep(600)",
@@ -191,8 +192,8 @@ def test_who_is_stopped_gets_no_process(tmp_path: Path) -> None:
     """Once the processes are stopped, no thread that is left gets one; after that, the next scan does."""
     readers, settings = Readers(), Settings(tmp_path / "results", (tmp_path,), offline=True, cache=tmp_path)
     readers.stop()
-    with pytest.raises(StoppedError), readers.lend(settings):
+    with pytest.raises(StoppedError), readers.acquire(settings):
         pass
     readers.reopen()
-    with readers.lend(settings) as isolation:
+    with readers.acquire(settings) as isolation:
         isolation.close()

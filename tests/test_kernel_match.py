@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.minidump.kernel_match import KernelSymbols, SymbolMemory, match_kernel
+from volatility3.plugins.windows.apcaudit.dumps.kernel_match import KernelSymbolFile, SymbolCache, match_kernel
 
 from tests.minidump_machine import GUID, RVAS, Machine
 
 
-def kernel(guid: str, **symbols: int) -> KernelSymbols:
-    return KernelSymbols(f"file:///{guid}.json", "ntkrnlmp.pdb", guid, 1, symbols, {})
+def kernel(guid: str, **symbols: int) -> KernelSymbolFile:
+    return KernelSymbolFile(f"file:///{guid}.json", "ntkrnlmp.pdb", guid, 1, symbols, {})
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def kernel(guid: str, **symbols: int) -> KernelSymbols:
     ],
     ids=["fits", "one disagrees", "same PDB twice", "two PDBs fit", "too few to tell", "no files"],
 )
-def test_match(files: list[KernelSymbols], expected: str | None) -> None:
+def test_match(files: list[KernelSymbolFile], expected: str | None) -> None:
     """A kernel is taken if three or more addresses agree, none disagrees, and no other PDB fits as well."""
     found = match_kernel({"a": 1, "b": 2, "c": 3}, files).kernel
     assert (found.guid if found else None) == expected
@@ -49,7 +49,7 @@ def test_symbol_files_are_read_once(tmp_path: Path) -> None:
     for stamp, damage, reads in (([1, 1], None, 1), ([1, 1], None, 1), ([1, 2], None, 2), ([1, 2], b"{", 3)):
         if damage is not None:
             store.write_bytes(damage)
-        memory = SymbolMemory(str(store))
+        memory = SymbolCache(str(store))
         found = memory.symbols("file:///k", stamp, opener)
         memory.save()
         assert found is not None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit.layout import Decoder, Layout, LayoutError, Member, read_layout
+from volatility3.plugins.windows.apcaudit.formats.layout import Decoder, Layout, LayoutError, Member, read_layout
 from volatility3.plugins.windows.apcaudit.model import ThreadMembers
 
 EIGHT = bytes([0x11, 0x22, 0x33, 0x84, 0x55, 0x66, 0x77, 0x88])

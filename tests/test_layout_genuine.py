@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.layout import Member, read_layout
+from volatility3.plugins.windows.apcaudit.formats.layout import Member, read_layout
 
 
 def isf_lookup(isf: dict[str, Any]) -> tuple[Any, Any]:
@@ -53,13 +53,16 @@ def isf_lookup(isf: dict[str, Any]) -> tuple[Any, Any]:
 
 
 # Field guide of the kernels: offsets in _KTHREAD, which starts the _ETHREAD.
+# UpdateTebApc is new in 11 24H2, TerminationApcRequest in 8.1, WaitRegister in 7, guarded regions in Server 2003.
+TEB = {f"teb_apc_{name}" for name in ("type", "size", "thread", "kernel", "rundown", "normal")}
+TO_8 = {*TEB, "special_apc_in_progress", "termination_request"}
 GENUINE = [
-    ("5.1.2600.5512-x86", 4, 0x34, 0x14C, 0x30, {"special_apc_disable", "special_apc_in_progress"}),
-    ("6.1.7601.17514-x86", 4, 0x40, None, 0x30, {"special_apc_in_progress"}),
-    ("6.1.7601.17514-x64", 8, 0x50, 0x240, 0x58, {"special_apc_in_progress"}),
-    ("6.3.9600.17415-x64", 8, 0x98, None, 0x58, set()),
-    ("10.0.19041.264-x64", 8, 0x98, 0x258, 0x58, set()),
-    ("10.0.22000.194-x64", 8, 0x98, 0x258, 0x58, set()),
+    ("5.1.2600.5512-x86", 4, 0x34, 0x14C, 0x30, {*TO_8, "special_apc_disable", "wait_state"}),
+    ("6.1.7601.17514-x86", 4, 0x40, None, 0x30, TO_8),
+    ("6.1.7601.17514-x64", 8, 0x50, 0x240, 0x58, TO_8),
+    ("6.3.9600.17415-x64", 8, 0x98, None, 0x58, TEB),
+    ("10.0.19041.264-x64", 8, 0x98, 0x258, 0x58, TEB),
+    ("10.0.22000.194-x64", 8, 0x98, 0x258, 0x58, TEB),
     ("10.0.26100.1742-x64", 8, 0x98, 0x258, 0x58, set()),
 ]
 

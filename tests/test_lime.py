@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from volatility3.framework import contexts
-from volatility3.plugins.windows.apcaudit.diagnosis import diagnose
-from volatility3.plugins.windows.apcaudit.lime.ranges import RANGES_BOUND, parse_lime
+from volatility3.plugins.windows.apcaudit.dumps.lime import RANGES_BOUND, parse_lime
+from volatility3.plugins.windows.apcaudit.vol.diagnosis import diagnose
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import healthy
-from tests.volatility import rows
+from tests.volatility import CACHE, rows
 
 KERNEL = "10-19041-x64"
 
@@ -92,7 +92,7 @@ def test_an_image_that_is_cut(cut: str, memory: bytes, tmp_path: Path, caplog: p
 
 def _threads(image: Path, content: bytes, folder: Path) -> set[tuple[Any, ...]]:
     image.write_bytes(content)
-    found = rows(image, cache=folder / "cache", all=True)
+    found = rows(image, cache=CACHE, all=True)
     return {(row["Thread"], row["TID"], row["Process"], row["StartRoutine"], row["Findings"]) for row in found}
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit.minidump.triage import Minidump, MinidumpError, UnloadedDriver, parse_minidump
+from volatility3.plugins.windows.apcaudit.formats.triage import (
+    DumpUnloadedDriver,
+    Minidump,
+    MinidumpError,
+    parse_minidump,
+)
 
 from tests.minidump_builder import DriverEntry, MinidumpScene, UnloadedEntry, write_minidump
 
@@ -52,7 +57,7 @@ def test_lists(is_64bit: bool) -> None:
         (r"\SystemRoot\System32\Drivers\Bfilter.sys", base + 0x1000000, 0x9000, 7, 8),
     ]
     assert dump.kernel is dump.drivers[0]
-    assert dump.unloaded_drivers == (UnloadedDriver("Cdaudio.SYS", base + 0x2000000, base + 0x2005000),)
+    assert dump.unloaded_drivers == (DumpUnloadedDriver("Cdaudio.SYS", base + 0x2000000, base + 0x2005000),)
     assert [(b.address, data[b.offset : b.offset + b.size]) for b in dump.data_blocks] == [
         (base + 0x2100, b"two"),
         (base + 0x9000, b"nine"),

@@ -13,8 +13,8 @@ import pytest
 import volatility3.symbols
 from volatility3.framework import constants, contexts, exceptions
 from volatility3.framework.layers import intel, physical, scanners
-from volatility3.plugins.windows.apcaudit.minidump.layer import MinidumpLayer
-from volatility3.plugins.windows.apcaudit.minidump.stacker import MinidumpStacker
+from volatility3.plugins.windows.apcaudit.dumps.minidump_layer import MinidumpLayer
+from volatility3.plugins.windows.apcaudit.vol.automagic import MinidumpStacker
 
 from tests.minidump_builder import MinidumpScene, write_minidump
 from tests.minidump_machine import APC_PROCESS, GUID, MACHINES, RVAS, Machine

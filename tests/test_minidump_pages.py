@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from volatility3.plugins.windows.apcaudit.minidump.pages import Extent, KnownMemory
+from volatility3.plugins.windows.apcaudit.dumps.pages import Extent, KnownMemory
 
 
 def test_first_known_stays() -> None:

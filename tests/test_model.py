@@ -6,7 +6,8 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
 import pytest
 from volatility3.plugins.windows.apcaudit import model
-from volatility3.plugins.windows.apcaudit.model import Apc, Ending, Process, Queue, QueueName, Severity
+from volatility3.plugins.windows.apcaudit.findings import Severity
+from volatility3.plugins.windows.apcaudit.model import Apc, Ending, Process, Queue, QueueName
 
 from tests.situations_pure import KERNEL_HEAD, code, normal, special, thread, user
 
@@ -106,4 +107,5 @@ def test_every_class_of_values_is_frozen_and_slotted() -> None:
     assert len(classes) >= 9
     for value in classes:
         assert value.__dataclass_params__.frozen, value
-        assert set(value.__slots__) == {field.name for field in fields(value)}, value
+        slots = {name for each in value.__mro__ for name in getattr(each, "__slots__", ())}
+        assert slots == {field.name for field in fields(value)}, value

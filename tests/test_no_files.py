@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit import regular
-from volatility3.plugins.windows.apcaudit.borrowing.donors import read_document
-from volatility3.plugins.windows.apcaudit.minidump import kernel
+from volatility3.plugins.windows.apcaudit.dumps import minidump_layer as kernel
+from volatility3.plugins.windows.apcaudit.formats import files as regular
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleError
 from volatility3.plugins.windows.apcaudit.signatures.rules import compile_rules
+from volatility3.plugins.windows.apcaudit.vol.borrowing import read_document
 
 from tests.canaries import NO_FILES, no_file
 from tests.conftest import ROOT
@@ -95,7 +95,7 @@ def test_what_comes_between(kind: str, folder: Path, monkeypatch: pytest.MonkeyP
     os.mkfifo(path) if kind == "a FIFO" else path.mkdir()
     monkeypatch.setattr(regular, "check", lambda _: None)
     with pytest.raises(regular.NoFileError) as caught:
-        regular.opened(path)
+        regular.open_file(path)
     assert caught.value.strerror == f"it is {kind}"
 
 
@@ -162,7 +162,8 @@ def test_rows_to_show(kind: str, folder: Path, tmp_path: Path) -> None:
     with no_file(kind, folder / "rows"):
         done = _apcaudit("show", folder / "rows", cache=tmp_path)
     assert done.returncode == 1
-    assert done.stderr == f"apcaudit: {folder / 'rows'} is {kind}, no file with rows in it\n"
+    assert done.stderr.startswith(f"apcaudit: {folder / 'rows'} is {kind}; this takes a file of rows, ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_rows_out_of_a_pipe(folder: Path, tmp_path: Path) -> None:

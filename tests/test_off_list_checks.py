@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks import apcs as apc_checks
+from volatility3.plugins.windows.apcaudit.checks.registry import check_apc
 from volatility3.plugins.windows.apcaudit.model import Ending, QueueName, Thread
 
 from tests.situations_pure import (
@@ -24,7 +24,7 @@ from tests.situations_pure import (
 def test_off_the_lists_nothing_is_expected_of_list_and_environment() -> None:
     """A queued APC that no list holds is that finding alone: nothing in it contradicts a list or an environment."""
     apc = replace(user(), queue=QueueName.OFF_LIST, apc_state_index=1)
-    assert severities(apc_checks.check(apc, thread(), WINDOWS_10)) == {"off-list-apc": "high"}
+    assert severities(check_apc(apc, thread(), WINDOWS_10)) == {"off-list-apc": "high"}
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_off_the_lists_nothing_is_expected_of_list_and_environment() -> None:
 def test_off_the_lists_of_which_thread(subject: Thread, expected: dict[str, str]) -> None:
     """A queued APC is missing from the lists only of a live thread, and only where they were read to their end."""
     apc = replace(special(), queue=QueueName.OFF_LIST, apc_state_index=0)
-    assert severities(apc_checks.check(apc, subject, WINDOWS_10)) == expected
+    assert severities(check_apc(apc, subject, WINDOWS_10)) == expected

@@ -8,13 +8,25 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit.drivers.driver import Driver
-from volatility3.plugins.windows.apcaudit.drivers.exports import Exports, read_exports
-from volatility3.plugins.windows.apcaudit.drivers.function_bounds import DEFAULT_SIZE, function_size
-from volatility3.plugins.windows.apcaudit.drivers.imports import SLOTS_BOUND, read_import_addresses
-from volatility3.plugins.windows.apcaudit.drivers.intervals import Intervals
-from volatility3.plugins.windows.apcaudit.drivers.pe_header import SECTIONS_BOUND, Header, Section, read_header
-from volatility3.plugins.windows.apcaudit.drivers.pe_names import PdbRecord, name_of, read_pdb_record
+from volatility3.plugins.windows.apcaudit.formats.pe import (
+    SECTIONS_BOUND,
+    Header,
+    PdbRecord,
+    Section,
+    name_of,
+    read_header,
+    read_pdb_record,
+)
+from volatility3.plugins.windows.apcaudit.formats.pe_directories import (
+    DEFAULT_SIZE,
+    SLOTS_BOUND,
+    Exports,
+    function_size,
+    read_exports,
+    read_import_addresses,
+)
+from volatility3.plugins.windows.apcaudit.modules.driver import Driver
+from volatility3.plugins.windows.apcaudit.modules.loaded import ModuleRanges
 
 from apcaudit.synthetic import pe
 from apcaudit.synthetic.intermediate import Pdb
@@ -164,19 +176,19 @@ NT, LOW, HIGH = (
 )
 def test_the_table_of_modules(drivers: list[Driver], owners: dict[int, str | None], conflicts: int) -> None:
     """Of entries that claim an address the smallest is believed, the kernel before all; each contradiction is told."""
-    table = Intervals(drivers, NT.base)
-    found = {address: table.at(address) for address in owners}
+    table = ModuleRanges(drivers, NT.base)
+    found = {address: table.find(address) for address in owners}
     assert {address: driver and driver.label for address, driver in found.items()} == owners
-    assert len(table.conflicts) == conflicts
+    assert len(table.overlaps) == conflicts
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), max_size=12))
 def test_no_modules_break_the_table(ranges: list[tuple[int, int]]) -> None:
     """Each address that an entry claims has an owner that claims it, and no other has one."""
     drivers = [Driver(start, size, f"{index}.sys") for index, (start, size) in enumerate(ranges)]
-    table = Intervals(drivers, 10)
+    table = ModuleRanges(drivers, 10)
     for address in range(95):
-        owner = table.at(address)
+        owner = table.find(address)
         claiming = [driver for driver in drivers if driver.base <= address < driver.base + driver.size]
         assert (owner is None) == (not claiming)
         assert owner is None or owner in claiming

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.views.processors import read_processors
+from volatility3.plugins.windows.apcaudit.threads.kernel_views import read_processors
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Apc, Bugcheck, Thread
@@ -20,7 +20,7 @@ def test_every_processor_is_read_once(kernel: str, tmp_path: Path) -> None:
     """KiProcessorBlock gives each _KPRCB under its number, what runs there, and the idle thread."""
     found = audited(kernel, tmp_path, (RUNNING, Thread(12)), processors=3)
     addresses = found.image.address_of
-    processors = read_processors(found.audit.memory, found.audit.symbols, (addresses["kprcb:1"],))
+    processors = read_processors(found.audit.kernel, (addresses["kprcb:1"],))
     assert [(each.number, each.address) for each in processors] == [
         (number, addresses[f"kprcb:{number}"]) for number in range(3)
     ]
@@ -54,7 +54,7 @@ def test_an_entry_that_leads_to_no_processor(kernel: str, tmp_path: Path) -> Non
         image.memory.write_pointer(image.kernel.address("KiProcessorBlock"), image.address_of["process:System"])
 
     found = audited(kernel, tmp_path, (RUNNING,), processors=3, changes=(lose,))
-    assert [each.number for each in found.audit.processors] == [1, 2]
+    assert [each.number for each in read_processors(found.audit.kernel)] == [1, 2]
     assert found.of[8].thread.processor == 1
     assert any("no _KPRCB for 1 of 3 processors" in note for note in found.audit.notes)
 
@@ -80,7 +80,7 @@ def test_a_number_of_processors_that_lies(kernel: str, count: int, tmp_path: Pat
         image.memory.write_scalar(image.kernel.address("KeNumberProcessors"), 4, count)
 
     found = audited(kernel, tmp_path, (RUNNING,), processors=3, changes=(lie,))
-    assert [each.number for each in found.audit.processors] == [0, 1, 2]
+    assert [each.number for each in read_processors(found.audit.kernel)] == [0, 1, 2]
     assert found.codes(8) == {}
     assert [note for note in found.audit.notes if "processors" in note and count != 0xFFFFFFFF] == []
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from volatility3.plugins.windows.apcaudit.formats.lists import ENTRY_BOUND, Walk, walk
 from volatility3.plugins.windows.apcaudit.model import Ending
-from volatility3.plugins.windows.apcaudit.queues import ENTRY_BOUND, Walk, walk
 
 Links = dict[int, tuple[int, int]]
 

@@ -13,9 +13,9 @@ import pytest
 from volatility3.framework import contexts
 from volatility3.framework.layers import physical
 from volatility3.framework.symbols.windows import WindowsKernelIntermedSymbols
-from volatility3.plugins.windows.apcaudit import layout as layouts
-from volatility3.plugins.windows.apcaudit.isf_types import IsfTypes
-from volatility3.plugins.windows.apcaudit.thread_members import Glance, ThreadMembers
+from volatility3.plugins.windows.apcaudit.formats import layout as layouts
+from volatility3.plugins.windows.apcaudit.formats.symbol_file import IsfTypes
+from volatility3.plugins.windows.apcaudit.members import PrefilterMembers, ThreadMembers
 
 from tests.conftest import ROOT
 
@@ -104,11 +104,13 @@ def test_threads(opened: tuple[IsfTypes, Any, bytes], offset: int) -> None:
         else:
             assert (name, getattr(decoded, name)) == (name, value)
     assert layout.lacks == {name for name, value in expected.items() if value is None}
-    glance = Glance._make(layout.glance(content, offset))
+    members = PrefilterMembers._make(layout.prefilter(content, offset))
     # Without _KTHREAD.ApcStatePointer (since 8) nothing can be queued on a SavedApcState that is not in use.
     keeps_unused = _by_vol(context, "_ETHREAD", offset, "Tcb.ApcStatePointer[0]") is not None
     unused = () if keeps_unused else ("saved_kernel_flink", "saved_user_flink")
-    assert glance._asdict() == {name: None if name in unused else getattr(decoded, name) for name in Glance._fields}
+    assert members._asdict() == {
+        name: None if name in unused else getattr(decoded, name) for name in PrefilterMembers._fields
+    }
 
 
 @pytest.mark.parametrize("offset", [0, 0x1238])

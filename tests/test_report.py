@@ -199,7 +199,7 @@ def test_many_images_share_rows(tmp_path: Path) -> None:
 def test_a_chain(tmp_path: Path) -> None:
     """A suspect thread's chain goes from its image to the KAPC's origin, and to where the thread began."""
     made = write(tmp_path, suspect(7, codes=CRITICAL))
-    found = chain.follow(dataset.read(made))
+    found = chain.make_chains(dataset.read(made))
     boxes = [(box.heading, box.whole.split("\n")[0]) for box in diagram.draw(found[0]).boxes]
     assert boxes == [
         ("Image", "host-0007.dmp"),
@@ -215,7 +215,7 @@ def test_a_chain(tmp_path: Path) -> None:
 
 def test_the_same_story_is_told_once(tmp_path: Path) -> None:
     """Threads of several images that differ in addresses only share a chain; another process is another story."""
-    found = chain.follow(dataset.read(write(tmp_path, suspect(1), suspect(2), suspect(3, process="lsass.exe"))))
+    found = chain.make_chains(dataset.read(write(tmp_path, suspect(1), suspect(2), suspect(3, process="lsass.exe"))))
     assert [each.images for each in found] == [("host-0003.dmp",), ("host-0001.dmp", "host-0002.dmp")]
 
 
@@ -239,7 +239,7 @@ def test_code_of_no_loaded_module_stands_out(
     records = suspect(1)
     apc = dataclasses.replace(records.apcs[0], kernel_module=module, kernel_routine=routine)
     records = Records(records.image, records.threads, (apc,), records.findings, records.drivers)
-    boxes = diagram.draw(chain.follow(dataset.read(write(tmp_path, records)))[0]).boxes
+    boxes = diagram.draw(chain.make_chains(dataset.read(write(tmp_path, records)))[0]).boxes
     marked, unmarked = [(box.suspect, box.whole.split("\n")) for box in boxes if box.heading == "Driver"]
     assert marked == (said is not None, [*filter(None, (module, said))])
     assert unmarked == (False, ["Bfilter.sys"])
@@ -255,7 +255,7 @@ def test_boxes_do_not_overlap(tmp_path: Path) -> None:
         for number in range(9)
     )
     made = Records(records.image, records.threads, apcs, records.findings, records.drivers)
-    found = chain.follow(dataset.read(write(tmp_path, made)))[0]
+    found = chain.make_chains(dataset.read(write(tmp_path, made)))[0]
     drawing = diagram.draw(found)
     assert found.left_out == 3
     for one in drawing.boxes:

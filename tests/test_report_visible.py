@@ -1,10 +1,10 @@
-"""What of an image or a path is shown in the report: what cannot be seen made visible, what is long folded."""
+"""What of an image or a path is shown in the report: what cannot be seen made visible, what is long fold."""
 
 from __future__ import annotations
 
 import pytest
 
-from apcaudit.reports.visible import folded, name_of, visible
+from apcaudit.text import fold, name_of, visible
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_what_is_unseen_is_shown(text: str, shown: str) -> None:
     ],
 )
 def test_folding(text: str, lines: tuple[str, ...]) -> None:
-    """Text is folded at blanks and marks into lines of ten, at most three, and what is cut off shows as an ellipsis."""
-    assert folded(text, 10, 3) == lines
+    """Text is fold at blanks and marks into lines of ten, at most three, and what is cut off shows as an ellipsis."""
+    assert fold(text, 10, 3) == lines
 
 
 @pytest.mark.parametrize(

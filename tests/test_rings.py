@@ -1,4 +1,4 @@
-"""The three rings: what each module may import, and what vol needs of the package's shape."""
+"""What vol needs of the package's shape; which module may import which is in pyproject.toml, for import-linter."""
 
 from __future__ import annotations
 
@@ -14,77 +14,6 @@ from tests.conftest import ROOT
 PLUGINS = ROOT / "vol_plugins"
 PACKAGE = PLUGINS / "windows" / "apcaudit"
 COMMAND = ROOT / "apcaudit"
-
-# The pure ring: these are tested without an image and import nothing but the standard library and one another.
-PURE = {
-    "absence",
-    "borrowing.merge",
-    "checks.apcs",
-    "checks.calm",
-    "checks.crash_ties",
-    "checks.delivery",
-    "checks.detach",
-    "checks.embedded",
-    "checks.hiding",
-    "checks.lists",
-    "checks.pending",
-    "checks.routines",
-    "checks.starts",
-    "checks.threads",
-    "checks.wording",
-    "code.checks",
-    "code.instruction",
-    "code.program",
-    "deferred",
-    "document",
-    "drivers.driver",
-    "drivers.exports",
-    "drivers.names",
-    "drivers.function_bounds",
-    "drivers.imports",
-    "drivers.intervals",
-    "drivers.pe_header",
-    "drivers.pe_names",
-    "facts",
-    "isf_types",
-    "layout",
-    "minidump.crash_header",
-    "minidump.debugger_data",
-    "minidump.kernel_match",
-    "minidump.memory",
-    "minidump.pages",
-    "minidump.stand_ins",
-    "minidump.triage",
-    "minidump.triage_header",
-    "model",
-    "module_doubt",
-    "origin.irp_names",
-    "origin.producers",
-    "queues",
-    "severity",
-    "signatures.externals",
-    "signatures.options",
-    "stacks.calls",
-    "stacks.callout",
-    "stacks.epilogue",
-    "stacks.frame",
-    "stacks.function_table",
-    "stacks.registers",
-    "stacks.scan",
-    "stacks.surroundings",
-    "stacks.trap_frame",
-    "stacks.unwind",
-    "stacks.unwind_info",
-    "stacks.walk_x64",
-    "stacks.walk_x86",
-    "symbol_file",
-    "text",
-    "thread_members",
-    "timeline",
-    "views.pool_scan",
-    "views.scanned",
-    "views.thread_evidence",
-}
 
 # Vol imports every module below vol_plugins on every run, also for another plugin: nothing there may be slow to
 # import, and nothing but vol itself may be missing.
@@ -130,23 +59,6 @@ def top(name: str) -> str:
     return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("module", sorted(PURE))
-def test_the_pure_ring(module: str) -> None:
-    """A module of the pure ring imports the standard library and its own ring, in functions too."""
-    found = set(imports(PACKAGE / f"{module.replace('.', '/')}.py", everywhere=True))
-    outside = {name for name in found if not name.startswith(".") and top(name) not in sys.stdlib_module_names}
-    beside = {absolute(name, module) for name in found if name.startswith(".")}
-    assert outside == set()
-    assert beside <= PURE
-
-
-def absolute(name: str, module: str) -> str:
-    """Turn a relative import in a module of the package into a name below the package."""
-    level = len(name) - len(name.lstrip("."))
-    folders = module.split(".")[:-1]
-    return ".".join([*folders[: len(folders) - level + 1], name.lstrip(".")])
-
-
 @pytest.mark.parametrize("path", modules(PLUGINS), ids=name_of)
 def test_vol_imports_a_module_without_delay_or_failure(path: Path) -> None:
     """No module below vol_plugins imports, while it is imported, what is slow or may be missing."""
@@ -156,17 +68,9 @@ def test_vol_imports_a_module_without_delay_or_failure(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", modules(PLUGINS), ids=name_of)
-def test_the_plugin_does_without_the_command(path: Path) -> None:
-    """No module below vol_plugins imports the command, and none names the framework's own copy of vol's plugins."""
-    found = set(imports(path, everywhere=True))
-    assert not {name for name in found if top(name) == "apcaudit"}
-    assert not {name for name in found if name.startswith("volatility3.framework.plugins")}
-
-
-def test_the_command_knows_vol_in_one_module() -> None:
-    """At most one module of the command imports volatility3."""
-    knowing = [name_of(path) for path in modules(COMMAND) if "volatility3" in map(top, imports(path, everywhere=True))]
-    assert len(knowing) <= 1, knowing
+def test_no_copy_of_vols_plugins(path: Path) -> None:
+    """No module below vol_plugins names the framework's own copy of vol's plugins: vol would load them twice."""
+    assert not {name for name in imports(path, everywhere=True) if name.startswith("volatility3.framework.plugins")}
 
 
 def test_one_plugin_class() -> None:

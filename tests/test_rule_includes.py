@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.signatures import engines
+from volatility3.plugins.windows.apcaudit.signatures import rules as engines
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleError, RuleOptions
 from volatility3.plugins.windows.apcaudit.signatures.sources import gather
 
@@ -201,7 +201,7 @@ def test_an_included_rule_asks_for_the_start_whatever_its_spelling(engine: engin
 
 def test_yara_x_without_the_switch() -> None:
     """A yara-x that cannot be told to include nothing is refused, whatever the rules are."""
-    from volatility3.plugins.windows.apcaudit.signatures.engine_yara_x import YaraX
+    from volatility3.plugins.windows.apcaudit.signatures.engines import YaraX
 
     class Old:
         class Compiler:

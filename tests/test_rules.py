@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.signatures import sources
-from volatility3.plugins.windows.apcaudit.signatures.engines import Compiled
-from volatility3.plugins.windows.apcaudit.signatures.externals import Known, Start, externals
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
+from volatility3.plugins.windows.apcaudit.signatures.rules import Compiled, Start, UnitFacts, externals
 
 from tests.yara_engines import ENGINES, imported
 
@@ -40,18 +39,18 @@ class Case:
     """What is scanned, and what is known of it."""
 
     data: bytes
-    known: Known
+    known: UnitFacts
     start: Start = START
 
 
 #: push ebp; mov ebp, esp; push ecx; jmp backwards: a routine whose loop lies in front of it.
 JUMP_BACK = bytes.fromhex("558bec51eb9b")
 
-BFILTER = Case(unit((0x450, CALL), (0x800, b"\0ScUnInitExcludePath\0")), Known("Bfilter", "", False, FILTER))
-SENDER = Case(unit((0x450, CALL)), Known("avsend", "", False, FILTER))
-DLL = Case(unit((0x800, b"\0LdrLoadDll\0")), Known("inject", "", False, INJECTOR))
-HIDDEN = Case(unit(), Known("ghost", "", True, ("nt!KeInsertQueueApc",)))
-HASHES = Case(unit((0x410, bytes.fromhex("bac45c196d")), (0x430, bytes.fromhex("ba3446ccaf"))), Known(hidden=True))
+BFILTER = Case(unit((0x450, CALL), (0x800, b"\0ScUnInitExcludePath\0")), UnitFacts("Bfilter", "", False, FILTER))
+SENDER = Case(unit((0x450, CALL)), UnitFacts("avsend", "", False, FILTER))
+DLL = Case(unit((0x800, b"\0LdrLoadDll\0")), UnitFacts("inject", "", False, INJECTOR))
+HIDDEN = Case(unit(), UnitFacts("ghost", "", True, ("nt!KeInsertQueueApc",)))
+HASHES = Case(unit((0x410, bytes.fromhex("bac45c196d")), (0x430, bytes.fromhex("ba3446ccaf"))), UnitFacts(hidden=True))
 # mov rax, gs:[38h]; mov rax, [rax+4]; sub rax, 1000h; cmp word [rax], 'MZ'; jne
 WALK_X64 = bytes.fromhex("65488b0425380000 00488b4004 482d00100000 6681384d5a 75f3".replace(" ", ""))
 # mov eax, fs:[38h]; mov eax, [eax+4]; sub eax, 1000h; cmp word [eax], 'MZ'; jne
@@ -75,18 +74,18 @@ HITS: dict[str, list[Case]] = {
             unit(
                 (0x700, wide("\0KeInitializeApc\0")), (0x780, wide("\0KeInsertQueueApc\0")), (0x800, b"\0LdrLoadDll\0")
             ),
-            Known("dynamic"),
+            UnitFacts("dynamic"),
         ),
     ],
     "kernel_apc_hidden_queuer": [
         HIDDEN,
-        Case(unit((0x10, b"\0KeInitializeApc\0"), (0x80, wide("\0KeInsertQueueApc\0"))), Known(hidden=True)),
+        Case(unit((0x10, b"\0KeInitializeApc\0"), (0x80, wide("\0KeInsertQueueApc\0"))), UnitFacts(hidden=True)),
     ],
     "shellcode_apc_by_hash": [HASHES],
     "shellcode_finds_kernel": [
-        Case(unit((0x420, WALK_X64)), Known(hidden=True)),
-        Case(unit((0x420, WALK_X86)), Known(hidden=True)),
-        Case(unit((0x420, WALK_X64[9:]), (0x480, LSTAR)), Known(hidden=True)),
+        Case(unit((0x420, WALK_X64)), UnitFacts(hidden=True)),
+        Case(unit((0x420, WALK_X86)), UnitFacts(hidden=True)),
+        Case(unit((0x420, WALK_X64[9:]), (0x480, LSTAR)), UnitFacts(hidden=True)),
     ],
 }
 
@@ -100,32 +99,32 @@ MISSES: dict[str, list[Case]] = {
         ),
         # The thread starts in a routine of it that calls nothing.
         replace(BFILTER, start=Start(0x600, 0x100)),
-        replace(BFILTER, known=Known("other", "", False, FILTER), data=unit((0x450, CALL))),
+        replace(BFILTER, known=UnitFacts("other", "", False, FILTER), data=unit((0x450, CALL))),
     ],
     "flt_send_from_system_thread": [
         replace(SENDER, start=Start()),
-        replace(SENDER, known=Known("avsend", "", False, FILTER[1:])),
-        replace(SENDER, known=Known("avsend", "", False, FILTER[:2])),
+        replace(SENDER, known=UnitFacts("avsend", "", False, FILTER[1:])),
+        replace(SENDER, known=UnitFacts("avsend", "", False, FILTER[:2])),
         replace(SENDER, data=unit((0x900, CALL))),
         # A call in front of a routine that does not go there.
         replace(SENDER, data=unit((0x400, JUMP_BACK[:4]), (0x3C0, CALL))),
     ],
     "kernel_apc_injector": [
         replace(DLL, data=unit()),
-        replace(DLL, known=Known("inject", "", False, INJECTOR[:1])),
+        replace(DLL, known=UnitFacts("inject", "", False, INJECTOR[:1])),
         replace(DLL, known=replace(DLL.known, driver="nt")),
         replace(DLL, data=unit((0x800, b"\0LdrLoadDllExtension\0"))),
     ],
     "kernel_apc_hidden_queuer": [
         replace(HIDDEN, known=replace(HIDDEN.known, hidden=False)),
-        replace(HIDDEN, known=Known("ghost", "", True, ("nt!KeInitializeApc",))),
+        replace(HIDDEN, known=UnitFacts("ghost", "", True, ("nt!KeInitializeApc",))),
     ],
-    "shellcode_apc_by_hash": [Case(unit((0x410, bytes.fromhex("bac45c196d"))), Known(hidden=True))],
+    "shellcode_apc_by_hash": [Case(unit((0x410, bytes.fromhex("bac45c196d"))), UnitFacts(hidden=True))],
     "shellcode_finds_kernel": [
         # Either half alone: a driver that reads LSTAR, and one that looks for an MZ header.
-        Case(unit((0x480, LSTAR)), Known("hypervisor")),
-        Case(unit((0x420, WALK_X64[9:])), Known("protector")),
-        Case(unit((0x420, WALK_X64)), Known("nt")),
+        Case(unit((0x480, LSTAR)), UnitFacts("hypervisor")),
+        Case(unit((0x420, WALK_X64[9:])), UnitFacts("protector")),
+        Case(unit((0x420, WALK_X64)), UnitFacts("nt")),
     ],
 }
 
@@ -165,7 +164,7 @@ def test_a_string_lies_in_the_start_routine(case: Case, rules: Compiled) -> None
 
 def test_nothing_hits_nothing(rules: Compiled) -> None:
     """An image of zeros that nothing is known of is hit by no rule."""
-    assert _rules_of(Case(unit(), Known("plain")), rules) == {}
+    assert _rules_of(Case(unit(), UnitFacts("plain")), rules) == {}
 
 
 def _shipped() -> dict[str, str]:

@@ -6,8 +6,8 @@ import struct
 from pathlib import Path
 
 import pytest
+from volatility3.plugins.windows.apcaudit.image.page_tables import kernel_addresses
 from volatility3.plugins.windows.apcaudit.model import QueueName
-from volatility3.plugins.windows.apcaudit.views.mappings import kernel_addresses
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.scene import Apc, Process, Thread
@@ -56,13 +56,13 @@ def test_off_list(kernel: str, tmp_path: Path) -> None:
 
 @KERNELS
 def test_silent_neighbours(kernel: str, tmp_path: Path) -> None:
-    """Queued, dequeued and embedded KAPCs, and those of ended threads, are not off any list."""
+    """Queued and dequeued KAPCs, the thread's own that was never queued, and ended threads' are not off any list."""
     threads = (
         Thread(
             8, kernel_apc_disable=-1, kernel_apcs=(Apc("nt!IopDeallocateApc", normal_routine="nt!IopDeallocateApc"),)
         ),
         Thread(12, kernel_apcs=(Apc(linked=False, inserted=False),)),
-        Thread(16, kernel_apcs=(Apc(linked=False, inserted=False, holder="suspend"),)),
+        Thread(16),
         Thread(20, state="Terminated", terminated=True, in_thread_list=False, kernel_apcs=(LOOSE,)),
     )
     found = audited(kernel, tmp_path, threads, scan=True)
@@ -106,7 +106,7 @@ def test_outside_of_the_pool(kernel: str, tmp_path: Path) -> None:
 def test_every_page_has_its_address(kernel: str, tmp_path: Path) -> None:
     """The page tables give the kernel address of a physical page; one that nothing maps has none."""
     found = audited(kernel, tmp_path, (Thread(8),))
-    memory, start = found.audit.memory, found.audit.drivers.kernel_start
+    memory, start = found.audit.kernel.memory, found.audit.kernel.drivers.kernel_start
     thread, module = found.image.address_of[8], found.image.kernel.base
     wanted = {memory.physical(address & ~0xFFF): address & ~0xFFF for address in (thread, module)}
     assert kernel_addresses(memory, [page for page in wanted if page is not None], start) == wanted

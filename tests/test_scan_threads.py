@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
+from volatility3.plugins.windows.apcaudit.threads.kernel_views import read_processors
 
 from apcaudit.synthetic import damage
 from apcaudit.synthetic.image import Image
@@ -50,7 +51,7 @@ def test_garbage_is_no_thread(kernel: str, tmp_path: Path) -> None:
     """What ordinary pool holds is no thread and worth no note; threads that nothing else holds are found beside it."""
     threads = (Thread(CALM), _only_scanned(), _only_scanned(ENDED, state="Terminated", terminated=True))
     found = audited(kernel, tmp_path, threads, scan=True)
-    idle = {each.idle for each in found.audit.processors}
+    idle = {each.idle for each in read_processors(found.audit.kernel)}
     of_rows = {each.thread.address for each in found.of.values()}
     assert of_rows - idle == _addresses([CALM, DEEP, ENDED], found.image)
     assert {tid: found.views(tid) for tid in (CALM, DEEP, ENDED)} == {

@@ -70,7 +70,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sample_gives_its_truth(sample: Path, tmp_path: Path, scan: bool) -> None:
     """Each thread has exactly the truth's findings at medium or above; some need --scan."""
     rows = volatility.rows(
-        sample, cache=tmp_path / "cache", symbols=(SHARED / "symbols",), wide=True, all=True, scan=scan
+        sample, cache=volatility.CACHE, symbols=(SHARED / "symbols",), wide=True, all=True, scan=scan
     )
     found = by_tid(rows)
     truth = json.loads(TRUTH.read_text())["threads"]
@@ -85,7 +85,7 @@ def test_sample_gives_its_truth(sample: Path, tmp_path: Path, scan: bool) -> Non
 @needs_shared
 def test_minidump_shows_the_crashing_thread(tmp_path: Path) -> None:
     """The genuine minidump's crashing thread is System's 264, its APC lists empty, and nothing is found on it."""
-    rows = volatility.rows(MINIDUMP, cache=tmp_path / "cache", symbols=(SHARED / "symbols",), wide=True, all=True)
+    rows = volatility.rows(MINIDUMP, cache=volatility.CACHE, symbols=(SHARED / "symbols",), wide=True, all=True)
     crashing = [row for row in rows if row["TID"] == 264]
     assert len(crashing) == 1
     row = crashing[0]
@@ -100,7 +100,7 @@ def test_minidump_shows_the_crashing_thread(tmp_path: Path) -> None:
 @needs_shared
 def test_minidump_lists_its_drivers(tmp_path: Path) -> None:
     """`windows.modules` gives the 151 drivers of the dump's own list."""
-    rows = volatility.rows(MINIDUMP, "windows.modules.Modules", cache=tmp_path / "cache", symbols=(SHARED / "symbols",))
+    rows = volatility.rows(MINIDUMP, "windows.modules.Modules", cache=volatility.CACHE, symbols=(SHARED / "symbols",))
     assert len(rows) == 151
     assert {"ntoskrnl.exe", "hal.dll"} <= {row["Name"] for row in rows}
 

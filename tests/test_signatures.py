@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.model import YaraHit
-from volatility3.plugins.windows.apcaudit.signatures import engines
-from volatility3.plugins.windows.apcaudit.signatures.signatures import Signatures
-from volatility3.plugins.windows.apcaudit.signatures.units import RUN
+from volatility3.plugins.windows.apcaudit.findings import YaraHit
+from volatility3.plugins.windows.apcaudit.signatures import rules as engines
+from volatility3.plugins.windows.apcaudit.signatures.signatures import RUN, Signatures
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.damage import unmap_page
@@ -21,7 +20,7 @@ from apcaudit.synthetic.scenes import seed
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL
 from tests.signed_drivers import MARKED, SUSPECT, marked, only, signed, write
 from tests.views_image import audited
-from tests.volatility import ROOT, rows
+from tests.volatility import CACHE, ROOT, rows
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 
@@ -164,7 +163,7 @@ def test_a_few_rules_that_ask_for_the_start(tmp_path: Path, monkeypatch: pytest.
     found = marked("10-19041-x64", tmp_path)
     write(tmp_path, "rules/thousands.yar", 'rule a { strings: $a = "MARK-ONE" condition: $a }')
     write(tmp_path, "rules/few.yar", 'rule b { strings: $a = "MARK-TWO" condition: $a and start_rva == 0x1800 }')
-    signatures = Signatures(found.audit.memory, found.audit.drivers, only(file=str(tmp_path / "rules")))
+    signatures = Signatures(found.audit.kernel, only(file=str(tmp_path / "rules")))
     signatures.compile()
     parts = signatures._rules.parts  # type: ignore[union-attr]
     assert [part.wants_start for part in parts] == [False, True]
@@ -177,7 +176,7 @@ def test_a_few_rules_that_ask_for_the_start(tmp_path: Path, monkeypatch: pytest.
         return scan(part, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(kind, "scan", counting)
-    hits = {tid: [str(hit) for hit in signatures.of(found.of[tid].thread) or ()] for tid in (8, 12, 16)}
+    hits = {tid: [str(hit) for hit in signatures.scan_thread(found.of[tid].thread) or ()] for tid in (8, 12, 16)}
     assert hits == {8: ["a@start"], 12: ["b@start", "a"], 16: ["a@start"]}
     assert sorted(scanned) == [False, True, True]
 
@@ -186,7 +185,7 @@ def test_a_driver_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """However many threads start in it: once, or once a start where a rule asks for that."""
     found = marked("10-19041-x64", tmp_path)
     for rules, scans in (("rule a { condition: false }", 1), ("rule a { condition: start_rva == 1 }", 2)):
-        signatures = Signatures(found.audit.memory, found.audit.drivers, only(file=write(tmp_path, "rules.yar", rules)))
+        signatures = Signatures(found.audit.kernel, only(file=write(tmp_path, "rules.yar", rules)))
         signatures.compile()
         counted: list[int] = []
         kind = type(signatures._rules.parts[0])  # type: ignore[union-attr]
@@ -198,7 +197,7 @@ def test_a_driver_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(kind, "scan", counting)
         for tid in (8, 12, 16, 8):
-            signatures.of(found.of[tid].thread)
+            signatures.scan_thread(found.of[tid].thread)
         monkeypatch.undo()
         assert len(counted) == scans
 
@@ -223,7 +222,7 @@ def test_the_seed(tmp_path: Path) -> None:
     """The case that started the project: its thread's routine by name, and the shipped rule in it."""
     image = tmp_path / "seed.dmp"
     build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
-    (row,) = rows(image, cache=tmp_path / "cache", wide=True)
+    (row,) = rows(image, cache=CACHE, wide=True)
     assert row["StartRoutine"] == "Bfilter!ScUnInitExcludePath+0x30"
     assert row["Yara"].split(",")[0] == "bfilter_message_sender@start"
 
@@ -235,7 +234,7 @@ def test_the_rule_of_the_guide(tmp_path: Path) -> None:
     image = tmp_path / "seed.dmp"
     build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
     path = write(tmp_path, "guide.yar", rule)
-    arguments = {"cache": tmp_path / "cache", "yara_file": path, "no_default_rules": True, "wide": True}
+    arguments = {"cache": CACHE, "yara_file": path, "no_default_rules": True, "wide": True}
     assert [row["Yara"] for row in rows(image, **arguments)] == ["sends_with_a_mutex@start"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.stacks.frame import How, Stack
+from volatility3.plugins.windows.apcaudit.unwind.frame import How, Stack
 
 from apcaudit.synthetic.assembly import Code, Relative
 from apcaudit.synthetic.image import Image
@@ -317,6 +317,6 @@ def test_the_explanation_of_a_thread_without_a_stack(tmp_path: Path) -> None:
     """The table says it too, with --stacks."""
     image = tmp_path / "stack.dmp"
     audit_of(scene_of(XP, Thread(TID, stack_pages=0)), tmp_path)
-    rows = volatility.rows(image, cache=tmp_path / "cache", all=True, stacks=True)
+    rows = volatility.rows(image, cache=volatility.CACHE, all=True, stacks=True)
     (explanation,) = [row["Explanation"] for row in rows if row["TID"] == TID]
     assert explanation == "stack: not in the image (KernelStackResident 0)."

@@ -5,17 +5,17 @@ from __future__ import annotations
 import struct
 
 import pytest
-from volatility3.plugins.windows.apcaudit.stacks.epilogue import Epilogue, find_epilogue
-from volatility3.plugins.windows.apcaudit.stacks.function_table import FunctionTable, NoEntry
-from volatility3.plugins.windows.apcaudit.stacks.registers import Registers
-from volatility3.plugins.windows.apcaudit.stacks.unwind import Unwound, unwind
-from volatility3.plugins.windows.apcaudit.stacks.unwind_info import (
+from volatility3.plugins.windows.apcaudit.formats.unwind_info import (
+    FunctionTable,
+    NoEntry,
     Operation,
     RuntimeFunction,
     UnwindCode,
     parse_codes,
     read_unwind_info,
 )
+from volatility3.plugins.windows.apcaudit.unwind.registers import Registers
+from volatility3.plugins.windows.apcaudit.unwind.x64 import Epilogue, Unwound, find_epilogue, unwind
 
 from tests.unwind_images import FRAMED, SAVING, SMALL, image_of
 

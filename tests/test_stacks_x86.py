@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Selection
-from volatility3.plugins.windows.apcaudit.stacks.calls import CallBefore, call_before
-from volatility3.plugins.windows.apcaudit.stacks.frame import How
-from volatility3.plugins.windows.apcaudit.stacks.registers import of_context, of_switch_frame, only
 from volatility3.plugins.windows.apcaudit.stacks.stacks import Stacks
+from volatility3.plugins.windows.apcaudit.unwind.frame import How
+from volatility3.plugins.windows.apcaudit.unwind.registers import (
+    partial_registers,
+    registers_from_context,
+    registers_from_switch_frame,
+)
+from volatility3.plugins.windows.apcaudit.unwind.scan import CallBefore, call_before
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
@@ -49,7 +53,7 @@ def test_the_processors_own_context(tmp_path: Path) -> None:
     """Without a dump's header the registers come from the processor's KPRCB: the same frames."""
     audit = audit_of(seed.scene(), tmp_path)
     thread = next(each.thread for each in audit.run(Selection()) if each.thread.members.tid == 340)
-    stack = Stacks(audit.memory, audit.symbols, audit.drivers, None, stopped=True).of(thread)
+    stack = Stacks(audit.kernel, None, stopped=True).walk(thread)
     assert stack is not None
     assert texts(stack) == NAMES
     assert "KPRCB" in stack.start
@@ -59,7 +63,7 @@ def test_without_registers(tmp_path: Path) -> None:
     """Where no registers were saved the stack is searched: the first return address, then EBP's chain from there."""
     audit = audit_of(seed.scene(), tmp_path)
     thread = next(each.thread for each in audit.run(Selection()) if each.thread.members.tid == 340)
-    stack = Stacks(audit.memory, audit.symbols, audit.drivers, None, stopped=False).of(thread)
+    stack = Stacks(audit.kernel, None, stopped=False).walk(thread)
     assert stack is not None
     assert texts(stack) == NAMES[1:]
     assert [each.how for each in stack.frames] == [How.SCANNED] + [How.FRAME_POINTER] * 5
@@ -169,16 +173,18 @@ def test_registers_of_a_context() -> None:
     struct.pack_into("<I", record, 0xB4, 0xBA6E5BE0)
     struct.pack_into("<I", record, 0xB8, 0x80537394)
     struct.pack_into("<I", record, 0xC4, 0xBA6E5BD8)
-    registers = of_context(bytes(record), 4)
+    registers = registers_from_context(bytes(record), 4)
     assert registers is not None
     assert (registers.ip, registers.sp, registers.bp) == (0x80537394, 0xBA6E5BD8, 0xBA6E5BE0)
-    assert of_context(bytes(716), 4) is None
-    assert of_context(bytes(record[:0x80]), 4) is None
+    assert registers_from_context(bytes(716), 4) is None
+    assert registers_from_context(bytes(record[:0x80]), 4) is None
 
 
 def test_registers_of_a_switch_frame() -> None:
     """KSWITCH_FRAME: the return address, EBP, and the stack pointer behind it (x86, then x64)."""
     data = struct.pack("<4I", 0xFFFFFFFF, 0x202, 0x80501026, 0xB7F03E80)
-    assert of_switch_frame(data, 0xB7F03E00, 4) == only(0x80501026, 0xB7F03E0C, 0xB7F03E80, 4)
+    assert registers_from_switch_frame(data, 0xB7F03E00, 4) == partial_registers(0x80501026, 0xB7F03E0C, 0xB7F03E80, 4)
     data = struct.pack("<8Q", 0, 0, 0, 0, 0, 0, 0xFFFFF58C1000, 0xFFFFF80312345678)
-    assert of_switch_frame(data, 0xFFFFF58C2000, 8) == only(0xFFFFF80312345678, 0xFFFFF58C2040, 0xFFFFF58C1000, 8)
+    assert registers_from_switch_frame(data, 0xFFFFF58C2000, 8) == partial_registers(
+        0xFFFFF80312345678, 0xFFFFF58C2040, 0xFFFFF58C1000, 8
+    )

@@ -11,16 +11,17 @@ from pathlib import Path
 import capstone.x86
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.code.checks import PLACES_BOUND, check
-from volatility3.plugins.windows.apcaudit.code.instruction import Decoder, Instruction
 from volatility3.plugins.windows.apcaudit.code.program import (
     FUNCTIONS_BOUND,
     INSTRUCTIONS_BOUND,
     MUTEXES_BOUND,
     DriverCode,
+    Instruction,
+    InstructionDecoder,
     Program,
     Reader,
 )
+from volatility3.plugins.windows.apcaudit.code.start_routine import PLACES_BOUND, check
 
 from apcaudit.synthetic.assembly import Code, Slot
 from apcaudit.synthetic.build import build
@@ -96,7 +97,7 @@ def le(value: int) -> bytes:
 
 def driver(memory: Mapping[int, bytes], bits: int) -> DriverCode:
     """Give a driver with code at some addresses, which imports ROUTINES."""
-    decoder = Decoder(capstone, bits)
+    decoder = InstructionDecoder(capstone, bits)
     names = {IMPORTED + 0x10 * number: frozenset({f"nt!{name}"}) for number, name in enumerate(ROUTINES)}
     slots = {slot(name): IMPORTED + 0x10 * number for number, name in enumerate(ROUTINES)}
     slots |= {SLOTS - 0x10: 0x2000, SLOTS - 0x18: 0x9000000}  # one leads into the driver, one to nothing known
@@ -402,7 +403,7 @@ def audit_of(scene: Scene, folder: Path) -> Audit:
     image = build(scene, load_kernel(scene.kernel))
     path = folder / "code.dmp"
     image.write_dump(path)
-    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "code-cache")
+    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, kernel=image.kernel)
     return Audit(plugin.context, plugin.config["kernel"])
 
 
@@ -456,5 +457,5 @@ def test_without_capstone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     audit = audit_of(seed.scene(), tmp_path)
     (thread,) = audit.run(Selection())
     assert {finding.code for finding in thread.findings} == {"detach-bugcheck"}
-    assert thread.thread.stack is not None
+    assert thread.stack is not None
     assert len([note for note in audit.notes if "capstone is not installed" in note]) == 1

@@ -82,7 +82,7 @@ def test_ascii(line: str, folder: Path) -> None:
 #: What has to be told of closed streams, and the exit code.
 CLOSED = {
     "apcaudit show rows.jsonl >&-": ("apcaudit: standard output is closed\n", 1),
-    "apcaudit show <&-": ("apcaudit: standard input is closed: name a file of JSON lines", 1),
+    "apcaudit show <&-": ("apcaudit: standard input is closed: name a file of rows", 1),
     f"apcaudit export {NAME} >&-": ("apcaudit: standard output is closed: name a file with -o\n", 1),
     f"apcaudit export {NAME} -o /dev/stdout >&-": ("apcaudit: /dev/stdout: ", 1),
     f"apcaudit stack {NAME} >&-": ("apcaudit: standard output is closed\n", 1),

@@ -112,7 +112,7 @@ def test_vol_removes_it(
 SERVER = """
 import sys
 from pathlib import Path
-from apcaudit import framework
+from apcaudit.bulk import framework
 from apcaudit.bulk.reader_cache import ReaderCache
 own, shared, symbols, name, guid, age = sys.argv[1:]
 framework.prepare((Path(symbols),), ReaderCache(Path(own), Path(shared)), offline=True)

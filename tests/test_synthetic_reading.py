@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from volatility3.framework.configuration import requirements
 from volatility3.framework.objects import utility
 from volatility3.framework.symbols.windows import extensions  # noqa: F401 - before poolscanner: a circle otherwise
 from volatility3.plugins.windows import driverscan, kpcrs, modules, pslist, thrdscan, threads, unloadedmodules
@@ -15,7 +16,7 @@ from apcaudit.synthetic.kernels import OWN, load_kernel
 from apcaudit.synthetic.scene import Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL
 from tests.stock_reading import UNLOADED, Read, scene
-from tests.volatility import construct
+from tests.volatility import CACHE, REPOSITORY_SYMBOLS, configuration, construct
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Rea
             path = folder / f"{kernel}.{form}"
             image = build(scene(kernel), load_kernel(kernel))
             (image.write_dump if form == "dump" else image.write_raw)(path)
-            plugin = construct(path, "windows.pslist.PsList", cache=folder / "cache")
+            plugin = construct(path, "windows.pslist.PsList", cache=CACHE)
             opened[kernel, form] = Read(image, plugin.context, plugin.config["kernel"])
         return opened[kernel, form]
 
@@ -258,3 +259,15 @@ def test_many_threads_need_a_cid_table_with_levels(reader: Callable[..., Read], 
     entry = leaf + 0x8004 // 4 % 256 * 16
     bits = memory.read(entry, "_HANDLE_TABLE_ENTRY", "ObjectPointerBits")
     assert bits << 4 | 0xFFFF000000000000 == image.address_of[0x8004]
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_what_the_other_tests_tell_vol_is_what_it_finds(name: str, tmp_path: Path) -> None:
+    """Where a dump's kernel lies, which most tests tell vol, is where vol itself finds it."""
+    kernel = load_kernel(name)
+    dump = tmp_path / "scene.dmp"
+    build(scene(name), kernel).write_dump(dump)
+    plugin = construct(dump, "windows.apcaudit.ApcAudit", cache=CACHE)
+    found = {key: value for key, value in plugin.build_configuration().items() if key.startswith("kernel.")}
+    location = requirements.URIRequirement.location_from_file(str(dump))
+    assert configuration(kernel, dump, location, [REPOSITORY_SYMBOLS]) == found

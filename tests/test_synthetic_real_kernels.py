@@ -11,7 +11,7 @@ from apcaudit.synthetic import isf, ntsymbols
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import healthy
-from tests.volatility import ROOT, rows
+from tests.volatility import CACHE, ROOT, rows
 
 SHARED = ROOT.parent / "shared"
 _EXPECTED_TIDS = [8, 12, 16, 20, 24, 28, 32, 36, 804, 808, 812, 2044, 2048]
@@ -49,7 +49,7 @@ def test_real_symbol_files(path: Path, shared: Path, tmp_path: Path) -> None:
     alone = tmp_path / "symbols" / "windows" / path.parent.name
     alone.mkdir(parents=True)
     (alone / path.name).symlink_to(path)
-    found = rows(dump, "windows.threads.Threads", cache=tmp_path / "cache", symbols=(tmp_path / "symbols",))
+    found = rows(dump, "windows.threads.Threads", cache=CACHE, symbols=(tmp_path / "symbols",))
     assert [row["TID"] for row in found] == _EXPECTED_TIDS
     start = image.resolve("nt!ExpWorkerThread")
     assert found[1]["StartAddress"] == start & (0xFFFFFFFFFFFF if image.kernel.is_64bit else 0xFFFFFFFF)
@@ -58,9 +58,9 @@ def test_real_symbol_files(path: Path, shared: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", _files("symbols/windows/*/*.json.xz"), ids=_names)
 def test_our_names_are_real_ones(path: Path, shared: Path) -> None:
     """Every function that our kernel of a version has, the real one of that version has too."""
-    real = load_kernel(path).addresses
-    ours = ntsymbols.addresses(VERSIONS[path.name[:8]])
-    assert sorted(ours.keys() - real.keys()) == []
+    real = load_kernel(path)
+    ours = ntsymbols.addresses(VERSIONS[path.name[:8]], real.layout.pointer_size)
+    assert sorted(ours.keys() - real.addresses.keys()) == []
 
 
 #: Four of all the layouts each run reads through Volatility, the same each time; every one of them is built.
@@ -79,5 +79,5 @@ def test_layouts_without_symbols(path: Path, shared: Path, tmp_path: Path) -> No
     isf.write_derived(kernel, tmp_path / "symbols")
     dump = tmp_path / "memory.dmp"
     image.write_dump(dump)
-    found = rows(dump, "windows.threads.Threads", cache=tmp_path / "cache", symbols=(tmp_path / "symbols",))
+    found = rows(dump, "windows.threads.Threads", cache=CACHE, symbols=(tmp_path / "symbols",))
     assert [row["TID"] for row in found] == _EXPECTED_TIDS

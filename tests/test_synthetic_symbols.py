@@ -124,7 +124,7 @@ def test_own_guids_are_marked_and_distinct() -> None:
 
 def test_folded_names_share_an_address() -> None:
     """From Windows 8 on, the scheduler APC's empty routines share their address with unrelated functions."""
-    addresses = ntsymbols.addresses((10, 0, 19041))
+    addresses = ntsymbols.addresses((10, 0, 19041), 8)
     names = [name for name, address in addresses.items() if address == addresses["KiSchedulerApcNop"]]
     assert {"KiSchedulerApcNop", "KiSchedulerApcRundown", "EmpCheckErrataList"} <= set(names)
     assert min(names) == "EmpCheckErrataList"

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit.text import LONGEST, from_ansi, from_utf16, printable
+from volatility3.plugins.windows.apcaudit.formats.text import LONGEST, from_ansi, from_utf16, printable
 
 
 @pytest.mark.parametrize(

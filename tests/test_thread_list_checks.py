@@ -5,16 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks import threads as checks
-from volatility3.plugins.windows.apcaudit.model import (
-    Backing,
-    Ending,
-    Facts,
-    Process,
-    Queue,
-    QueueName,
-    Thread,
-)
+from volatility3.plugins.windows.apcaudit.checks.registry import check_thread
+from volatility3.plugins.windows.apcaudit.model import Backing, Ending, Facts, Process, Queue, QueueName, Thread
 
 from tests.situations_pure import (
     APC_SIZE,
@@ -104,20 +96,20 @@ LISTS = [
 @pytest.mark.parametrize(("subject", "facts", "expected"), [*LISTS])
 def test_findings_of_a_thread(subject: Thread, facts: Facts, expected: dict[str, str]) -> None:
     """A thread carries exactly the findings whose condition holds, each with its severity."""
-    assert severities(checks.check(subject, facts)) == expected
+    assert severities(check_thread(subject, facts)) == expected
 
 
 @pytest.mark.parametrize("name", ["state", "wait_irql", "apc_state_index", "kernel_apc_pending", "terminated"])
 def test_an_unknown_member_adds_no_finding(name: str) -> None:
     """A thread that is as it should be has no finding for want of one of its members."""
-    assert severities(checks.check(thread(**{name: None}), WINDOWS_10)) == {}
+    assert severities(check_thread(thread(**{name: None}), WINDOWS_10)) == {}
 
 
 def test_nothing_known_is_nothing_found() -> None:
     """A thread of which nothing could be read has no finding."""
     members = thread().members
     unknown: dict[str, Any] = dict.fromkeys(members._fields)
-    assert severities(checks.check(thread(**unknown, owner=None), WINDOWS_10)) == {}
+    assert severities(check_thread(thread(**unknown, owner=None), WINDOWS_10)) == {}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +189,7 @@ def test_nothing_known_is_nothing_found() -> None:
 )
 def test_an_explanation_gives_the_values(subject: Thread, facts: Facts, code: str, values: list[str]) -> None:
     """An explanation is one sentence that holds the values that led to the finding."""
-    (explanation,) = [finding.explanation for finding in checks.check(subject, facts) if finding.code == code]
+    (explanation,) = [finding.explanation for finding in check_thread(subject, facts) if finding.code == code]
     assert [value for value in values if value not in explanation] == []
     assert not explanation.endswith(".")
 
@@ -215,7 +207,7 @@ def test_what_is_inferred_is_marked(members: dict[str, Any], inferred: bool) -> 
     """That a running thread holds a fast mutex is an inference from its last wait, and marked as one."""
     (explanation,) = [
         finding.explanation
-        for finding in checks.check(thread(kernel=[special()], **ATTACHED, **members), WINDOWS_10)
+        for finding in check_thread(thread(kernel=[special()], **ATTACHED, **members), WINDOWS_10)
         if finding.code == "detach-bugcheck"
     ]
     assert ("inferred: " in explanation) is inferred
@@ -224,5 +216,5 @@ def test_what_is_inferred_is_marked(members: dict[str, Any], inferred: bool) -> 
 def test_the_attached_process_may_be_unnamed() -> None:
     """A thread attached to a process whose name cannot be read is told by the process's address."""
     subject = thread(kernel_apc_in_progress=1, **ATTACHED, attached=Process(OTHER.address, None, None))
-    (finding,) = checks.check(subject, WINDOWS_10)
+    (finding,) = check_thread(subject, WINDOWS_10)
     assert f"{OTHER.address:#x} (?)" in finding.explanation

@@ -6,15 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks import threads as checks
-from volatility3.plugins.windows.apcaudit.model import (
-    BugCheck,
-    Ending,
-    Facts,
-    Queue,
-    QueueName,
-    Thread,
-)
+from volatility3.plugins.windows.apcaudit.checks.registry import check_thread
+from volatility3.plugins.windows.apcaudit.model import BugCheck, Ending, Facts, Queue, QueueName, Thread
 
 from tests.situations_pure import (
     IN_DRIVER,
@@ -198,21 +191,21 @@ PENDING = [
 @pytest.mark.parametrize(("subject", "facts", "expected"), [*STUCK, *PENDING])
 def test_findings_of_a_thread(subject: Thread, facts: Facts, expected: dict[str, str]) -> None:
     """A thread carries exactly the findings whose condition holds, each with its severity."""
-    assert severities(checks.check(subject, facts)) == expected
+    assert severities(check_thread(subject, facts)) == expected
 
 
 def test_one_stuck_thread_of_a_live_image() -> None:
     """One stuck thread alone may be the instant of its queuing: medium in a live image, high in a stopped one."""
     alone = thread(kernel=[special()], kernel_apc_pending=1, only_stuck=True)
     stopped = replace(WINDOWS_10, bugcheck=BugCheck(0xA, (0, 0, 0, 0), "nt!KiBugCheckData"))
-    assert severities(checks.check(alone, WINDOWS_10)) == {"stuck-deliverable": "medium"}
-    assert severities(checks.check(alone, stopped)) == {"stuck-deliverable": "high"}
+    assert severities(check_thread(alone, WINDOWS_10)) == {"stuck-deliverable": "medium"}
+    assert severities(check_thread(alone, stopped)) == {"stuck-deliverable": "high"}
 
 
 def test_a_lost_apc() -> None:
     """An APC that SavedApcState of a thread at index 0 holds, and that says it is queued there, is lost: high."""
     apc = special(queue=QueueName.SAVED_KERNEL, apc_state_index=1)
     lost = thread(lost=(apc,), saved_kernel_flink=apc.address + 0x10, **TO_WINDOWS_7)
-    assert severities(checks.check(lost, WINDOWS_7)) == {"lost-apc": "high"}
+    assert severities(check_thread(lost, WINDOWS_7)) == {"lost-apc": "high"}
     stale = thread(saved_kernel_flink=SAVED_KERNEL_HEAD, saved_kernel_blink=SAVED_KERNEL_HEAD, **TO_WINDOWS_7)
-    assert severities(checks.check(stale, WINDOWS_7)) == {}
+    assert severities(check_thread(stale, WINDOWS_7)) == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.stacks.frame import How, Stack
+from volatility3.plugins.windows.apcaudit.unwind.frame import How, Stack
 
 from apcaudit.synthetic.assembly import Code, Relative
 from apcaudit.synthetic.build import build
@@ -68,9 +68,9 @@ def stack_of(folder: Path, thread: Thread, *, paged_out: Address | None = None, 
         unmap_page(image, image.resolve(paged_out) & ~0xFFF)
     path = folder / "stack.dmp"
     image.write_dump(path)
-    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "stacks-cache")
+    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE)
     audit = Audit(plugin.context, plugin.config["kernel"])
-    stacks = [each.thread.stack for each in audit.run(Selection(tids=frozenset({8}), clean_too=True, stacks=True))]
+    stacks = [each.stack for each in audit.run(Selection(tids=frozenset({8}), clean_too=True, stacks=True))]
     assert stacks[0] is not None
     return stacks[0]
 
@@ -153,11 +153,11 @@ def test_the_genuine_minidump(tmp_path: Path) -> None:
     """
     minidump = SHARED / "samples" / "triage_x64.dmp"
     plugin = volatility.construct(
-        minidump, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache", symbols=(SHARED / "symbols",)
+        minidump, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, symbols=(SHARED / "symbols",)
     )
     audit = Audit(plugin.context, plugin.config["kernel"])
     selection = Selection(tids=frozenset({264}), clean_too=True, stacks=True)
-    stack = next(iter(audit.run(selection))).thread.stack
+    stack = next(iter(audit.run(selection))).stack
     assert stack is not None
     texts = [each.code.text for each in stack.frames]
     assert texts[:5] == ["amdppm+0x334c", "amdppm+0x313f", "amdppm+0x3234", "amdppm+0x283f6", "amdppm+0x1f852"]

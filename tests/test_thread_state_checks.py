@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks import threads as checks
-from volatility3.plugins.windows.apcaudit.model import (
-    Backing,
-    BugCheck,
-    Code,
-    Facts,
-    NotCode,
-    Thread,
-)
-from volatility3.plugins.windows.apcaudit.module_doubt import ModuleDoubt
+from volatility3.plugins.windows.apcaudit.checks.registry import check_thread
+from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Code, Facts, ModuleConflict, NotCode, Thread
 
 from tests.situations_pure import (
     APC_LIST_ENTRY,
@@ -42,7 +34,7 @@ IN_UNLOADED = Code(0xFFFFF80005550000, Backing.UNLOADED, "0xfffff80005550000", f
 IN_DATA = replace(IN_DRIVER, not_code=NotCode("in the section .data of Bfilter, which is not executable", certain=True))
 IN_FUNCTION = replace(IN_DRIVER, not_code=NotCode("0x30 bytes into a function", certain=False))
 
-WIDE = ModuleDoubt("the entry of wide claims it", overlapping=True)
+WIDE = ModuleConflict("the entry of wide claims it", overlapping=True)
 STOPPED_BY_0X20 = Facts(APC_SIZE, bugcheck=BugCheck(0x20, (0, 0xFFFF, 0, 1), "nt!KiBugCheckData"))
 STOPPED_BY_0X6 = Facts(APC_SIZE, bugcheck=BugCheck(0x6, (0, 0, 0, 0), "nt!KiBugCheckData"))
 
@@ -186,7 +178,9 @@ ORPHAN = [
     case(
         "terminated, starting where module entries contradict one another",
         thread(
-            start_backing=Backing.MODULE, start_conflict=ModuleDoubt("wide claims it", overlapping=True), **TERMINATED
+            start_backing=Backing.MODULE,
+            start_conflict=ModuleConflict("wide claims it", overlapping=True),
+            **TERMINATED,
         ),
         {},
     ),
@@ -210,4 +204,4 @@ ORPHAN = [
 @pytest.mark.parametrize(("subject", "facts", "expected"), [*EXIT, *STATE, *QUEUEABLE, *ORPHAN])
 def test_findings_of_a_thread(subject: Thread, facts: Facts, expected: dict[str, str]) -> None:
     """A thread carries exactly the findings whose condition holds, each with its severity."""
-    assert severities(checks.check(subject, facts)) == expected
+    assert severities(check_thread(subject, facts)) == expected

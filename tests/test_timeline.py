@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import volatility3.symbols
-from volatility3.plugins.windows.apcaudit.model import Audited, Facts, Finding, QueueName, Severity
-from volatility3.plugins.windows.apcaudit.timeline import created, exited, moment, timeline
+from volatility3.plugins.windows.apcaudit.findings import Audited, AuditedApc, Finding, Severity
+from volatility3.plugins.windows.apcaudit.model import Facts, QueueName
+from volatility3.plugins.windows.apcaudit.output.document import created, exited, moment, timeline
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
@@ -56,7 +57,7 @@ def test_entries() -> None:
     subject = replace(base, members=members)
     finding = Finding("exit-bugcheck", Severity.HIGH, "...")
     of_apc = Finding("bad-object", Severity.HIGH, "...")
-    entries = list(timeline(Audited(subject, (finding,), {(QueueName.KERNEL, 1): (of_apc,)}), WINDOWS_10))
+    entries = list(timeline(Audited(subject, (finding,), {(QueueName.KERNEL, 1): AuditedApc((of_apc,))}), WINDOWS_10))
     text = f"APC audit: thread 260 of System (4), _ETHREAD {base.address:#x}: bad-object, exit-bugcheck"
     assert entries == [(text, "created", MOMENT), (text, "exited", MOMENT + timedelta(seconds=1))]
 
@@ -82,7 +83,7 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_timeliner_interface(image: Path) -> None:
     """Vol's timeliner finds the plugin by its interface and gets times of the reported threads alone."""
-    plugin = volatility.construct(image, "windows.apcaudit.ApcAudit", cache=image.parent.parent / "timeline-cache")
+    plugin = volatility.construct(image, "windows.apcaudit.ApcAudit", cache=volatility.CACHE)
     from volatility3.plugins import timeliner
 
     assert isinstance(plugin, timeliner.TimeLinerInterface)

@@ -23,7 +23,7 @@ def test_former_range(kernel: str, tmp_path: Path) -> None:
     """A former range begins with its first byte and ends before its end; nothing but its name is made of it."""
     start, end = _range(kernel)
     found = audited(kernel, tmp_path, (Thread(8),), unloaded=(UnloadedDriver("gone.sys", start, end),))
-    drivers = found.audit.drivers
+    drivers = found.audit.kernel.drivers
     assert [drivers.backing(each) for each in (start - 1, start, end - 1, end)] == [
         Backing.NOTHING,
         Backing.UNLOADED,
@@ -46,7 +46,7 @@ def test_findings_name_the_driver(kernel: str, tmp_path: Path) -> None:
     assert found.codes(8) == {"routine-unbacked": "high", "routine-unloaded": "critical"}
     assert found.codes(12) == {"orphan-start": "high", "unloaded-start": "high"}
     assert "gone.sys" in found.explanation(12, "unloaded-start")
-    apc_findings = [each for findings in found.of[8].apc_findings.values() for each in findings]
+    apc_findings = [finding for apc in found.of[8].apcs.values() for finding in apc.findings]
     assert any("gone.sys" in each.explanation for each in apc_findings if each.code == "routine-unloaded")
 
 
@@ -61,7 +61,7 @@ def test_nonsense_is_left_out(kernel: str, tmp_path: Path) -> None:
         UnloadedDriver("gone.sys", start, end),
     )
     found = audited(kernel, tmp_path, (Thread(8),), unloaded=unloaded)
-    names = [each.name for each in found.audit.drivers.unloaded]
+    names = [each.name for each in found.audit.kernel.drivers.unloaded]
     assert "gone.sys" in names
     assert not {"backwards.sys", "user.sys"} & set(names)
 
@@ -74,4 +74,4 @@ def test_no_array(kernel: str, tmp_path: Path) -> None:
         image.memory.write_pointer(image.kernel.address("MmUnloadedDrivers"), 0)
 
     found = audited(kernel, tmp_path, (Thread(8),), changes=(forget,))
-    assert found.audit.drivers.unloaded == ()
+    assert found.audit.kernel.drivers.unloaded == ()

@@ -12,7 +12,7 @@ from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import seed
 from tests.signed_drivers import write
-from tests.volatility import construct, rows
+from tests.volatility import CACHE, construct, rows
 
 
 @pytest.mark.parametrize("option", ["yara_file", "yara_compiled_file"])
@@ -22,7 +22,7 @@ def test_rules_that_cannot_be_used_stop_the_plugin(option: str, tmp_path: Path) 
     build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
     rules = write(tmp_path, "bad.yar", "rule a {\n condition: nothing }")
     with pytest.raises(UnsatisfiedException) as caught:
-        construct(image, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache", **{option: rules})
+        construct(image, "windows.apcaudit.ApcAudit", cache=CACHE, **{option: rules})
     (requirement,) = caught.value.unsatisfied.values()
     assert requirement.description.startswith(f"{rules}:2: " if option == "yara_file" else f"{rules}: no compiled")
     assert list(caught.value.unsatisfied) == [f"plugins.ApcAudit.{option.replace('_', '-')}"]
@@ -38,7 +38,7 @@ def test_rules_that_cannot_be_used_come_before_the_image(tmp_path: Path, monkeyp
     image.write_bytes(bytes(0x10000))
     rules = write(tmp_path, "bad.yar", "rule a {\n condition: nothing }")
     with pytest.raises(UnsatisfiedException) as caught:
-        construct(image, "windows.apcaudit.ApcAudit", cache=tmp_path / "cache", yara_file=rules)
+        construct(image, "windows.apcaudit.ApcAudit", cache=CACHE, yara_file=rules)
     assert list(caught.value.unsatisfied) == ["plugins.ApcAudit.yara-file"]
     assert opened == []
 
@@ -58,7 +58,7 @@ def test_rules_are_read_when_they_have_changed(tmp_path: Path, monkeypatch: pyte
     image = tmp_path / "seed.dmp"
     build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
     path = write(tmp_path, "own.yar", "rule first { condition: true }")
-    arguments = {"cache": tmp_path / "cache", "yara_file": path, "no_default_rules": True, "wide": True}
+    arguments = {"cache": CACHE, "yara_file": path, "no_default_rules": True, "wide": True}
     assert [row["Yara"] for row in rows(image, **arguments)] == ["first"]
     assert 2 <= len(read) <= 3
     write(tmp_path, "own.yar", "rule second { condition: true }")

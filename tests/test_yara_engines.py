@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.signatures import engines, sources
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_python import YaraPython
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_x import YaraX
-from volatility3.plugins.windows.apcaudit.signatures.externals import Known, Start, externals
+from volatility3.plugins.windows.apcaudit.signatures import rules as engines
+from volatility3.plugins.windows.apcaudit.signatures import sources
+from volatility3.plugins.windows.apcaudit.signatures.engines import YaraPython, YaraX
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleError
+from volatility3.plugins.windows.apcaudit.signatures.rules import Start, UnitFacts, externals
 
 from tests.signed_drivers import only, write
 from tests.yara_engines import ENGINES, NOTHING, imported
@@ -55,7 +55,7 @@ def test_an_included_rule_that_asks_for_the_start(engine: engines.Engine, tmp_pa
     path = write(tmp_path, "whole.yar", 'import "pe" include "part.yar"')
     rules = engine.compile(sources.gather(only(file=path)))
     assert rules.wants_start
-    assert [hit.rule for hit in rules.scan(b"x", externals(Known(), Start(0x1400, 0x10)))] == ["part"]
+    assert [hit.rule for hit in rules.scan(b"x", externals(UnitFacts(), Start(0x1400, 0x10)))] == ["part"]
 
 
 def test_rules_of_many_files_may_have_one_name(engine: engines.Engine, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_what_collections_for_files_expect(engine: engines.Engine, tmp_path: Pat
         ' and filetype == "" and owner == "" and driver == "b" and not hidden }'
     )
     rules = engine.compile(sources.gather(only(file=write(tmp_path, "a.yar", text))))
-    known = Known("b", "\\SystemRoot\\System32\\drivers\\b.sys")
+    known = UnitFacts("b", "\\SystemRoot\\System32\\drivers\\b.sys")
     assert [hit.rule for hit in rules.scan(b"x", externals(known, Start()))] == ["named"]
 
 

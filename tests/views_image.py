@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.model import Audited
+from volatility3.plugins.windows.apcaudit.findings import Audited
 
 from apcaudit.synthetic import garbage
 from apcaudit.synthetic.build import build
@@ -16,7 +16,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL
-from tests.volatility import construct
+from tests.volatility import CACHE, construct
 
 Change = Callable[[Image], None]
 
@@ -37,7 +37,7 @@ class Audits:
     def codes(self, tid: int) -> dict[str, str]:
         """Return a thread's codes and those of its APCs, each with its severity."""
         audited = self.of[tid]
-        findings = (*audited.findings, *(each for found in audited.apc_findings.values() for each in found))
+        findings = audited.all_findings
         return {finding.code: str(finding.severity) for finding in findings}
 
     def explanation(self, tid: int, code: str) -> str:
@@ -65,8 +65,7 @@ def audited(
         change(image)
     path = folder / "views.raw"
     image.write_dump(path)
-    # One cache for the whole run: filling it takes longer than the audit.
-    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=folder.parent / "views-cache")
+    plugin = construct(path, "windows.apcaudit.ApcAudit", cache=CACHE, kernel=image.kernel)
     source = plugin.context, plugin.config["kernel"]
     audit = Audit(*source, scan_memory=scan)
     rows = list(audit.run(Selection(clean_too=True)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import volatility3.plugins
 import volatility3.symbols
 from volatility3 import framework
 from volatility3.framework import automagic, constants, contexts, interfaces, plugins
+from volatility3.framework.automagic.construct_layers import ConstructionMagic
 from volatility3.framework.configuration import requirements
+
+from apcaudit.synthetic.kernels import Kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY_SYMBOLS = ROOT / "symbols"
@@ -20,6 +24,10 @@ REPOSITORY_SYMBOLS = ROOT / "symbols"
 VOL = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
 
 _classes: dict[str, Any] = {}
+
+_folder = tempfile.TemporaryDirectory(prefix="apcaudit-tests-")
+CACHE = Path(_folder.name)
+"""Where this process's vol keeps its index of symbol files: making it anew takes longer than an audit."""
 
 
 @contextlib.contextmanager
@@ -40,9 +48,14 @@ def construct(
     *,
     cache: Path,
     symbols: tuple[Path, ...] = (REPOSITORY_SYMBOLS,),
+    kernel: Kernel | None = None,
     **options: Any,
 ) -> Any:
-    """Make a plugin, by name or class, over an image; options are its own, `min_severity` for `min-severity`."""
+    """Make a plugin, by name or class, over an image; options are its own, `min_severity` for `min-severity`.
+
+    Where `kernel` is given, the image is a crash dump of it, and vol is told where it lies: finding it takes vol five
+    times as long as an audit.
+    """
     if not _classes:
         framework.import_files(volatility3.plugins, True)
         _classes.update(framework.list_plugins())
@@ -52,13 +65,51 @@ def construct(
         context = contexts.Context()
         chosen = _classes[plugin] if isinstance(plugin, str) else plugin
         magics = automagic.choose_automagic(automagic.available(context), chosen)
-        context.config["automagic.LayerStacker.single_location"] = requirements.URIRequirement.location_from_file(
-            str(image)
-        )
+        location = requirements.URIRequirement.location_from_file(str(image))
+        context.config["automagic.LayerStacker.single_location"] = location
+        if kernel is not None:
+            options |= configuration(kernel, image, location, symbols)
+            magics = [each for each in magics if isinstance(each, ConstructionMagic)]
         for name, value in options.items():
-            path = interfaces.configuration.path_join("plugins", chosen.__name__, name.replace("_", "-"))
+            path = interfaces.configuration.path_join("plugins", chosen.__name__, _option(name))
             context.config[path] = value
         return plugins.construct_plugin(context, magics, chosen, "plugins", None, None)
+
+
+def _option(name: str) -> str:
+    return name if "." in name else name.replace("_", "-")
+
+
+def configuration(kernel: Kernel, dump: Path, location: str, symbols: Iterable[Path]) -> dict[str, Any]:
+    """Return what vol's automagic finds in a crash dump of a kernel, by the names of vol's configuration."""
+    layer = "kernel.layer_name"
+    paging = "Intel32e" if kernel.is_64bit else "IntelPAE" if kernel.is_pae else "Intel"
+    file = f"windows/{kernel.pdb.name}/{kernel.pdb.guid}-{kernel.pdb.age}.json.xz"
+    isf = next(path for folder in symbols if (path := folder / file).is_file())
+    base = kernel.base & ((1 << 48) - 1)
+    with dump.open("rb") as header:
+        header.seek(_DIRECTORY_TABLE_BASE)
+        top = int.from_bytes(header.read(8 if kernel.is_64bit else 4), "little")
+    return {
+        "kernel.class": "volatility3.framework.contexts.Module",
+        "kernel.offset": base,
+        f"{layer}.class": f"volatility3.framework.layers.intel.Windows{paging}",
+        f"{layer}.kernel_virtual_offset": base,
+        f"{layer}.page_map_offset": top,
+        f"{layer}.swap_layers": True,
+        f"{layer}.swap_layers.number_of_elements": 0,
+        f"{layer}.memory_layer.class": f"volatility3.framework.layers.crash.WindowsCrashDump"
+        f"{64 if kernel.is_64bit else 32}Layer",
+        f"{layer}.memory_layer.base_layer.class": "volatility3.framework.layers.physical.FileLayer",
+        f"{layer}.memory_layer.base_layer.location": location,
+        "kernel.symbol_table_name.class": "volatility3.framework.symbols.windows.WindowsKernelIntermedSymbols",
+        "kernel.symbol_table_name.isf_url": isf.resolve().as_uri(),
+        "kernel.symbol_table_name.symbol_mask": 0,
+    }
+
+
+_DIRECTORY_TABLE_BASE = 0x10
+"""Where a crash dump's header has the physical address of the page tables (wdbgexts.h, DUMP_HEADER)."""
 
 
 def rows(image: Path, plugin: str = "windows.apcaudit.ApcAudit", **arguments: Any) -> list[dict[str, Any]]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
-from volatility3.plugins.windows.apcaudit.signatures import engines
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_python import YaraPython
-from volatility3.plugins.windows.apcaudit.signatures.engine_yara_x import YaraX
-from volatility3.plugins.windows.apcaudit.signatures.externals import Known, Start, externals
+from volatility3.plugins.windows.apcaudit.signatures import rules as engines
+from volatility3.plugins.windows.apcaudit.signatures.engines import YaraPython, YaraX
+from volatility3.plugins.windows.apcaudit.signatures.rules import Start, UnitFacts, externals
 
 _KINDS = {"yara-python": ("yara", YaraPython), "yara-x": ("yara_x", YaraX)}
 
 ENGINES = sorted(_KINDS)
-NOTHING = externals(Known(), Start())
+NOTHING = externals(UnitFacts(), Start())
 
 
 def imported(name: str) -> engines.Engine:

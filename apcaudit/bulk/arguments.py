@@ -1,4 +1,4 @@
-"""What the commands over many images take for arguments: numbers, folders, results; the wrong kind is one line."""
+"""Parsing and checking arguments of the commands over many images; each error is one line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from apcaudit.errors import ApcAuditError
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 _IMAGE = re.compile(r"(path-)?[0-9a-f]{64}")
-"""How an image's folder of results is named."""
+"""The name of the folder that holds an image's results."""
 
 _LEAST = 512 << 20
-"""Bytes of address space below which no image can be read: Python, vol and its libraries take 350 MiB."""
+"""The least limit of memory in bytes: Python, vol and its libraries alone take 350 MiB of address space."""
 
 
 def whole(text: str) -> int:
-    """Read how many."""
+    """Parse a whole number from 1 on."""
     try:
         number = int(text)
     except ValueError:
@@ -32,7 +32,7 @@ def whole(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Read a time in seconds."""
+    """Parse a time in seconds, above 0."""
     try:
         number = float(text)
     except ValueError:
@@ -43,7 +43,7 @@ def seconds(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Read a limit of memory in bytes, as 4G or 512M."""
+    """Parse a limit of memory such as 4G or 512M; return bytes."""
     found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: give it as 4G or 512M")
@@ -54,10 +54,10 @@ def size(text: str) -> int:
 
 
 def check_folders(option: str, folders: Iterable[str | Path]) -> None:
-    """Make sure that what an option names is there, and is a folder.
+    """Check that the paths of an option are folders.
 
     Raises:
-        ApcAuditError: it is not.
+        ApcAuditError: one is not.
     """
     for each in folders:
         if not Path(each).is_dir():
@@ -66,7 +66,7 @@ def check_folders(option: str, folders: Iterable[str | Path]) -> None:
 
 
 def check_no_results(paths: Iterable[str]) -> None:
-    """Make sure that images are not looked for among results.
+    """Check that no path of images is a folder of results.
 
     Raises:
         ApcAuditError: a path is a folder of results.
@@ -80,10 +80,10 @@ def check_no_results(paths: Iterable[str]) -> None:
 
 
 def check_results(path: Path) -> None:
-    """Make sure that a folder holds results.
+    """Check that a path is a folder of results.
 
     Raises:
-        ApcAuditError: it is none, or holds none.
+        ApcAuditError: it is no folder, or holds no results.
     """
     if path.is_dir():
         if _holds_results(path):
@@ -95,7 +95,7 @@ def check_results(path: Path) -> None:
 
 
 def _holds_results(path: Path) -> bool:
-    """Tell by one table of one image, or by an image's folder, though its tables are lost."""
-    # Path.is_dir raises where a link's target cannot even be looked up, which is for the image's own row to say.
+    """Tell whether a folder holds results: a folder named like an image's, or one with a table in it."""
+    # Not Path.is_dir, which raises where a link's target may not be looked up; the image's own row reports that.
     folders = (each for each in path.glob("[!.]*") if os.path.isdir(each))
     return any(_IMAGE.fullmatch(each.name) or next(each.glob("*.parquet"), None) for each in folders)

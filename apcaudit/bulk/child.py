@@ -1,8 +1,8 @@
-"""The process that touches images: it has everything imported, and forks for each request.
+"""The process that reads images: it has imported everything, and forks a child for each request.
 
-Requests and answers are JSON lines on stdin and stdout; an answer counts when the process that gave it has ended.
-Nothing but text comes back of a process that read hostile bytes. Where there is no fork it answers one request and
-ends.
+Requests and answers are JSON lines on stdin and stdout. An answer counts once the child that gave it has ended. Only
+text comes back from a process that read hostile bytes. Where there is no fork, the process answers one request itself
+and ends.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apcaudit import framework
-from apcaudit.bulk import processes, symbol_folders
+from apcaudit.bulk import framework, processes, symbol_folders
 from apcaudit.bulk.reader_cache import ReaderCache
-from apcaudit.bulk.room import CACHE_ADVICE, NoRoomError, needed
+from apcaudit.bulk.room import CACHE_ADVICE, NoRoomError, report_full
 from apcaudit.bulk.unpack import image_of, is_packed
 from apcaudit.errors import ApcAuditError
 
@@ -31,15 +30,15 @@ _CAN_FORK = sys.platform == "linux"
 
 _OWN_EXIT = 0
 
-_LAST_WORDS = 4096
-"""Bytes that are taken of what a child says to its parent."""
+_REPORT_BOUND = 4096
+"""How many bytes of a child's report are kept."""
 
 _NEAR = 0.8
-"""Part of the memory limit from which a process is said to have come near it."""
+"""The fraction of the memory limit above which a process counts as having come near it."""
 
 
 class Answers:
-    """Writes answers on what was stdout; prints of anybody else go to stderr."""
+    """Writes answers to the original stdout; everything that other code prints goes to stderr."""
 
     def __init__(self) -> None:
         self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -52,29 +51,29 @@ class Answers:
         self._file.flush()
 
     def stage(self, name: str) -> None:
-        """Say what the process is at."""
+        """Send the stage that begins."""
         self.send(stage=name)
 
 
 def main() -> None:
-    """Answer requests until stdin ends; the arguments are a JSON object."""
+    """Answer requests until stdin ends; the command line's argument is a JSON object."""
     start = json.loads(sys.argv[1])
     answers = Answers()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        # Whoever asks ends us. Where a signal goes to every process, as when a machine shuts down, our end would look
-        # like the image's failure.
+        # The parent process ends this one. If a signal to all processes ended it, as at a shutdown, that would look
+        # like a failure of the image.
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     processes.adopt()
     symbols = tuple(Path(each) for each in start["symbols"])
     cache = ReaderCache(Path(start["own"]), Path(start["cache"]))
     symbol_folders.look_into(*symbols)
-    with _limited(start["index_memory"]), _ending_with_asker(), _telling_of_no_room(cache):
+    with _limited(start["index_memory"]), _ending_with_parent(), _exiting_when_full(cache):
         framework.prepare(symbols, cache, offline=start["offline"])
         if _CAN_FORK:
             # What could not be indexed is read again here.
-            framework.share()
-    # Not through sys.stdin, which would read ahead what belongs to nobody after a fork.
+            framework.prepare_for_forks()
+    # Not through sys.stdin, whose read-ahead buffer would be copied by a fork.
     with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
         while line := requests.readline():
             request = json.loads(line)
@@ -87,7 +86,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _limited(memory: int) -> Iterator[None]:
-    """Limit this process meanwhile: vol unpacks each symbol file whole to index it, and passes by what does not fit."""
+    """Limit this process's memory in bytes meanwhile; vol skips symbol files that it cannot unpack within the limit."""
     if not _CAN_FORK:
         yield
         return
@@ -102,18 +101,18 @@ def _limited(memory: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _telling_of_no_room(cache: ReaderCache) -> Iterator[None]:
-    """End in one line, which our asker takes for the reason, where the cache's disk is full."""
+def _exiting_when_full(cache: ReaderCache) -> Iterator[None]:
+    """Exit with one line on stderr, which the parent gives as the reason, where the cache's disk is full."""
     try:
-        with needed(cache.shared, CACHE_ADVICE):
+        with report_full(cache.shared, CACHE_ADVICE):
             yield
     except NoRoomError as error:
         sys.exit(str(error))
 
 
 @contextlib.contextmanager
-def _ending_with_asker() -> Iterator[None]:
-    """End meanwhile when whoever asks is gone: a large index of symbol files takes minutes, and nobody waits for it."""
+def _ending_with_parent() -> Iterator[None]:
+    """Exit meanwhile if the parent has ended: indexing many symbol files takes minutes, and nobody waits any more."""
     if not _CAN_FORK:
         yield
         return
@@ -123,7 +122,7 @@ def _ending_with_asker() -> Iterator[None]:
     try:
         yield
     finally:
-        # The thread must be gone before there is a fork.
+        # The thread must have ended before a fork.
         os.close(tell)
         watch.join()
         os.close(done)
@@ -148,32 +147,32 @@ def _fork(request: dict[str, Any], answers: Answers, cache: ReaderCache) -> None
         _limit(request["memory"])
         symbol_file = handle(request, answers)
         cache.keep()
-        os.write(theirs, symbol_file.encode()[:_LAST_WORDS])
+        os.write(theirs, symbol_file.encode()[:_REPORT_BOUND])
         os._exit(_OWN_EXIT)
     os.close(theirs)
-    last_words = _last_words(ours)
-    if last_words is None:
+    report = _wait_for_report(ours)
+    if report is None:
         processes.end_children()
         shutil.rmtree(request["scratch"], ignore_errors=True)
         os._exit(1)
     os.close(ours)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    # Nothing that it has started outlives it.
+    # Processes that the child has started must not outlive it.
     processes.end_children()
     if status < 0:
         answers.send(failed=f"its process was killed by signal {signal.Signals(-status).name}")
     elif status != _OWN_EXIT:
         answers.send(failed=f"its process ended with exit code {status}")
-    # What came before is this image's, what comes after is the next one's.
+    # Answers before this one belong to this image, answers after it to the next.
     answers.send(ended=True)
-    if status == _OWN_EXIT and last_words:
-        # All that it does is save time, and a file that cannot be read is the next image's failure.
+    if status == _OWN_EXIT and report:
+        # It only saves time, and a file that cannot be read will be the next image's failure.
         with contextlib.suppress(Exception):
-            framework.learn(last_words.decode())
+            framework.count_use(report.decode())
 
 
-def _last_words(child: int) -> bytes | None:
-    """Return what the child writes to its pipe before it ends; None when our asker's end of stdin closes first."""
+def _wait_for_report(child: int) -> bytes | None:
+    """Return what the child writes to its pipe before it ends; None if the parent's end of stdin closes first."""
     poll = select.poll()
     poll.register(child, select.POLLIN)
     poll.register(0, 0)
@@ -181,10 +180,10 @@ def _last_words(child: int) -> bytes | None:
     while True:
         ready = dict(poll.poll())
         if child in ready:
-            block = os.read(child, _LAST_WORDS)
+            block = os.read(child, _REPORT_BOUND)
             if not block:
                 return said
-            said = (said + block)[:_LAST_WORDS]
+            said = (said + block)[:_REPORT_BOUND]
         elif ready:
             return None
 
@@ -195,14 +194,15 @@ def _limit(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
-        # When the machine runs out of memory, the kernel is to end this process and not the worker above it.
+        # When the machine runs out of memory, the kernel should kill this process and not the worker above it.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def handle(request: dict[str, Any], answers: Answers) -> str:
-    """Do what is asked: unpack and hash a file, audit one, or identify its kernel; whatever goes wrong is an answer.
+    """Handle a request: unpack and hash a file, audit one, or identify its kernel; errors are sent as answers.
 
-    Gives the URL of the symbol file that the image needed, nothing where none was read.
+    Returns:
+        The URL of the symbol file that the image needed, empty where none was read.
     """
     symbol_file = ""
     try:
@@ -228,7 +228,7 @@ def handle(request: dict[str, Any], answers: Answers) -> str:
     except (ApcAuditError, OSError) as error:
         _send_failure(str(error), request, answers)
     except Exception as error:
-        # An image of whatever bytes must not end the scan of the others: anything unforeseen is its own failure.
+        # No image may end the scan of the others: an unforeseen error is the failure of this image.
         _send_failure(f"{type(error).__name__}: {error}", request, answers)
     return symbol_file
 
@@ -239,7 +239,7 @@ def _send_failure(text: str, request: dict[str, Any], answers: Answers) -> None:
 
 
 def _short_of_memory(limit: int) -> str | None:
-    """Say that the process came near its limit in bytes: vol takes a MemoryError for a layer that does not fit."""
+    """Say so if the process came near its limit in bytes: vol takes a MemoryError for a layer that does not fit."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         peak = int(status.partition("VmPeak:")[2].split()[0]) << 10

@@ -1,4 +1,4 @@
-"""Spreads images over the machines of a Dask cluster; nothing of it is needed on one machine."""
+"""Distributing images over the machines of a Dask cluster; not used for a scan on one machine."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from apcaudit.text import one_line
 _TOPIC = "apcaudit"
 
 _LOOK = 5.0
-"""Seconds after which it is looked whether workers have come or gone, when no image is done before."""
+"""Seconds between checks for new and lost workers, while no image is finished."""
 
 _AHEAD = 3
-"""So many images are given out at once for each that workers read at once: none waits for its next one."""
+"""How many images are submitted per image that workers read at once, so that no worker waits for its next one."""
 
 _DEATHS = 3
-"""How many workers an image may see die; Dask itself allows as many (distributed.scheduler.allowed-failures)."""
+"""After how many dead workers an image counts as failed, as in Dask (distributed.scheduler.allowed-failures)."""
 
 
 def run(
     evidence: Sequence[Evidence], settings: Settings, stage: Stage, scheduler: str
 ) -> Generator[Outcome, None, None]:
-    """Scan images, yielding what became of each as it is known; workers that differ from this machine are named.
+    """Scan images, yielding the outcome of each when it is known; workers that differ from this machine are printed.
 
     Args:
         evidence: the images.
-        settings: what holds for all.
-        stage: told what each worker is at.
+        settings: those of the scan.
+        stage: called when a worker begins a stage.
         scheduler: address of a Dask scheduler; its workers need the same paths.
 
     Raises:
@@ -52,9 +52,9 @@ def run(
         raise ApcAuditError(f"no Dask scheduler answers at {scheduler}: {error}") from error
     with client:
         try:
-            yield from _Spread(client, evidence, settings, stage).outcomes()
+            yield from _Distributor(client, evidence, settings, stage).outcomes()
         except (OSError, distributed.client.ClosedClientError) as error:
-            raise ApcAuditError(f"{_GONE} ({worker.why(error)})") from error
+            raise ApcAuditError(f"{_GONE} ({worker.describe_error(error)})") from error
 
 
 _GONE = "the Dask scheduler went away: the same command goes on where this one was"
@@ -69,9 +69,9 @@ class _Workers:
         self._alike: dict[str, bool] = {}
 
     def look(self) -> dict[str, int]:
-        """Return the workers that are like this machine, and how many images each reads at once.
+        """Return the workers that do not differ from this machine, and how many images each reads at once.
 
-        Those that are new are asked in what they differ, and named when they do.
+        New workers are asked for their differences, which are printed.
 
         Raises:
             ApcAuditError: there are workers, and all differ.
@@ -93,15 +93,15 @@ class _Workers:
             return
         self._alike[address] = not differing
         if isinstance(differing, Exception):
-            # What it was sent could not even be read there.
-            differing = [f"it cannot say in what it differs ({worker.why(differing)})"]
+            # The worker could not even read the request.
+            differing = [f"it cannot say in what it differs ({worker.describe_error(differing)})"]
             self._alike[address] = False
         if differing:
             print(one_line(f"the worker {address} is given no images: {'; '.join(differing)}"), file=sys.stderr)
 
 
-class _Spread:
-    """Gives images to the workers that may have them, a few ahead, and those of workers that died to others."""
+class _Distributor:
+    """Submits images to the accepted workers, a few ahead, and those of dead workers to others."""
 
     def __init__(self, client: Any, evidence: Sequence[Evidence], settings: Settings, stage: Stage) -> None:
         self._client = client
@@ -116,7 +116,7 @@ class _Spread:
         client.subscribe_topic(_TOPIC, self._heard)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Yield what became of each image."""
+        """Yield the outcome of each image."""
         while self._waiting or self._given:
             alike = self._workers.look()
             yield from self._take_back(alike)
@@ -138,7 +138,7 @@ class _Spread:
         self._stage(message["worker"], message["source"], message["stage"])
 
     def _take_back(self, alike: dict[str, int]) -> Iterator[Outcome]:
-        """Take back what only workers were to do that are gone; what too many died of has failed."""
+        """Take back images whose workers are all gone; an image that too many workers died of has failed."""
         for future, (each, chosen) in list(self._given.items()):
             if future.done() or not chosen.isdisjoint(alike):
                 continue
@@ -161,7 +161,7 @@ class _Spread:
             return self._killed(evidence)
         if isinstance(error, NoRoomError):
             raise error
-        raise ApcAuditError(f"{evidence.source}: {worker.why(error)}")
+        raise ApcAuditError(f"{evidence.source}: {worker.describe_error(error)}")
 
     def _killed(self, evidence: Evidence) -> Outcome:
         seconds = time.monotonic() - self._begun.get(evidence.source, time.monotonic())

@@ -1,4 +1,4 @@
-"""What the audit of an image gave: values alone, which cross from the process that read it."""
+"""The result of one image's audit, as plain values that the process that read it can send."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the audit of an image gave; times in seconds since 1970, addresses virtual.
+    """The result of one image's audit; times in seconds since 1970, addresses virtual.
 
-    `symbol_file` is the URL of the file that says how the kernel's structures lie.
+    `symbol_file` is the URL of the kernel's symbol file.
     """
 
     symbol_file: str

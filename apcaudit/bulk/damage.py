@@ -1,4 +1,4 @@
-"""Results that are left out because a file of theirs is not what a scan wrote: the value, and how a user is told."""
+"""Damaged results, which are left out: the value that describes one, and how a user is told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from apcaudit.text import one_line
 
 EXIT_LEFT_OUT = 2
-"""The exit code of a command that did its work without some results: that of a scan of which some images failed."""
+"""The exit code of a command that left out some results; the same as of a scan in which some images failed."""
 
 AGAIN = "scan its image again, or remove its folder"
 UPGRADE = "upgrade apcaudit, or use another folder of results"
@@ -19,10 +19,10 @@ UPGRADE = "upgrade apcaudit, or use another folder of results"
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A file for which an image's results are left out: what is wrong with it, and what to do.
+    """A file because of which an image's results are left out: what is wrong with it, and what to do.
 
-    `schema` is the version of another schema that it was written in, None where that is not what is wrong. `newer` ones
-    are a later release's: their results are not replaced either.
+    `schema` is the file's schema version where that is what is wrong, else None. `newer` is whether a later release
+    wrote it; then its results are not replaced either.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Damage:
 
     @property
     def image(self) -> str:
-        """The image, as its folder is named."""
+        """The image, by the name of its folder."""
         return self.path.parent.name
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Damage:
 
 
 def lines(damages: Iterable[Damage]) -> list[str]:
-    """Say each in a line, safe to print; results of another schema, of which there are many or none, in one."""
+    """Return one printable line per damage; all results of one other schema share a line, since they are often many."""
     alike: dict[object, list[Damage]] = defaultdict(list)
     for each in damages:
         alike[each.path if each.schema is None else each.schema].append(each)
@@ -52,8 +52,8 @@ def lines(damages: Iterable[Damage]) -> list[str]:
     return told
 
 
-def tell(damages: Iterable[Damage]) -> int:
-    """Print what is left out on stderr; give the exit code of a command that goes on without it, 0 without any."""
+def report(damages: Iterable[Damage]) -> int:
+    """Print damages on stderr; return the exit code of a command that goes on without these results, 0 without any."""
     told = lines(damages)
     for each in told:
         print(each, file=sys.stderr)

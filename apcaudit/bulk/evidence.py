@@ -1,4 +1,4 @@
-"""Finding images: in files, folders, patterns and zip archives; nothing is read of them but an archive's directory."""
+"""Finding images in files, folders, patterns and zip archives; only the directories of archives are read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from apcaudit.bulk.vmware import is_state
 from apcaudit.errors import ApcAuditError
 
-#: Files that lie beside images in a folder of evidence and are none; a file that is named itself is always taken.
-_BESIDE = frozenset(
+#: Suffixes of files in a folder of evidence that are no images; a file that the user names itself is always taken.
+_NOT_IMAGES = frozenset(
     {
         ".txt",
         ".md",
@@ -56,7 +56,7 @@ class Evidence:
 
     @property
     def source(self) -> str:
-        """The name that the results give it."""
+        """Its name in the results."""
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
 
@@ -65,7 +65,7 @@ def find(paths: Iterable[str], leave_out: Path | None = None) -> list[Evidence]:
 
     Args:
         paths: files, folders (searched with all below them), and patterns of these.
-        leave_out: a folder that is not searched: that of the results.
+        leave_out: a folder that is not searched, the one for the results.
 
     Raises:
         ApcAuditError: a path does not exist, or a pattern matches nothing.
@@ -74,7 +74,9 @@ def find(paths: Iterable[str], leave_out: Path | None = None) -> list[Evidence]:
     for text in paths:
         path = Path(text)
         named = (
-            [path] if _unless_refused(path.exists) else [Path(each) for each in sorted(glob.glob(text, recursive=True))]
+            [path]
+            if _true_if_refused(path.exists)
+            else [Path(each) for each in sorted(glob.glob(text, recursive=True))]
         )
         if not named:
             raise ApcAuditError(f"{text}: no such file or folder, and no file matches it")
@@ -93,16 +95,16 @@ def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
         folders[:] = sorted(each for each in folders if each[0] != "." and os.path.join(parent, each) != hidden)
         for name in sorted(files):
             path = Path(parent, name)
-            if name[0] == "." or path.suffix.lower() in _BESIDE or is_state(name, files):
+            if name[0] == "." or path.suffix.lower() in _NOT_IMAGES or is_state(name, files):
                 continue
-            if _unless_refused(path.is_file):
+            if _true_if_refused(path.is_file):
                 yield path
-    # Nobody knows what is in a folder that cannot be listed: it is a row of its own.
+    # A folder that cannot be listed may hold images, so it becomes a row of its own.
     yield from closed
 
 
-def _unless_refused(tell: Callable[[], bool]) -> bool:
-    """Ask the system about a file; True where it refuses to tell: whoever scans it fails too, and says why in a row."""
+def _true_if_refused(tell: Callable[[], bool]) -> bool:
+    """Ask the system about a file; True where it refuses, so that the scan of the file fails and its row says why."""
     try:
         return tell()
     except OSError:
@@ -113,20 +115,20 @@ def _members(path: Path) -> Iterator[Evidence]:
     """Yield the members of a zip archive that may be images, or the file itself."""
     try:
         if not path.is_file():
-            # To open a FIFO is to wait for who writes to it.
+            # Opening a FIFO would wait for its writer.
             yield Evidence(path)
             return
-        # A dump or raw image may end in what looks like an archive's directory: only what begins as one is one.
+        # A dump or raw image may end like a zip archive, so an archive has to begin like one.
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 names = [each.filename for each in archive.infolist() if not each.is_dir()]
             for name in names:
-                if Path(name).suffix.lower() not in _BESIDE and not is_state(name, names):
+                if Path(name).suffix.lower() not in _NOT_IMAGES and not is_state(name, names):
                     yield Evidence(path, name)
             return
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        # Whoever scans it fails too, and says why in a row.
+        # The scan of the file will fail too, and its row says why.
         pass
     yield Evidence(path)

@@ -15,19 +15,19 @@ from typing import Any
 from apcaudit.bulk.records import TABLES, Address
 from apcaudit.bulk.store import Results
 from apcaudit.bulk.times import SPAN, moment
-from apcaudit.reports.visible import visible
+from apcaudit.text import visible
 
 _ROWS_AT_ONCE = 1000
 
-#: Where a spreadsheet would begin to run text (OWASP, "CSV Injection"): at a cell's first character, and behind what
-#: another locale takes for the end of a cell. The wide forms are those that East Asian locales take too.
+#: Characters that begin a formula in a spreadsheet (OWASP, "CSV Injection"): at the start of a cell, and behind
+#: characters that end a cell in another locale. East Asian locales also take the full-width forms.
 _SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"
 _FORMULA = re.compile(rf'^(?=[{_SIGNS}\t\r\n])|(?<=[;,\t\r\n"])(?=[{_SIGNS}])')
 
-#: Columns of a Timesketch line that say what it is about: of threads and of images, as SQL.
+#: Columns of every Timesketch line that identify the image and the thread, as SQL.
 _ABOUT = """image, i.source, t.thread, t.pid, t.tid, t.process, t.severity, t.findings"""
 
-#: Findings may stand at the image's own clock or at the time of the scan; threads have no other time than theirs.
+#: The time of a finding is the image's clock, else the time of the scan; threads have their own times only.
 _FINDINGS = f"""
     SELECT i.system_time AS at, i.scanned_at,
         '[' || f.severity || '] ' || f.code || ' in ' || coalesce(t.process, '?') || ': ' || f.explanation AS message,
@@ -68,11 +68,11 @@ def comma_separated(results: Results, table: str) -> Iterator[str]:
 
 
 def timesketch(results: Results) -> Iterator[str]:
-    """Yield Timesketch's JSON lines: each finding at the image's time, and when the threads reported began and ended.
+    """Yield Timesketch's JSON lines: each finding at the image's time, and the reported threads' creation and end.
 
-    Timesketch needs `message`, `datetime` (ISO 8601) and `timestamp_desc` of every line ("Create timeline from JSONL or
-    CSV file", its user guide). A finding of an image without a clock, or with one that no calendar holds, stands at
-    the time of the scan, and says so in `timestamp_desc` and `time_note`.
+    Timesketch needs `message`, `datetime` (ISO 8601) and `timestamp_desc` in every line ("Create timeline from JSONL or
+    CSV file", its user guide). A finding of an image without a clock, or with an impossible one, gets the time of the
+    scan; `timestamp_desc` and `time_note` say so.
     """
     database = results.connect()
     for row in _rows(database, _FINDINGS):
@@ -91,7 +91,7 @@ def timesketch(results: Results) -> Iterator[str]:
 
 
 def timeline_notes(results: Results) -> Iterator[str]:
-    """Yield what a timeline cannot show as it is, a line for all images."""
+    """Yield one line per kind of time that the timeline lacks or replaces."""
     clocks = sum(row.findings > 0 and moment(row.system_time) is None for row in results.images)
     if clocks:
         yield f"images without a clock from {SPAN}: {clocks}; their findings stand at the time of the scan"
@@ -108,7 +108,7 @@ def _event(row: dict[str, Any], time: datetime, description: str) -> str:
 
 
 def _json(row: dict[str, Any]) -> str:
-    # JSON has no word for what is no number.
+    # JSON has no infinity and no NaN.
     known = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
     return json.dumps(known, allow_nan=False) + "\n"
 
@@ -128,5 +128,5 @@ def _line(values: list[Any]) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would run, and escape what a terminal would; numbers stay."""
+    """Put an apostrophe before text that a spreadsheet would run, and escape control characters; numbers stay."""
     return _FORMULA.sub("'", visible(value)) if isinstance(value, str) else value

@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the results; give the exit code."""
+    """Write the results; return the exit code."""
     check_results(options.results)
     if options.format == "timesketch" and options.table is not None:
         raise ApcAuditError("--format timesketch is one timeline of all tables: leave out --table")
@@ -43,11 +43,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace, write: Callable[[Iterable[str]], None]) -> int:
-    """Write the lines of results, and say on stderr what is not in them."""
+    """Write the lines of results, and print on stderr what they lack; return the exit code."""
     timeline = options.format == "timesketch"
     table = options.table or "findings"
     results = store.read(options.results, export.TIMELINE if timeline else (table,))
-    code = damage.tell(results.damages)
+    code = damage.report(results.damages)
     if timeline:
         write(export.timesketch(results))
         for note in export.timeline_notes(results):

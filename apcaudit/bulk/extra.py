@@ -1,4 +1,4 @@
-"""What the extras `bulk` and `cluster` add: imported when it is needed, one line when it is missing."""
+"""Packages of the extras `bulk` and `cluster`: imported when needed, one line of error when missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load(name: str) -> Any:
 
 
 def need(*names: str) -> None:
-    """Make sure that packages of the extras are there, without the time that importing them takes.
+    """Check that packages of the extras are installed, without importing them, which takes time.
 
     Raises:
         ApcAuditError: one is not installed.

@@ -1,7 +1,7 @@
-"""What the rows of an image depend on: whether an image that is done has to be done again, and whether machines differ.
+"""What the rows of an image depend on: to decide whether an image has to be scanned again, and whether machines differ.
 
-Rows depend on the programs and their versions, on rules and symbol files, and on options. A failure depends on the
-limits too. Symbol files are known by their names and by their last bytes, where what packs them puts checksums.
+Rows depend on the programs and their versions, on rules and symbol files, and on options. A failure also depends on the
+limits. Symbol files are identified by name and by their last bytes, which have the checksums of packed files.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ NONE = "none"
 _SYMBOLS = "symbol files"
 
 _ENDINGS = (".json", ".json.xz", ".json.gz", ".json.bz2", ".zip")
-"""Of what vol takes for symbol files, or for archives of such."""
+"""Suffixes of files that vol takes for symbol files or for archives of them."""
 
 _TAIL = 1 << 16
 """Bytes at the end of a packed file that are read: the checksums of its contents are there (xz, gzip, bzip2, zip)."""
 
 _KERNELS = ("ntkrnlmp.pdb", "ntkrnlpa.pdb", "ntkrpamp.pdb", "ntoskrnl.pdb")
-"""The folders of kernels' symbol files, which have a kernel's GUID for a name (volatility3, KERNEL_MODULE_NAMES)."""
+"""The folders of kernels' symbol files, whose names begin with the kernel's GUID (volatility3, KERNEL_MODULE_NAMES)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class _SymbolFile:
     digest: str
 
     def serves(self, kernel: str | None) -> bool:
-        """Tell whether rows of an image of a kernel, by its GUID, may depend on it."""
+        """Tell whether rows of an image may depend on this file; `kernel` is the GUID of the image's kernel."""
         folder, _, file = self.name.rpartition("/")
         another = folder.rpartition("/")[2].lower() in _KERNELS
         return not another or kernel is None or file.upper().startswith(kernel.upper())
 
 
 def basis(settings: Settings) -> tuple[tuple[str, str], ...]:
-    """Return what rows are made by on this machine: components, and the version or the digest of each.
+    """Return the components that make rows on this machine, and the version or digest of each.
 
     Raises:
         ApcAuditError: the rules cannot be used.
@@ -58,7 +58,7 @@ def basis(settings: Settings) -> tuple[tuple[str, str], ...]:
 
 
 def differences(settings: Settings) -> list[str]:
-    """Say in what this machine differs from the one that gave a scan its settings."""
+    """Say in what this machine differs from the one that started the scan."""
     if settings.basis in _same:
         return []
     here = dict(basis(settings))
@@ -73,11 +73,11 @@ def differences(settings: Settings) -> list[str]:
 
 
 _same: set[tuple[tuple[str, str], ...]] = set()
-"""What this process was found to be like."""
+"""The `basis` of scans from which this machine was found not to differ."""
 
 
 def lacking(settings: Settings) -> Iterator[str]:
-    """Say what a scan will not do, for want of a program or of an option."""
+    """Say what a scan will not do because a program or an option is missing."""
     has = dict(settings.basis)
     if has.get("capstone") == NONE:
         yield "the code at start addresses is not checked: capstone is not installed (pip install capstone)"
@@ -91,13 +91,13 @@ def lacking(settings: Settings) -> Iterator[str]:
         yield "symbol files that are missing are not fetched (--offline)"
 
 
-def of(settings: Settings, kernel: str | None, *, limits: bool) -> str:
-    """Make the text by which a row says what it depends on.
+def describe(settings: Settings, kernel: str | None, *, limits: bool) -> str:
+    """Return the text for a row's `settings` column: all that the row depends on.
 
     Args:
         settings: the scan's.
-        kernel: GUID of the image's kernel: the symbol files of other kernels do not matter. All do when None.
-        limits: whether it also depends on how much time, memory and network there was, as a failure does.
+        kernel: GUID of the image's kernel; symbol files of other kernels are left out. None: all are included.
+        limits: whether the row also depends on the limits of time and memory and on the network, as a failure does.
     """
     made = [f"schema={store.VERSION}", f"scan={int(settings.scan)}"]
     for name, value in settings.basis:
@@ -110,9 +110,9 @@ def of(settings: Settings, kernel: str | None, *, limits: bool) -> str:
 
 @functools.cache
 def _programs() -> tuple[tuple[str, str], ...]:
-    """Look once: what is loaded stays the same when what is installed is replaced."""
+    """Return the programs and their versions, read once, since loaded code stays when an installation is replaced."""
     # It imports vol, which takes a while.
-    from apcaudit import framework
+    from apcaudit.bulk import framework
 
     volatility, yara, capstone = framework.engines()
     return (
@@ -132,10 +132,10 @@ def _version(package: str) -> str:
 
 
 def _code() -> str:
-    """Digest the code and the rules that make rows: a checkout changes without its version."""
+    """Digest the code and the rules that make rows, since a checkout changes without a new version."""
     own = Path(__file__).resolve().parents[1]
-    files = [own / "framework.py", *own.glob("bulk/*.py"), *_plugin().rglob("*.py"), *_shipped_rules()]
-    # Where they lie is another matter in a checkout than in an installation.
+    files = [*own.glob("bulk/*.py"), *_plugin().rglob("*.py"), *_shipped_rules()]
+    # Only names, since paths differ between a checkout and an installation.
     every = sorted(path.name.encode() + b"\0" + path.read_bytes() for path in files)
     return hashlib.sha256(b"\0".join(every)).hexdigest()[:12]
 
@@ -149,10 +149,10 @@ def _shipped_rules() -> Iterator[Path]:
 
 
 def _rules(settings: Settings) -> str:
-    """Digest rules, what they include and what of them is skipped."""
+    """Digest the user's rules, their includes, and which of them are skipped."""
     if settings.rules is None:
         return NONE
-    from apcaudit import framework
+    from apcaudit.bulk import framework
 
     digest, _ = framework.check_rules(settings.rules, skip_broken=settings.skip_broken_rules)
     return digest
@@ -170,8 +170,8 @@ def _symbols(settings: Settings, digest: str, kernel: str | None) -> str:
 
 
 def _list(symbols: tuple[Path, ...]) -> tuple[_SymbolFile, ...]:
-    """List the symbol files of vol's path; what vol has fetched of kernels is named in full by their GUIDs."""
-    from apcaudit import framework
+    """List the symbol files in vol's path, but not kernels' files that vol fetched: their names identify them."""
+    from apcaudit.bulk import framework
 
     found: set[_SymbolFile] = set()
     for folder, fetched in framework.symbol_folders(symbols):

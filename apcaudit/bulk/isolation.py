@@ -1,4 +1,4 @@
-"""A child process for each image, with limits of memory and time; what kills the child is a value here."""
+"""Asking a separate process about each image, with limits of memory and time; its death becomes an ImageError here."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from apcaudit.bulk import processes, room, scratch
 from apcaudit.errors import ApcAuditError
 
 _FORKS = sys.platform == "linux"
-"""Whether the process that is asked forks for each image, or answers one request and ends."""
+"""Whether the process forks for each image; otherwise it answers one request and ends."""
 
 _INDEX_MEMORY = 4 << 30
-"""Bytes that the index of symbol files may take while it is made: a file of a megabyte may unpack to as much."""
+"""Limit of memory in bytes while symbol files are indexed: a packed file of a megabyte may unpack to gigabytes."""
 
 
 _LONGEST = 1 << 29
-"""Bytes of one answer: the rows of an image take a few MiB, and a process that one has taken over may say anything."""
+"""Limit of one answer in bytes: rows of an image take a few MiB, and a compromised process may send anything."""
 
 
 class ImageError(ApcAuditError):
-    """An image could not be dealt with: the text says why, `stage` where.
+    """An image could not be read: the text says why, `stage` at which stage.
 
-    `passing` is whether the machine is to blame and not the image, which a later scan tries again by itself.
+    `passing` is whether the cause is the machine and not the image; then the next scan tries the image again.
     """
 
     def __init__(self, reason: str, stage: str, *, passing: bool = False) -> None:
@@ -42,13 +42,13 @@ class ImageError(ApcAuditError):
 
 
 class StoppedError(Exception):
-    """The process was ended because the whole scan is: nothing is known of the image that it read."""
+    """The process was ended because the whole scan ends; it says nothing about the image that it read."""
 
 
 class _Lines:
-    """The lines that a process writes, each when it is asked for; no process can make us wait for longer than we want.
+    """Reads the lines that a process writes, each when asked for, with a deadline.
 
-    The thread that reads them waits in our place, for ever where the process cannot even be killed.
+    A thread of its own waits for the lines; it waits for ever if the process cannot even be killed.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -59,7 +59,7 @@ class _Lines:
         threading.Thread(target=self._read, daemon=True).start()
 
     def next(self, deadline: float) -> bytes | None:
-        """Return the next line, an empty one at the end, None when the time is over by time.monotonic()."""
+        """Return the next line, an empty one at the end, None after the deadline (time.monotonic())."""
         left = deadline - time.monotonic()
         if left <= 0:
             return None
@@ -70,7 +70,7 @@ class _Lines:
             return None
 
     def close(self) -> None:
-        """End; nobody asks any more."""
+        """End the thread, once it has read the line that it waits for."""
         self._closed = True
         self._asked.release()
 
@@ -83,12 +83,12 @@ class _Lines:
 
 
 class Isolation:
-    """Keeps a process that has volatility3 and its index of symbol files loaded, and asks it about images.
+    """Keeps a process that has loaded volatility3 and its index of symbol files, and asks it about images.
 
     Args:
-        symbols: folders of symbol files, before those that vol and the plugin come with.
-        cache: folder of what processes with these folders leave to one another; each has one of its own in it.
-        offline: whether vol may fetch nothing.
+        symbols: folders of symbol files, searched before those of vol and the plugin.
+        cache: folder shared by all processes with the same `symbols`; each process makes a folder of its own in it.
+        offline: whether vol must not fetch files.
     """
 
     def __init__(self, symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
@@ -112,19 +112,19 @@ class Isolation:
 
         Args:
             request: what child.handle takes.
-            deadline: when the child is killed, by time.monotonic().
-            stage: told what the child is at.
+            deadline: when the child and its own children are killed (time.monotonic()).
+            stage: called with each stage that begins.
 
         Raises:
-            ImageError: the child failed, died, or was killed because its time was over, with all below it.
+            ImageError: the child failed, died, or was killed at the deadline.
             StoppedError: stop() was called.
         """
         at = "start"
         answer: dict[str, Any] = {}
-        # Where there is no fork, nobody is left to say it.
+        # Where there is no fork, the process ends without sending `ended`.
         ended = not _FORKS
         process, lines = self._started()
-        # Whoever stops us sees the process that was just started, or we see that we are stopped.
+        # Either stop() saw the process that was just started, or it has set this flag.
         if self._stopped:
             self.close()
             raise StoppedError
@@ -160,16 +160,16 @@ class Isolation:
             raise StoppedError
         if line is None:
             raise ImageError("its time was over (--timeout)", at)
-        # Of those that fork, the one that is asked reads no image itself.
+        # A process that forks reads no image itself, so its end is not the image's fault.
         raise ImageError(f"the process that reads images ended{self._last_error()}", at, passing=_FORKS)
 
     def stop(self) -> None:
-        """Kill the process and its child for good; who waits for an answer gets a StoppedError."""
+        """Kill the process and its children for good; a pending ask() raises StoppedError."""
         self._stopped = True
         self.close()
 
     def close(self) -> None:
-        """Kill the process and its child, if there is one."""
+        """Kill the process and its children, if it runs."""
         with self._lock:
             self._kill()
 
@@ -183,7 +183,7 @@ class Isolation:
         self._own.close()
 
     def _last_error(self) -> str:
-        """Return the last line that the process wrote to stderr, a bounded one."""
+        """Return the last line that the process wrote to stderr, at most 500 bytes of it."""
         if self._errors is None:
             return ""
         self._errors.seek(0, os.SEEK_END)
@@ -199,11 +199,11 @@ class Isolation:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        with room.needed(self._cache, room.CACHE_ADVICE):
+        with room.report_full(self._cache, room.CACHE_ADVICE):
             self._cache.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             own = stack.enter_context(scratch.folder(self._cache, room.CACHE_ADVICE))
-            # A session of its own: Ctrl-C reaches the scan alone, and killing the group reaches its child.
+            # In a new session: Ctrl-C reaches the scan only, and killing the process group reaches the child too.
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [*self._command, json.dumps(self._start | {"own": str(own)})],
                 stdin=subprocess.PIPE,
@@ -220,7 +220,7 @@ class Isolation:
 
 
 def _read(line: bytes) -> dict[str, Any]:
-    """Read a line that a process said; one that an image has taken over may say anything."""
+    """Parse a line from the process and check its form, since an image may have compromised the process."""
     said = json.loads(line)
     if not isinstance(said, dict) or not isinstance(said.get("stage", ""), str):
         raise ValueError("no answer")

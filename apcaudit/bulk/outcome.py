@@ -1,4 +1,4 @@
-"""What a scan is told to do and what became of an image: the values that cross between machines, never image bytes."""
+"""A scan's settings and an image's outcome: the values sent between machines, which never hold bytes of images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for every image of a scan.
+    """The settings of a scan, the same for every image.
 
     `memory` in bytes and `timeout` in seconds limit one image. `scratch` is where images are unpacked, `cache` where
-    vol keeps its index of symbol files; None is a folder of each machine's own. `retry` scans again what failed.
-    `rules` is a file or folder of YARA rules, used beside those that ship; `skip_broken_rules` goes on without files of
-    it that cannot be used. `basis` is what rows are made by, a component and its version each (fingerprint.basis);
-    empty where nobody will ask whether the results are still good.
+    vol keeps its index of symbol files; None is each machine's default folder. `retry` scans failed images again.
+    `rules` is a file or folder of YARA rules, used beside those that ship; `skip_broken_rules` goes on without its
+    files that cannot be used. `basis` has the components that make rows and their versions (fingerprint.basis); it is
+    empty where results are not kept for a later scan.
     """
 
     results: Path
@@ -33,7 +33,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """An image with results; `reused` ones were there from an earlier scan."""
+    """An image with results; `reused` is whether they are an earlier scan's."""
 
     source: str
     image: str
@@ -45,7 +45,7 @@ class Scanned:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An image without results: why, at which stage, and after how many seconds."""
+    """An image that failed: why, at which stage, after how many seconds; `reused` as in Scanned."""
 
     source: str
     image: str

@@ -1,4 +1,4 @@
-"""Spreads images over this machine: a thread for each that is read at once, which waits for the process that reads."""
+"""Scanning images on this machine: threads that each wait for a process that reads an image."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from apcaudit.bulk.outcome import Outcome, Settings
 from apcaudit.bulk.readers import Readers
 
 Stage = Callable[[str, str, str], None]
-"""Told which worker is at which source and stage."""
+"""Called with worker, source and stage when a stage begins."""
 
 
 @contextlib.contextmanager
 def threads(count: int, readers: Readers) -> Iterator[ThreadPoolExecutor]:
-    """Give threads to wait for processes in; on the way out the processes end, also those that read an image."""
+    """Provide threads that wait for reader processes; at the end all of these processes are ended."""
     executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
     try:
         yield executor
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-        # Before the threads, which wait for these.
+        # The processes first, since the threads wait for them.
         readers.stop()
         executor.shutdown()
         readers.reopen()
@@ -32,7 +32,7 @@ def threads(count: int, readers: Readers) -> Iterator[ThreadPoolExecutor]:
 
 @contextlib.contextmanager
 def opened(settings: Settings, count: int) -> Iterator[ThreadPoolExecutor]:
-    """Start what reads so many images at once: it loads what it needs while this process does something else."""
+    """Start `count` reader processes, which load what they need while this process goes on."""
     with threads(count, worker.readers) as executor:
         worker.readers.prepare(settings, count)
         yield executor
@@ -41,25 +41,25 @@ def opened(settings: Settings, count: int) -> Iterator[ThreadPoolExecutor]:
 def run(
     executor: ThreadPoolExecutor, evidence: Sequence[Evidence], settings: Settings, stage: Stage
 ) -> Generator[Outcome, None, None]:
-    """Scan images, yielding what became of each as it is known.
+    """Scan images, yielding the outcome of each when it is known.
 
     Args:
         executor: from opened().
         evidence: the images.
-        settings: what holds for all.
-        stage: told what each worker is at, by one thread at a time.
+        settings: those of the scan.
+        stage: called when a worker begins a stage, by one thread at a time.
 
     Raises:
         NoRoomError: there is no room for results.
         OSError: results cannot be written.
     """
-    told = threading.Lock()
+    lock = threading.Lock()
 
     def scanned(each: Evidence) -> Outcome:
         name = threading.current_thread().name
 
         def tell(at: str) -> None:
-            with told:
+            with lock:
                 stage(name, each.source, at)
 
         return worker.scan_or_fail(each, settings, tell)

@@ -1,4 +1,4 @@
-"""Ending a process and all that it has started, whatever those do against it, and never another one."""
+"""Ending a process and all processes below it, even if they resist, and never an unrelated process."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 _PATIENCE = 5.0
-"""Seconds to wait for a process that was killed: one that the kernel does not let go, as in a read of a disk that is
-gone, dies when it is let go, and nobody waits for it any longer."""
+"""Seconds to wait for a killed process. One in an uninterruptible wait, such as a read of a lost disk, dies later, and
+nobody waits for it."""
 
 _PAUSE = 0.005
 
 
 def adopt() -> None:
-    """Make this process the parent of each process below it that loses its own; on Linux only."""
+    """Make this process the parent of all orphaned processes below it; on Linux only."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with(parent: int) -> None:
-    """Let this process be killed when its parent ends; on Linux only."""
+    """Have the kernel kill this process when its parent ends; on Linux only."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        # It ended before we had asked for that.
+        # The parent ended before the request.
         os._exit(1)
 
 
@@ -41,18 +41,18 @@ def _prctl(option: int, value: int) -> None:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that has its own process group, and all below it, unless somebody has seen already that it ended.
+    """Kill a process that has its own process group, and all processes below it, unless its end is already known.
 
-    Those that have left the group are found by their parent: the process has to have called adopt().
+    Processes that have left the group are found by their parent, so the process must have called adopt().
     """
-    # Once somebody has seen that it ended, its number may be another process's.
+    # Once its end is known, its process ID may be another process's.
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if os.name == "nt":
             process.kill()
         else:
-            # Stopped, it takes no note of children that end: none of their numbers can be another process's meanwhile.
+            # While stopped, it cannot reap children, so none of their IDs can become another process's.
             os.kill(process.pid, signal.SIGSTOP)
             _wait_until_stopped(process.pid)
             _kill_children(process.pid)
@@ -62,7 +62,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_children() -> None:
-    """Kill what is left below this process, which has called adopt() and waits for no child meanwhile."""
+    """Kill all processes below this one, which must have called adopt() and wait for no child meanwhile."""
     with contextlib.suppress(ChildProcessError):
         while True:
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
@@ -77,7 +77,7 @@ def _wait_until_stopped(pid: int) -> None:
 
 
 def _kill_children(parent: int) -> None:
-    """Kill a process's children, and theirs, who become its own; it must not wait for any of them meanwhile."""
+    """Kill a process's children, and their orphans, which it adopts; it must not wait for any of them meanwhile."""
     limit = time.monotonic() + _PATIENCE
     while (left := _children(parent)) and time.monotonic() < limit:
         for each in left:
@@ -87,13 +87,13 @@ def _kill_children(parent: int) -> None:
 
 
 def _children(parent: int) -> list[int]:
-    """Return the children of a process that have not ended, by /proc; none where there is no such folder."""
+    """Return the IDs of a process's children that have not ended, by /proc; none where there is no /proc."""
     every = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     return [pid for pid in every if (status := _status(pid)) and int(status[1]) == parent and status[0] not in "ZX"]
 
 
 def _status(pid: int) -> list[str]:
-    """Return a process's state, its parent and what else proc(5) has behind its name; nothing when it is gone."""
+    """Return the fields of /proc/PID/stat behind the name (proc(5)): state, parent, ...; none if it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

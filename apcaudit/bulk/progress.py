@@ -1,4 +1,4 @@
-"""How a scan gets on, on stderr: bars on a terminal, a line an image elsewhere."""
+"""The progress of a scan, on stderr: bars on a terminal, else one line per image."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from apcaudit.bulk.outcome import Failed, Outcome
 from apcaudit.text import one_line
 
 _SHOWN = 60
-"""So many characters of a path stand beside a worker: its end, which tells images apart."""
+"""How many characters of a path are shown beside a worker: its end, by which images differ."""
 
 
 class Progress(Protocol):
-    """What a scan tells of itself while it runs."""
+    """Shows a scan's progress while it runs."""
 
     def stage(self, worker: str, source: str, stage: str) -> None:
-        """Say what a worker is at."""
+        """Show that a worker begins a stage of an image."""
 
     def done(self, outcome: Outcome) -> None:
-        """Say what became of an image."""
+        """Show the outcome of an image."""
 
     def close(self) -> None:
-        """End."""
+        """End the display."""
 
 
 @dataclass
 class Counts:
-    """How many images there are, are done, failed, and were there from an earlier scan."""
+    """How many images there are, how many are done, how many failed, and how many results are an earlier scan's."""
 
     total: int
     done: int = 0
@@ -46,12 +46,12 @@ class Counts:
 
     @property
     def rate(self) -> float:
-        """Images a second, not counting those of an earlier scan."""
+        """Images per second, without those of an earlier scan."""
         return (self.done - self.reused) / max(0.001, time.monotonic() - self.started)
 
     @property
     def left(self) -> str:
-        """The time that the others will take."""
+        """The estimated time for the remaining images, as h:mm:ss."""
         if not self.rate:
             return "-:--"
         seconds = round((self.total - self.done) / self.rate)
@@ -63,30 +63,30 @@ class Counts:
 
 
 def make(total: int) -> Progress:
-    """Make the progress that fits where stderr goes."""
+    """Make bars where stderr is a terminal, else lines."""
     return Bars(total) if sys.stderr.isatty() else Lines(total)
 
 
 class Lines:
-    """A line an image."""
+    """Prints one line per image."""
 
     def __init__(self, total: int) -> None:
         self._counts = Counts(total)
 
     def stage(self, worker: str, source: str, stage: str) -> None:
-        """Say nothing: lines are for what is finished."""
+        """Print nothing, since lines are for finished images."""
 
     def done(self, outcome: Outcome) -> None:
-        """Print what became of an image and how far the scan is."""
+        """Print the outcome of an image and the counts."""
         self._counts.add(outcome)
         print(f"{text_of(outcome)} [{self._counts}]", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the lines."""
+        """Do nothing: the lines stay."""
 
 
 class Bars:
-    """A bar for the whole and a line for what each worker is at."""
+    """Shows a bar for the whole scan and a line for each worker."""
 
     def __init__(self, total: int) -> None:
         rich = load("rich.progress")
@@ -104,26 +104,26 @@ class Bars:
         self._bars.start()
 
     def stage(self, worker: str, source: str, stage: str) -> None:
-        """Show what a worker is at."""
+        """Show that a worker begins a stage of an image."""
         if worker not in self._workers:
             self._workers[worker] = self._bars.add_task(f"worker {len(self._workers) + 1}", total=None, note="")
         shown = source if len(source) <= _SHOWN else f"…{source[1 - _SHOWN :]}"
         self._bars.update(self._workers[worker], note=one_line(f"{stage} {shown}"))
 
     def done(self, outcome: Outcome) -> None:
-        """Advance the bar; what failed stays on the screen."""
+        """Advance the bar; failures stay on the screen."""
         self._counts.add(outcome)
         if isinstance(outcome, Failed):
             self._bars.console.print(text_of(outcome), markup=False, highlight=False)
         self._bars.update(self._whole, advance=1, note=str(self._counts))
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self._bars.stop()
 
 
 def text_of(outcome: Outcome) -> str:
-    """Say in one line what became of an image; neither file names nor reasons can act on the terminal."""
+    """Describe an image's outcome in one line; control characters in names and reasons are escaped."""
     source = one_line(outcome.source)
     earlier = ", scanned earlier" if outcome.reused else f" in {outcome.seconds:.1f} s"
     if isinstance(outcome, Failed):

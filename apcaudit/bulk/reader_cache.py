@@ -1,9 +1,9 @@
-"""What vol keeps while a process reads images: an index of its own, and the only folder of symbol files that it writes.
+"""Vol's cache while a process reads images: an index of its own, and the only folder of symbol files that vol writes.
 
-When vol's index misses a symbol file that is there, vol opens the file's path for writing, to download it, and removes
-it where that fails (volatility3 2.28.2, PDBUtility.download_pdb_isf). It does so in the first folder of its symbol path
-that it may write to. So the first one is the process's own, and no process's index is written by another: vol waits
-five seconds for another's lock, and goes on without what it could not note.
+When vol's index misses an existing symbol file, vol opens the file's path for writing, to download it, and removes the
+file when that fails (volatility3 2.28.2, PDBUtility.download_pdb_isf). It does so in the first writable folder of its
+symbol path, so the first folder is the process's own. Each process also has its own index: for the lock of another
+process vol waits five seconds, then goes on without an entry.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ INDEX = "identifier.cache"
 """Vol's index of symbol files (volatility3.framework.constants.IDENTIFIERS_FILENAME)."""
 
 _KEPT = (INDEX, "apcaudit_kernel_symbols.json")
-"""What is worth keeping for other processes: the index, and what the plugin remembers of kernels for minidumps."""
+"""The files to keep for other processes: the index, and the plugin's file of kernels identified in minidumps."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderCache:
-    """The cache folder of one process, and the one that it takes from and leaves to others.
+    """The cache folder of one process, and the folder that it shares with others.
 
     Args:
-        own: this process's alone; whoever started it removes it.
-        shared: of all processes with the same folders of symbol files; both are on one file system.
+        own: this process's folder; the process that started it removes the folder.
+        shared: folder of all processes with the same folders of symbol files, on the same file system.
     """
 
     own: Path
@@ -36,16 +36,16 @@ class ReaderCache:
 
     @property
     def first(self) -> Path:
-        """The folder that comes first in the symbol path: what vol fetches is put there."""
+        """The first folder in the symbol path, where vol puts files that it fetches."""
         return self.own / "symbols"
 
     @property
     def last(self) -> Path:
-        """The folder that comes last: what processes have fetched before."""
+        """The last folder in the symbol path, with files that processes have fetched before."""
         return self.shared / "symbols"
 
     def begin(self) -> None:
-        """Make the folders, and take what others have left."""
+        """Make the folders, and copy the shared files."""
         self.clear()
         self.last.mkdir(parents=True, exist_ok=True)
         for name in _KEPT:
@@ -55,12 +55,12 @@ class ReaderCache:
                 (self.own / name).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Forget what was fetched: of a process that was killed in the middle, files may be there in part."""
+        """Remove fetched files, which may be incomplete if a process was killed."""
         shutil.rmtree(self.first, ignore_errors=True)
         self.first.mkdir(parents=True, exist_ok=True)
 
     def keep(self) -> None:
-        """Leave to others what is new, each file whole or not at all; what cannot be left only costs them time."""
+        """Copy new files to the shared folder, each whole or not at all; a failure only costs other processes time."""
         for name in _KEPT:
             self._leave(self.own / name, self.shared / name)
         for path in self._fetched():

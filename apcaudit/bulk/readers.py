@@ -1,4 +1,4 @@
-"""The processes that read images for this one: kept from image to image, as many as images are read at once."""
+"""The processes that read images for this one: kept from image to image, one for each image read at the same time."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from apcaudit.bulk.isolation import ImageError, Isolation, StoppedError
 from apcaudit.bulk.outcome import Settings
 
 _Kind = tuple[tuple[Path, ...], Path, bool]
-"""What a process was started with, and what it can be asked for: symbol folders, cache folder, offline."""
+"""The arguments of a process, by which one can be used again: symbol folders, cache folder, offline."""
 
 
 class Readers:
-    """Lends a process to whoever reads an image; threads may ask at the same time."""
+    """Provides a process for each image that is read; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: dict[_Kind, list[Isolation]] = {}
-        self._lent: set[Isolation] = set()
+        self._in_use: set[Isolation] = set()
         self._stopped = False
-        # Each has a folder of its own, which is removed when it ends.
+        # Each process has a folder, which has to be removed when this program ends.
         atexit.register(self.stop)
 
     def prepare(self, settings: Settings, count: int) -> None:
-        """Start processes before they are needed: they load what they need while this one does something else."""
+        """Start processes ahead, so that they load what they need while this process goes on."""
         with self._lock:
             idle = self._idle.setdefault(_kind(settings), [])
             idle += [_started(_kind(settings)) for _ in range(count - len(idle))]
 
     @contextlib.contextmanager
-    def lend(self, settings: Settings) -> Iterator[Isolation]:
-        """Lend a process for one image.
+    def acquire(self, settings: Settings) -> Iterator[Isolation]:
+        """Provide a process for one image; it is kept for the next one afterwards.
 
         Raises:
             StoppedError: stop() was called, and reopen() not since.
@@ -47,32 +47,32 @@ class Readers:
                 raise StoppedError
             idle = self._idle.setdefault(kind, [])
             isolation = idle.pop() if idle else _started(kind)
-            self._lent.add(isolation)
+            self._in_use.add(isolation)
         try:
             yield isolation
         except ImageError:
             raise
         except BaseException:
-            # It may be in the middle of an image, for which nobody waits any more.
+            # The process may still be reading an image whose result nobody needs.
             isolation.close()
             raise
         finally:
             with self._lock:
-                self._lent.discard(isolation)
+                self._in_use.discard(isolation)
                 if not self._stopped:
                     self._idle[kind].append(isolation)
 
     def stop(self) -> None:
-        """End all processes, also those that read an image, which is no failure of the image's."""
+        """End all processes, also those in use, whose ask() then raises StoppedError."""
         with self._lock:
             self._stopped = True
-            every = [*self._lent, *(each for idle in self._idle.values() for each in idle)]
+            every = [*self._in_use, *(each for idle in self._idle.values() for each in idle)]
             self._idle.clear()
         for each in every:
             each.stop()
 
     def reopen(self) -> None:
-        """Lend again: those whom stop() was meant for are gone."""
+        """Provide processes again after stop(), once all threads that used some have ended."""
         with self._lock:
             self._stopped = False
 
@@ -89,9 +89,9 @@ def _started(kind: _Kind) -> Isolation:
 
 
 def cache_folder(symbols: tuple[Path, ...]) -> Path:
-    """Return where vol's index for these folders of symbol files is kept.
+    """Return the default cache folder for these folders of symbol files.
 
-    Vol drops from its index what the folders of the moment do not hold, so each set of folders has an index of its own.
+    Vol drops from its index files that are not in the current folders, so each set of folders needs its own index.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apcaudit"
     return base / hashlib.sha256("\0".join(str(each) for each in symbols).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""The rows of the results, a dataclass a table: what is kept of every image, thread, APC, finding and driver.
+"""The rows of the results, one dataclass per table: images, threads, APCs, findings and drivers.
 
-A field's type is its column's type and its documentation the column's; store.py makes the Parquet schema of them.
-Addresses are full 64-bit canonical virtual addresses. None is what could not be read or does not apply.
+A field's type and documentation are those of its column; tables.py makes the Parquet schema from them. Addresses are
+full 64-bit canonical virtual addresses. None is a value that could not be read or does not apply.
 """
 
 # ruff: noqa: RUF009 - a field made by a function of ours is still a field
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NewType
 
-#: A virtual address or a value of 64 bits without sign.
+#: A virtual address or an unsigned 64-bit value.
 Address = NewType("Address", int)
 
 SEVERITIES = ("info", "low", "medium", "high", "critical")
@@ -20,11 +20,11 @@ SCANNED = "scanned"
 FAILED = "failed"
 
 LOADED, HIDDEN, UNLISTED, UNLOADED = "loaded", "hidden", "unlisted", "unloaded"
-"""What the module list says of a driver. Behind the text of a routine in one that it lacks, the audit writes which it
-is, in parentheses."""
+"""The status of a driver in the module list. For code in a driver that the list lacks, the audit appends the status to
+the routine's text, in parentheses."""
 
 NO_NAME = "<no name>"
-"""Stands for the name of a driver that has none: its code can be compared all the same."""
+"""The name given to a driver without one, so that its code can still be compared."""
 
 
 def _column(text: str) -> Any:

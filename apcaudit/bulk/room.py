@@ -1,4 +1,4 @@
-"""A full disk: what is told of it, and how it is told apart from other failures."""
+"""Full disks: telling them from other errors, and reporting them with advice."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pathlib import Path
 from apcaudit.errors import ApcAuditError
 
 _SQLITE_FULL = "database or disk is full"
-"""What SQLite, which vol keeps its index in, says of a full disk (SQLITE_FULL, "Result and Error Codes")."""
+"""SQLite's message for a full disk (SQLITE_FULL, "Result and Error Codes"); vol's index is an SQLite database."""
 
 _FULL = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
-"""A disk that is full, a limit of file sizes (`ulimit -f`), a quota."""
+"""Errors of a full disk, of a limit of file sizes (`ulimit -f`) and of a quota."""
 
 CACHE_ADVICE = "free some, or name another folder for caches with XDG_CACHE_HOME"
 
 
 class NoRoomError(ApcAuditError):
-    """There is no room left to write to: the text says where, and what to do."""
+    """A disk is full: the text says where, and what to do."""
 
 
 @contextlib.contextmanager
-def needed(folder: Path, advice: str) -> Iterator[None]:
-    """Write to a folder; where it is full, say so.
+def report_full(folder: Path, advice: str) -> Iterator[None]:
+    """Turn errors of a full disk in the body into NoRoomError.
 
     Args:
-        folder: what is written to.
+        folder: the folder that the body writes to.
         advice: what the user can do.
 
     Raises:
-        NoRoomError: it is full.
+        NoRoomError: the folder's disk is full.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""From the plugin's document to the rows of the results."""
+"""Making the rows of the results from the plugin's document."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Rows:
     """Collects the rows of an image's threads.
 
     Args:
-        image: the name that they give the image.
+        image: the image's name in the rows.
         document: the plugin's Document.
         values: gives a row of the plugin's table by column, None for what is absent.
-        timeline: the plugin's module of that name.
+        timeline: the plugin's module output.document.
+        rows_of: makes the rows of the plugin's table for a thread.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Rows:
         for line, row in zip(lines, values, strict=True):
             if line.apc is not None:
                 self.apcs.append(ApcRow(**about, **self._apc(line.apc, row)))
-                for finding in audited.apc_findings.get((line.apc.queue, line.apc.address), ()):
+                for finding in audited.get(line.apc).findings:
                     self._add_finding(about, finding, Address(line.apc.address), row["Queue"])
 
     def drivers(self) -> Iterator[DriverRow]:
@@ -83,7 +84,7 @@ class Rows:
 
     def _thread(self, audited: Any, values: list[dict[str, Any]]) -> dict[str, Any]:
         first, thread = values[0], audited.thread
-        module, rva = self._place(thread.start)
+        module, rva = self._locate(audited.start)
         return {
             "attached": first["Attached"],
             "state": first["State"],
@@ -123,7 +124,7 @@ class Rows:
         }
         for name in ("kernel", "normal", "rundown"):
             code = getattr(apc, f"{name}_routine")
-            module, rva = self._place(code)
+            module, rva = self._locate(code)
             # A null routine is known to be none, which the text 0x0 says.
             found |= {f"{name}_routine": row[f"{name.title()}Routine"], f"{name}_module": module, f"{name}_rva": rva}
         return found
@@ -134,7 +135,7 @@ class Rows:
             FindingRow(**about, apc=apc, queue=queue, code=finding.code, severity=severity, explanation=text)
         )
 
-    def _place(self, code: Any) -> tuple[str | None, int | None]:
+    def _locate(self, code: Any) -> tuple[str | None, int | None]:
         """Return the module that code lies in, loaded, in no list or unloaded since, and the offset in it."""
         if code is None or not code.address:
             return None, None
@@ -144,25 +145,25 @@ class Rows:
                     return former.name or NO_NAME, code.address - former.start
         if code.module is None:
             return None, None
-        driver = (self._loaded if code.backing.name == "MODULE" else self._unlisted).at(code.address)
+        driver = (self._loaded if code.backing.name == "MODULE" else self._unlisted).find(code.address)
         return (None, None) if driver is None else (driver.name or NO_NAME, code.address - driver.base)
 
 
 class _Ranges:
-    """Drivers by base address: which of them holds an address, the one that begins nearest below it."""
+    """Finds the driver that holds an address; where several do, the one with the highest base."""
 
     def __init__(self, drivers: list[Any]) -> None:
         self._drivers = drivers
         self._bases = [driver.base for driver in drivers]
 
-    def at(self, address: int) -> Any:
+    def find(self, address: int) -> Any:
         """Return the driver that holds an address, None where none does."""
         below = reversed(self._drivers[: bisect_right(self._bases, address)])
         return next((each for each in below if address < each.base + each.size), None)
 
 
 def address_of(value: int | None) -> Address | None:
-    """Make an address of a number."""
+    """Convert a number to an unsigned 64-bit address; None stays None."""
     return None if value is None else Address(int(value) & 0xFFFFFFFFFFFFFFFF)
 
 

@@ -1,4 +1,4 @@
-"""`apcaudit scan`: a folder of images to a folder of results."""
+"""`apcaudit scan`: scans a folder of images into a folder of results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Scan the images; give the exit code."""
+    """Scan the images; return the exit code."""
     need("pyarrow", "rich", *(["distributed"] if options.scheduler else []))
     if options.workers is not None and options.scheduler is not None:
         raise ApcAuditError("--workers are this machine's, and --scheduler has its own: give one of them")
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     images = evidence.find(options.paths, leave_out=results)
     if not images:
         raise ApcAuditError("no images there")
-    with room.needed(results, "free some, or name another folder with -o"):
+    with room.report_full(results, "free some, or name another folder with -o"):
         results.mkdir(parents=True, exist_ok=True)
     scratch.clean_results(results)
     damages = _damages(results)
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         timeout=options.timeout,
         scratch=options.scratch.resolve() if options.scratch else None,
         retry=options.retry_failed,
-        rules=options.yara_file.resolve() if options.yara_file else None,
+        rules=Path(os.path.abspath(options.yara_file)) if options.yara_file else None,
         skip_broken_rules=options.skip_broken_rules,
     )
     outcomes: list[Outcome] = []
@@ -107,13 +107,13 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(outcomes)} images, {failed} failed; results in {one_line(str(options.output))}", file=sys.stderr)
     code = exit_code(outcomes, options.fail_on)
     made = {outcome.image for outcome in outcomes}
-    # An image that can be read now takes its row of unreadable evidence with it.
+    # The folder of an image that was unreadable before and was scanned now has been removed.
     damaged = any(each.image not in made and each.path.parent.exists() for each in damages)
     return EXIT_SOME_FAILED if code == EXIT_CLEAN and damaged else code
 
 
 def _damages(results: Path) -> tuple[Damage, ...]:
-    """Say which results are damaged: their images are scanned again where they are among the evidence.
+    """Print which results are damaged; their images are scanned again if they are among the evidence.
 
     Raises:
         ApcAuditError: a later release wrote some, which this one would replace.
@@ -122,19 +122,19 @@ def _damages(results: Path) -> tuple[Damage, ...]:
     newer = [each for each in damages if each.newer]
     if newer:
         raise ApcAuditError(str(newer[0]))
-    damage.tell(damages)
+    damage.report(damages)
     return damages
 
 
 def _complete(settings: Settings) -> Settings:
-    """Check that YARA rules can be used, say which are not, and note what rows will depend on.
+    """Check the YARA rules, print which are skipped, and add to the settings what rows will depend on.
 
     Raises:
-        ApcAuditError: they cannot.
+        ApcAuditError: the rules cannot be used.
     """
     if settings.rules is not None:
-        # Vol is imported for that: this process itself opens no image.
-        from apcaudit import framework
+        # This imports vol, although this process opens no image.
+        from apcaudit.bulk import framework
 
         _, skipped = framework.check_rules(settings.rules, skip_broken=settings.skip_broken_rules)
         if skipped is not None:
@@ -143,7 +143,7 @@ def _complete(settings: Settings) -> Settings:
 
 
 def exit_code(outcomes: list[Outcome], fail_on: str | None) -> int:
-    """Give the exit code: findings that were asked about come before failures."""
+    """Return the exit code; findings at or above --fail-on take precedence over failures."""
     if fail_on is not None:
         floor = SEVERITIES.index(fail_on)
         for outcome in outcomes:

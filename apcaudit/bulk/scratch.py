@@ -1,7 +1,7 @@
-"""Folders for what is unpacked: private, removed when done, and those of killed runs removed at the next start.
+"""Folders for unpacked images: private, removed when done; those of killed runs are removed at the next start.
 
-A folder is held by a lock on a file in it, which ends with the process however that ends. Where there are no such
-locks (Windows), what a killed run left stays.
+A folder in use has a locked file in it, and the lock ends with the process in any case. Without such locks (Windows),
+folders of killed runs stay.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from apcaudit.bulk.room import needed
+from apcaudit.bulk.room import report_full
 
 try:
     import fcntl
@@ -30,11 +30,11 @@ _LOCK = ".held"
 _UNNAMED = ".apcaudit-"
 
 _STALE = 24 * 3600
-"""Seconds after which what is unnamed or unfinished is nobody's on any machine: naming or writing it takes a few."""
+"""Seconds after which an unfinished folder or file is abandoned, on any machine: finishing it takes a few seconds."""
 
 
-def mark() -> str:
-    """Make a name for what is not finished, by which it is known to be nobody's when this process is gone."""
+def unfinished_name() -> str:
+    """Make a unique name for an unfinished file or folder, with the machine and process that are writing it."""
     return f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
@@ -43,7 +43,7 @@ _MARK = re.compile(r"-(\d+)-[0-9a-z_]+$")
 
 @functools.cache
 def _machine() -> str:
-    """Name where the number of a process is its own: a machine since it was started, a container."""
+    """Name the host, its boot and PID namespace (container), within which a process ID is unique."""
     try:
         here = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -56,20 +56,20 @@ def _host() -> str:
 
 
 def _prefix() -> str:
-    # Locks are believed of this machine's processes only: the folder may be one that a cluster shares.
+    # Locks are reliable among processes of one machine only, and a cluster may share the folder.
     return f"apcaudit-{_host()}-"
 
 
 @contextlib.contextmanager
 def folder(parent: Path | None, advice: str = "give another folder with --scratch") -> Iterator[Path]:
-    """Make a folder that nobody else can read, and remove it at the end, and before those that killed runs left.
+    """Make a private folder and remove it at the end; first remove those that killed runs left.
 
     Args:
-        parent: where; the system's folder for temporary files when None.
-        advice: what the user can do where there is no room for it.
+        parent: where to make it; None is the system's folder for temporary files.
+        advice: what the user can do if the disk is full.
 
     Raises:
-        NoRoomError: there is none.
+        NoRoomError: the disk is full.
     """
     place = Path(tempfile.gettempdir() if parent is None else parent)
     if fcntl is None:
@@ -77,8 +77,8 @@ def folder(parent: Path | None, advice: str = "give another folder with --scratc
             yield Path(unlocked)
         return
     clean(place)
-    # It gets its name once it is locked: before that, nobody may take it for left behind.
-    with needed(place, advice):
+    # It gets its final name once it is locked, so that no other process takes it for abandoned.
+    with report_full(place, advice):
         made = Path(tempfile.mkdtemp(prefix=f"{_UNNAMED}{_machine()}-{os.getpid()}-", dir=place))
         try:
             lock = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -87,7 +87,7 @@ def folder(parent: Path | None, advice: str = "give another folder with --scratc
             raise
     try:
         with contextlib.suppress(OSError):
-            # A file system without locks: nobody gets this one either, and what a killed run leaves stays.
+            # On a file system without locks no process can lock it to remove it, so folders of killed runs stay.
             fcntl.flock(lock, fcntl.LOCK_EX)
         named = place / f"{_prefix()}{uuid.uuid4().hex}"
         os.rename(made, named)
@@ -99,7 +99,7 @@ def folder(parent: Path | None, advice: str = "give another folder with --scratc
 
 
 def clean(place: Path) -> None:
-    """Remove the folders of this user and machine whose process is gone."""
+    """Remove folders of this user and machine whose process has ended."""
     if fcntl is None:
         return
     for left in place.glob(f"{_prefix()}*"):
@@ -109,7 +109,7 @@ def clean(place: Path) -> None:
             try:
                 lock = os.open(left / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             except FileNotFoundError:
-                # Whoever had it was removing it.
+                # Its process was removing it.
                 shutil.rmtree(left, ignore_errors=True)
                 continue
             try:
@@ -119,32 +119,32 @@ def clean(place: Path) -> None:
                 os.close(lock)
     for left in place.glob(f"{_UNNAMED}*"):
         with contextlib.suppress(OSError):
-            if left.lstat().st_uid == os.getuid() and _is_nobodys(left):
+            if left.lstat().st_uid == os.getuid() and _is_abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
 
 
 def clean_results(results: Path) -> None:
-    """Remove the unfinished pieces that killed runs left in a folder of results."""
+    """Remove the unfinished files and folders that killed runs left in a folder of results."""
     for left in (*results.glob(".unfinished-*"), *results.glob(".known/.*")):
         with contextlib.suppress(OSError):
-            if _is_nobodys(left):
+            if _is_abandoned(left):
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink()
 
 
-def _is_nobodys(path: Path) -> bool:
-    """Tell whether what is not finished never will be: its process is gone, or, on another machine, it is old."""
+def _is_abandoned(path: Path) -> bool:
+    """Tell whether an unfinished file or folder is abandoned: its process has ended, or it is older than _STALE."""
     found = _MARK.search(path.name)
-    if found and path.name[: found.start()].endswith(_machine()) and not _lives(int(found[1])):
+    if found and path.name[: found.start()].endswith(_machine()) and not _is_running(int(found[1])):
         return True
     return time.time() - path.lstat().st_mtime > _STALE
 
 
-def _lives(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     if os.name == "nt":
-        # There, to ask like this is to kill.
+        # On Windows os.kill would end the process.
         return True
     try:
         os.kill(pid, 0)

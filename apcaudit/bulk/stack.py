@@ -1,4 +1,4 @@
-"""Least-frequency analysis: how many images carry each routine, driver, finding or rule, the rarest first."""
+"""Least-frequency analysis: in how many images each routine, driver, finding or rule is, the rarest first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from apcaudit.bulk.store import Results
 from apcaudit.errors import ApcAuditError
 
 NO_MODULE = "<no module>"
-"""Stands for every address that no module holds: such addresses differ on each machine and cannot be compared."""
+"""Stands for all addresses outside of modules, which differ on each machine and cannot be compared."""
 
-# What is compared, as (module, rva, name): where code is, the module and the offset in it, since modules move.
+# Code is compared by (module, rva, name): module and offset, since modules are loaded at different addresses.
 _ROUTINE = """
     SELECT DISTINCT image, coalesce({module}, '{none}') AS module, {rva} AS rva,
         -- Where an unloaded driver lay, the audit names no routine.
@@ -26,7 +26,7 @@ def _routine(table: str, prefix: str) -> str:
     return _ROUTINE.format(table="{prefix}" + table, none=NO_MODULE, **names)
 
 
-# Behind a name, for code that is in no listed module: a driver that hides behind another one's name is another.
+# The status behind the name of code in no listed module: a hidden driver is not the listed driver of that name.
 _MARK = rf"regexp_extract({{}}.name, ' \(({HIDDEN}|{UNLISTED}|{UNLOADED})\)$', 1)"
 
 KINDS: dict[str, str] = {
@@ -42,18 +42,18 @@ KINDS: dict[str, str] = {
         lower(name) || CASE status WHEN 'loaded' THEN '' ELSE ' (' || status || ')' END AS name
     FROM {prefix}drivers""",
 }
-"""What can be counted: a query a kind, with a place for the prefix of the tables' names.
+"""The kinds that can be counted: a query for each, with a place for the prefix of the tables' names.
 
-Equally rare things come in this order: drivers last, of which one machine may have a hundred that no other has.
+Equally rare things are listed in this order, drivers last: one machine may have a hundred that no other has.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
-    """One thing and the images that carry it.
+    """A routine, driver, finding or rule, and the images that have it.
 
-    `module` and `rva` (bytes) say where code is; `name` is how the audit printed it. `images` are SHA-256 names and
-    `sources` where those were found, in the same order; `of` is how many images were scanned.
+    `module` and `rva` (bytes) locate code; `name` is the text of the audit. `images` are named by SHA-256, `sources`
+    are their files in the same order; `of` is how many images were scanned.
     """
 
     kind: str
@@ -65,8 +65,8 @@ class Stacked:
     of: int
 
 
-def needed(kinds: Iterable[str]) -> set[str]:
-    """Return the tables that kinds are counted in.
+def tables_for(kinds: Iterable[str]) -> set[str]:
+    """Return the tables that the queries of kinds read.
 
     Raises:
         ApcAuditError: a kind is not known.
@@ -83,7 +83,7 @@ def stack(results: Results, kinds: Sequence[str] = tuple(KINDS), baseline: Resul
     Args:
         results: the tables that the kinds need.
         kinds: names from KINDS.
-        baseline: the same of machines that are known good; what is in any of those is left out.
+        baseline: results of machines known to be good; things in any of them are left out.
 
     Raises:
         ApcAuditError: there are no results.
@@ -101,8 +101,8 @@ def stack(results: Results, kinds: Sequence[str] = tuple(KINDS), baseline: Resul
 
 
 def _query(kind: str, *, with_baseline: bool) -> str:
-    # Code is the same where the module, what the list says of it, and the offset are; of its names, which differ with
-    # the symbols at hand, any will do.
+    # Code is the same if module, the module's status and offset are the same. Its names depend on the symbols at hand,
+    # so any of them is taken.
     by_place = "routine" in kind
     same = "lower(a.module) = lower(b.module) AND a.rva IS NOT DISTINCT FROM b.rva" if by_place else "a.name = b.name"
     same += f" AND {_MARK.format('a')} = {_MARK.format('b')}" if by_place else ""

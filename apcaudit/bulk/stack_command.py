@@ -1,4 +1,4 @@
-"""`apcaudit stack`: what is rare among the images, as a table or as JSON lines."""
+"""`apcaudit stack`: prints what is rare among the images, as a table or as JSON lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from apcaudit.bulk import damage, store
 from apcaudit.bulk.arguments import check_results, whole
-from apcaudit.bulk.stack import KINDS, Stacked, needed, stack
+from apcaudit.bulk.stack import KINDS, Stacked, stack, tables_for
 from apcaudit.text import one_line
 
 _NAMED = 4
@@ -38,9 +38,9 @@ def run(options: argparse.Namespace) -> int:
     for each in (options.results, *([options.baseline] if options.baseline else [])):
         check_results(each)
     kinds = options.kind or tuple(KINDS)
-    results = store.read(options.results, needed(kinds))
-    baseline = None if options.baseline is None else store.read(options.baseline, needed(kinds))
-    code = damage.tell((*results.damages, *(() if baseline is None else baseline.damages)))
+    results = store.read(options.results, tables_for(kinds))
+    baseline = None if options.baseline is None else store.read(options.baseline, tables_for(kinds))
+    code = damage.report((*results.damages, *(() if baseline is None else baseline.damages)))
     stacked = stack(results, kinds, baseline)
     if options.at_most is not None:
         stacked = [each for each in stacked if len(each.images) <= options.at_most]
@@ -65,5 +65,5 @@ def line_of(stacked: Stacked) -> str:
     more = len(stacked.sources) - _NAMED
     count = f"{len(stacked.images)} of {stacked.of}"
     text = f"{count:>11}  {stacked.kind:14}  {what:48}  {named}{f' and {more} more' if more > 0 else ''}"
-    # Names of files are whatever somebody gave them.
+    # File names may hold control characters.
     return one_line(text)

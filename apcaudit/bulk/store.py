@@ -1,7 +1,7 @@
-"""The results on disk: a folder an image, named by its SHA-256, with a Parquet file a table.
+"""The results on disk: a folder per image, named by its SHA-256, with a Parquet file per table.
 
-A folder appears under its name in one rename, whole or not at all: whoever reads sees no half-written image, several
-machines write to one shared folder, and whatever is killed leaves at most a hidden folder that nobody reads.
+A folder gets its name in one rename, whole or not at all. So readers see no half-written image, several machines can
+write to one shared folder, and a killed process leaves at most a hidden folder that is never read.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from apcaudit.errors import ApcAuditError
 _UNFINISHED = ".unfinished-"
 
 _IMAGE = re.compile(r"(path-)?[0-9a-f]{64}")
-"""How an image's folder is named; one with a table in it is taken for an image's under any name."""
+"""The name of an image's folder; a folder with a table in it counts as an image's under any name."""
 
 _ATTEMPTS = 100
 
-#: What a rename onto a folder that has files in it fails with; the last is Windows's.
+#: The errors of renaming onto a folder that is not empty; the last is that of Windows.
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)
 
 
 def write(results: Path, records: Records) -> None:
-    """Write all tables of one image, in place of what an earlier scan found on it."""
+    """Write all tables of one image, replacing those of an earlier scan."""
     results.mkdir(parents=True, exist_ok=True)
-    unfinished = results / f"{_UNFINISHED}{scratch.mark()}"
+    unfinished = results / f"{_UNFINISHED}{scratch.unfinished_name()}"
     unfinished.mkdir()
     try:
         for table in TABLES:
@@ -53,15 +53,15 @@ def _plain(row: Any) -> dict[str, Any]:
 
 
 def _publish(unfinished: Path, final: Path) -> None:
-    # A folder cannot be renamed over one that is not empty. Whoever is killed between the two renames leaves the
-    # image without results, and the next run scans it again.
+    # A folder cannot be renamed onto one that is not empty. If the process is killed between the two renames, the image
+    # is left without results, and the next run scans it again.
     for _ in range(_ATTEMPTS):
         try:
             os.rename(unfinished, final)
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
-            old = final.with_name(f"{_UNFINISHED}{scratch.mark()}")
+            old = final.with_name(f"{_UNFINISHED}{scratch.unfinished_name()}")
             try:
                 os.rename(final, old)
             except FileNotFoundError:
@@ -79,9 +79,9 @@ def remove(results: Path, image: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a folder of results holds, read once: the tables that were asked for, of the images that can be shown.
+    """The content of a folder of results: the requested tables of all images that could be read.
 
-    `tables` are Arrow tables by name, `images` among them always. `damages` are why the other images are left out.
+    `tables` are Arrow tables by name, always with `images`. `damages` say why the other images are left out.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ class Results:
         return sorted(rows, key=lambda row: (row.source, row.image))
 
     def connect(self, *, prefix: str = "", database: Any = None) -> Any:
-        """Open the tables in DuckDB: a view a table, named as the table after the prefix.
+        """Open the tables in DuckDB, each as a view named by the prefix and the table's name.
 
         Args:
             prefix: put before the names of the views.
@@ -118,11 +118,11 @@ class Results:
 
 
 def read(results: Path, wanted: Iterable[str] = TABLES) -> Results:
-    """Read a folder of results; an image of which a table that is wanted cannot be read is left out, as a value.
+    """Read a folder of results; an image with an unreadable table is left out and becomes a Damage.
 
     Args:
-        results: the folder; there may be none.
-        wanted: names of tables. The images are read in any case.
+        results: the folder, which may be missing.
+        wanted: names of tables; `images` is always read.
     """
     names = ("images", *(name for name in wanted if name != "images"))
     found: dict[str, list[Any]] = {name: [tables.schema(name).empty_table()] for name in names}
@@ -139,15 +139,15 @@ def read(results: Path, wanted: Iterable[str] = TABLES) -> Results:
 
 
 def check(results: Path) -> tuple[Damage, ...]:
-    """Read a folder of results, all tables, for nothing but what is damaged."""
+    """Read all tables in a folder of results, and return the damages only."""
     made = (_image(folder, tuple(TABLES)) for folder in _folders(results))
     return tuple(each for each in made if isinstance(each, Damage))
 
 
 def find(results: Path, image: str) -> ImageRow | None:
-    """Return what is known of an image by its SHA-256, None where there are no results, or damaged ones.
+    """Return an image's row by its SHA-256, None where its results are missing or damaged.
 
-    Whoever asks scans it again, which puts whole files in the place of these.
+    Then the caller scans the image, which replaces damaged files.
     """
     found = _image(results / image, tuple(TABLES))
     if found is None or isinstance(found, Damage):
@@ -159,16 +159,16 @@ def images(results: Path) -> list[ImageRow]:
     """Return the rows of all images, in the order of their sources.
 
     Raises:
-        ApcAuditError: some are damaged.
+        ApcAuditError: an image's results are damaged.
     """
     return _sound(read(results, ())).images
 
 
 def connect(results: Path) -> Any:
-    """Open the results in DuckDB: a view a table, named as the table.
+    """Open the results in DuckDB, each table as a view of its name.
 
     Raises:
-        ApcAuditError: the folder holds no results, or damaged ones: `read` tells which, and opens the others.
+        ApcAuditError: there are no results, or some are damaged; `read` opens the others.
     """
     return _sound(read(results)).connect()
 
@@ -180,7 +180,7 @@ def _sound(found: Results) -> Results:
 
 
 def _folders(results: Path) -> list[Path]:
-    """Return the folders of images: not the hidden ones of scans that are still writing, none of somebody else's."""
+    """Return the folders of images, without the hidden ones that scans are writing and without unrelated folders."""
     names = [f"{table}.parquet" for table in TABLES]
     folders = [each for each in results.glob("[!.]*") if os.path.isdir(each)]
     return sorted(
@@ -189,7 +189,7 @@ def _folders(results: Path) -> list[Path]:
 
 
 def _image(folder: Path, names: tuple[str, ...]) -> dict[str, Any] | Damage | None:
-    """Read tables of an image, all as one scan left them; None where it has none, or not any more."""
+    """Read tables of an image, all written by the same scan; None where the folder is missing."""
     for _ in range(_ATTEMPTS):
         before = _identity(folder)
         if before is None:
@@ -202,7 +202,7 @@ def _image(folder: Path, names: tuple[str, ...]) -> dict[str, Any] | Damage | No
                 damage = table
                 break
             made[name] = table
-        # Meanwhile another scan may have put other results in their place.
+        # If another scan has replaced the folder meanwhile, read again.
         if _identity(folder) == before:
             return made if damage is None else damage
     raise ApcAuditError(f"{folder} is being written by too many at once")

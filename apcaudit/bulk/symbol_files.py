@@ -1,4 +1,4 @@
-"""Symbol files that several images need: parsed and checked once, by the process from which each image's is forked."""
+"""Parsed symbol files that several images need, kept in the process from which the child for each image is forked."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from pathlib import Path
 from typing import IO, Any
 
 _KEPT = 8
-"""So many are kept, the first that are worth it: to take turns would be to parse again.
-
-That of a Windows kernel takes 20 to 35 MiB when it is parsed.
-"""
+"""How many parsed files are kept, the first that are used often enough; none is replaced, since others would be parsed
+again. The file of a Windows kernel takes 20 to 35 MiB."""
 
 _WORTH = 2
-"""The use at which a file is parsed to be kept: where each image has a Windows of its own, none is for nothing."""
+"""The number of uses at which a file is parsed and kept, so that files that only one image needs are not."""
 
 
 class SymbolFiles:
-    """Stands before vol's parser of symbol files, in the place of the modules `json` and `schemas`.
+    """Replaces the modules `json` and `schemas` in vol's parser of symbol files, and returns kept files at once.
 
-    A file is known by its contents: one that was changed is parsed anew.
+    A file is identified by its contents, so a changed file is parsed again.
 
     Args:
-        opened: opens a symbol file, by its URL, for bytes.
-        valid: tells whether what was parsed is a symbol file; takes as long as parsing.
-        folders: where symbol files lie; others are not opened, since an image may have said which.
+        opened: opens a symbol file by its URL, as bytes.
+        valid: tells whether parsed JSON is a symbol file; takes as long as parsing.
+        folders: folders of symbol files; no other URLs are opened, since a compromised child may have sent the URL.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class SymbolFiles:
         self._parsed: dict[bytes, Any] = {}
 
     def used(self, url: str) -> bool:
-        """Count a use of a file; True when the file was parsed, to be kept."""
+        """Count a use of a file; True if this call has parsed the file and keeps it."""
         if not self._lies_there(url):
             return False
         self._uses[url] += 1
@@ -63,13 +61,13 @@ class SymbolFiles:
         return parts.scheme == "file" and any(path.is_relative_to(os.path.abspath(each)) for each in self._folders)
 
     def load(self, reader: Any) -> Any:
-        """Parse a file, unless it is kept; takes the place of json.load."""
+        """Parse a file, unless it is kept; replaces json.load."""
         text = reader.read().encode()
         kept = self._parsed.get(_digest(text))
         return json.loads(text) if kept is None else kept
 
     def validate(self, parsed: Any) -> bool:
-        """Check what was parsed, unless it is kept; takes the place of schemas.validate."""
+        """Check parsed JSON, unless it is kept; replaces schemas.validate."""
         return any(parsed is each for each in self._parsed.values()) or self._valid(parsed)
 
 

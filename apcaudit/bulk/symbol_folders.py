@@ -1,4 +1,4 @@
-"""Folders of symbol files, before vol opens all that is in them for its index."""
+"""Checking folders of symbol files before vol opens all files in them for its index."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from apcaudit.errors import ApcAuditError
 from apcaudit.no_file import kind_of
 
-#: What vol takes for a symbol file, and for an archive of them (volatility3 2.28.2: constants.ISF_EXTENSIONS,
+#: Suffixes of symbol files and of archives of them in vol (volatility3 2.28.2: constants.ISF_EXTENSIONS,
 #: IntermediateSymbolTable.file_symbol_url).
 _SYMBOLS = (".json", ".json.xz", ".json.gz", ".json.bz2")
 _ARCHIVE = ".zip"
 
 
 def check(folders: Iterable[str | Path]) -> None:
-    """Look at folders that a user gave, and at every file in them that vol would open.
+    """Check the folders that a user gave, and every file in them that vol would open.
 
     Raises:
-        ApcAuditError: one is no folder, or holds what would keep vol for ever: a FIFO, a device.
+        ApcAuditError: one is no folder, or holds a FIFO or device, on which vol would hang.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -30,7 +30,7 @@ def check(folders: Iterable[str | Path]) -> None:
 
 
 def look_into(*folders: str | Path) -> None:
-    """Look at every file of folders that vol would open, those that are there.
+    """Check every file in folders that vol would open; missing folders are ignored.
 
     Raises:
         ApcAuditError: one is a FIFO, a device, or a damaged archive.
@@ -47,5 +47,5 @@ def _check(path: Path) -> None:
     if kind is not None:
         raise ApcAuditError(f"{path} is {kind}, no symbol file: remove it")
     if path.name.endswith(_ARCHIVE) and path.exists() and not zipfile.is_zipfile(path):
-        # Vol gives up on all of its symbol files then.
+        # A damaged archive would make vol give up on all symbol files.
         raise ApcAuditError(f"{path} is no zip archive, or a damaged one: remove it")

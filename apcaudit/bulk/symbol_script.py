@@ -1,4 +1,4 @@
-"""Missing symbol files: which they are, and the script that fetches them on a connected machine."""
+"""Missing symbol files, and the script that fetches them on a connected machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 _PDB = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _GUID = re.compile(r"[0-9A-Fa-f]{32}")
 
-#: Where Microsoft's symbol server has the image of a kernel, as the plugin says it of a minidump.
+#: The URL of a kernel's image on Microsoft's symbol server, as in the plugin's message on a minidump.
 _IMAGE = re.compile(r"https://msdl\.microsoft\.com/download/symbols/([\w.-]{1,64})/[0-9A-Fa-f]{9,16}/\1", re.ASCII)
 
 _PDBCONV = "volatility3.framework.symbols.windows.pdbconv"
 
-#: Reads the PDB's name, GUID and age out of a kernel's image: its CodeView record, "RSDS" (PE format specification,
+#: Reads the PDB's name, GUID and age from a kernel's image: its CodeView record, "RSDS" (PE format specification,
 #: "Debug Type"; the record's layout is public in Microsoft's microsoft-pdb, cvinfo.h).
 _BY_IMAGE = rf"""fetch_by_image() {{ python3 - "$1" <<'END'
 import os, re, subprocess, sys, urllib.request, uuid
@@ -35,10 +35,10 @@ END
 
 @dataclass(frozen=True, slots=True)
 class Symbols:
-    """An image's kernel by its PDB, and whether its symbol file is there.
+    """The PDB of an image's kernel, and whether its symbol file is there.
 
-    Without a PDB `reason` says why none is known. A minidump tells no more than where its `kernel` can be fetched; that
-    names its PDB.
+    Without a PDB, `reason` says why it is not known. For a minidump, only the URL `kernel` of the kernel's image is
+    known, which names the PDB.
     """
 
     source: str
@@ -56,12 +56,12 @@ class Symbols:
 
 
 def symbols_of(source: str, kernel: dict[str, Any] | None, reason: str | None) -> Symbols:
-    """Take what a process that read an image says of its kernel; the words go into commands, so each is looked at.
+    """Check what a reader process reports about an image's kernel, since it goes into commands.
 
     Args:
         source: the image.
         kernel: its PDB's name (`pdb`), `guid` and `age`.
-        reason: why there is no symbol file; none where there is one.
+        reason: why there is no symbol file; None where there is one.
     """
     present = reason is None
     named = kernel is not None and isinstance(kernel["age"], int)
@@ -72,7 +72,7 @@ def symbols_of(source: str, kernel: dict[str, Any] | None, reason: str | None) -
 
 
 def commands(every: Iterable[Symbols]) -> str:
-    """Make the script that fetches the missing symbol files; empty when none is missing."""
+    """Return the script that fetches the missing symbol files, empty if none is missing."""
     every = [each for each in every if not each.present]
     missing = {each.file: each for each in every if each.pdb is not None}
     kernels = {each.kernel for each in every if each.kernel is not None}

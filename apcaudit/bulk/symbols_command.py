@@ -1,4 +1,4 @@
-"""`apcaudit symbols`: which kernel each image has, whether its symbol file is there, and how to get the others."""
+"""`apcaudit symbols`: prints each image's kernel, whether its symbol file is there, and how to get missing ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if not images:
         raise ApcAuditError("no images there")
     folders = tuple(Path(each).resolve() for each in options.symbol_dirs)
-    # Nothing is fetched: the question is what a machine without a network has.
+    # Offline, since the question is which files this machine lacks.
     settings = Settings(
         Path(), folders, offline=True, memory=options.memory, timeout=options.timeout, scratch=options.scratch
     )
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             output.write(options.script, script, evidence=[each.path for each in images])
         except ApcAuditError:
-            # Reading the images took its time: what was found is not lost with the file.
+            # Reading the images took long, so the script is printed if its file cannot be written.
             print(f"\n{script}", end="")
             raise
         print(f"on a connected machine: sh {one_line(str(options.script))}", file=sys.stderr)
@@ -77,10 +77,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def identified(image: Evidence, readers: Readers, settings: Settings) -> Symbols:
-    """Find an image's kernel, in a process with the settings' limits."""
+    """Identify an image's kernel in a process with the settings' limits."""
     request = {"do": "identify", "path": str(image.path), "member": image.member}
     try:
-        with scratch.folder(settings.scratch) as folder, readers.lend(settings) as isolation:
+        with scratch.folder(settings.scratch) as folder, readers.acquire(settings) as isolation:
             limits = {"memory": settings.memory, "scratch": str(folder)}
             found = isolation.ask(request | limits, time.monotonic() + settings.timeout, lambda _: None)
     except ImageError as error:
@@ -89,7 +89,7 @@ def identified(image: Evidence, readers: Readers, settings: Settings) -> Symbols
 
 
 def line_of(symbols: Symbols) -> str:
-    """Say in a line what is known of an image's kernel."""
+    """Return the line on an image's kernel."""
     if symbols.pdb is None:
         text = f"{symbols.source}: {'symbol file there, its PDB unknown' if symbols.present else symbols.reason}"
     else:

@@ -1,4 +1,4 @@
-"""The file of one table: its schema, and reading it whole or saying what is wrong with it, never by an exception."""
+"""The file of one table: its schema, writing it, and reading it, where damage is a value and not an exception."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from apcaudit.bulk.extra import load
 from apcaudit.bulk.records import FAILED, SCANNED, SEVERITIES, TABLES, Address
 
 VERSION = "1"
-"""Of the schemas; readers may rely on the columns of a version, and find it in each file's metadata."""
+"""Version of the schemas, in each file's metadata; the columns of a version stay."""
 
 _SHOWN = 200
-"""So many characters of what a library says of a file are told."""
+"""How many characters of a library's error message, or of a file's value, are shown."""
 
 
 @functools.cache
@@ -46,13 +46,13 @@ def schema(table: str) -> Any:
 
 
 def write(rows: list[dict[str, Any]], table: str, path: Path) -> None:
-    """Write a table's file, and wait until it is on the disk."""
+    """Write a table's file and flush it to the disk."""
     arrow, parquet = load("pyarrow"), load("pyarrow.parquet")
     made = arrow.Table.from_pylist(rows, schema=schema(table))
     with path.open("wb") as file:
-        # Checksums tell a value that a disk has changed.
+        # Checksums detect values that a disk has changed.
         parquet.write_table(made, file, compression="zstd", write_page_checksum=True)
-        # A machine that loses its power must not leave the name and not the bytes.
+        # After a power failure there must be no name without the bytes.
         file.flush()
         os.fsync(file.fileno())
 
@@ -61,7 +61,7 @@ def read(folder: Path, table: str) -> Any:
     """Read a table of an image's folder.
 
     Returns:
-        An Arrow table in the table's schema, or the Damage for which there is none.
+        An Arrow table in the table's schema, or a Damage.
     """
     arrow, parquet = load("pyarrow"), load("pyarrow.parquet")
     path = folder / f"{table}.parquet"
@@ -74,7 +74,7 @@ def read(folder: Path, table: str) -> Any:
             found = opened.schema_arrow
             damage = _wrong_schema(path, table, found)
             if damage is None:
-                # A later release of the same version may have added columns, and their order is nobody's promise.
+                # A later release may have added columns to this version, and their order is not fixed.
                 columns = opened.read(columns=schema(table).names, use_threads=False)
                 columns.validate(full=True)
                 made = arrow.Table.from_arrays([columns[name] for name in schema(table).names], schema=schema(table))
@@ -90,7 +90,7 @@ def read(folder: Path, table: str) -> Any:
 
 
 def _no_file(status: os.stat_result) -> str | None:
-    """Say what something is that is no file: to open a FIFO is to wait, and to read a device may never end."""
+    """Say why a path is no regular file with content, without opening it: opening a FIFO could wait for ever."""
     if stat.S_ISREG(status.st_mode):
         return None if status.st_size else "it is empty"
     if stat.S_ISDIR(status.st_mode):

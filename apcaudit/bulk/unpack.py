@@ -1,4 +1,4 @@
-"""An image's bytes: out of a gzip or xz file or a zip archive, with what vol needs beside it, and their SHA-256."""
+"""Unpacking an image from gzip, xz or zip, with the files that vol needs beside it, and hashing its bytes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from apcaudit.bulk.room import NoRoomError, needed
+from apcaudit.bulk.room import NoRoomError, report_full
 from apcaudit.bulk.vmware import states_of
 from apcaudit.errors import ApcAuditError
 
 _BLOCK = 4 << 20
 
 _SPARE = 1 << 30
-"""Bytes that unpacking leaves free on the scratch disk: an archive may hold far more than there is room for."""
+"""Bytes that unpacking leaves free on the scratch disk."""
 
 _ADVICE = "give another folder with --scratch"
 
@@ -37,22 +37,22 @@ Stream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
 _GZIP, _XZ, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\0", b"PK\x03\x04"
 
 
-#: What is no file to be read to its end: a FIFO waits for who writes to it, a device may never end.
+#: Files that cannot be read to their end: a FIFO waits for its writer, a device may be endless.
 _NO_FILES = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"))
 
 
 def is_packed(path: Path, member: str | None) -> bool:
-    """Tell whether a file has to be unpacked; a member of an archive always has.
+    """Tell whether a file has to be unpacked; a member of an archive always has to be.
 
     Raises:
-        ApcAuditError: it is no file that ends.
+        ApcAuditError: it is no regular file or disk.
     """
     mode = path.stat().st_mode
     for is_kind, kind in _NO_FILES:
         if is_kind(mode):
             raise ApcAuditError(f"{path} is {kind}, no file with an image in it")
     if stat.S_ISDIR(mode):
-        # It is asked for where it could not be listed, which says why.
+        # A folder gets here only if it could not be listed: this raises the reason.
         os.listdir(path)
         raise ApcAuditError(f"{path} is a folder, no file with an image in it")
     return member is not None or _head(path).startswith((_GZIP, _XZ, _ZIP))
@@ -64,17 +64,17 @@ def _head(path: Path) -> bytes:
 
 
 def image_of(path: Path, member: str | None, scratch: Path, stage: Callable[[str], None]) -> tuple[Path, str, int]:
-    """Return the file with an image's bytes, their SHA-256 and how many they are.
+    """Return the file with an image's bytes, their SHA-256 and their number.
 
     Args:
         path: the file that was found.
         member: its member, where it is a zip archive.
-        scratch: folder for what has to be unpacked; the caller removes it.
-        stage: told `unpack` or `hash` when that begins.
+        scratch: folder for unpacked files; the caller removes it.
+        stage: called with `unpack` or `hash` when that begins.
 
     Raises:
         ApcAuditError: the archive is damaged or encrypted.
-        NoRoomError: it holds more than the disk does.
+        NoRoomError: the disk is too small for its contents.
     """
     digest = hashlib.sha256()
     if not is_packed(path, member):
@@ -96,12 +96,12 @@ def image_of(path: Path, member: str | None, scratch: Path, stage: Callable[[str
 
 
 def _safe(name: str) -> str:
-    """Make a file's name out of what a member is called, which may be anything, also what no file system takes."""
+    """Make a safe file name from a member's name, which may hold any characters."""
     return _UNSAFE.sub("_", name).lstrip(".")[-_LONGEST:] or "image"
 
 
 def _beside(path: Path, member: str | None, name: str) -> tuple[Path, str | None] | None:
-    """Find a file of a name beside a file or beside the member of an archive."""
+    """Find a file by its name, beside a file or beside the member of an archive."""
     if member is None:
         return (path.with_name(name), None) if path.with_name(name).is_file() else None
     sibling = member[: -len(PurePosixPath(member).name)] + name
@@ -109,29 +109,29 @@ def _beside(path: Path, member: str | None, name: str) -> tuple[Path, str | None
         return (path, sibling) if sibling in archive.namelist() else None
 
 
-def _unpack(path: Path, member: str | None, target: Path, told: Callable[[bytes], object]) -> int:
-    """Write a file's or member's bytes to a file, and tell of each block; give how many they are."""
+def _unpack(path: Path, member: str | None, target: Path, consume: Callable[[bytes], object]) -> int:
+    """Write a file's or member's bytes to a file, pass each block to `consume`, and return their number."""
 
     def write(block: bytes) -> None:
         if shutil.disk_usage(target.parent).free < _SPARE + len(block):
             raise NoRoomError(f"no room to unpack it in {target.parent}: {_ADVICE}")
         file.write(block)
-        told(block)
+        consume(block)
 
     try:
-        with needed(target.parent, _ADVICE), _opened(path, member) as packed, target.open("wb") as file:
+        with report_full(target.parent, _ADVICE), _opened(path, member) as packed, target.open("wb") as file:
             return _read(packed, write)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise ApcAuditError(f"the archive is damaged: {error}") from error
     except (RuntimeError, NotImplementedError) as error:
-        # What zipfile raises for encrypted members and unknown methods.
+        # zipfile raises these for encrypted members and unknown methods.
         raise ApcAuditError(f"the archive cannot be unpacked: {error}") from error
 
 
-def _read(file: Stream, told: Callable[[bytes], object]) -> int:
+def _read(file: Stream, consume: Callable[[bytes], object]) -> int:
     size = 0
     while block := file.read(_BLOCK):
-        told(block)
+        consume(block)
         size += len(block)
     return size
 

@@ -1,4 +1,4 @@
-"""VMware's pairs of files: a machine's memory (.vmem), and its state beside it (.vmss, .vmsn), which vol needs too."""
+"""VMware's pairs of files: a machine's memory (.vmem) and its state (.vmss, .vmsn), both of which vol needs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Collection
 _MEMORY = ".vmem"
 
 _STATES = (".vmss", ".vmsn")
-"""Of a suspended machine, and of a snapshot; vol takes the first that is there."""
+"""Suffixes for a suspended machine and for a snapshot; vol takes the first that exists."""
 
 _PACKINGS = ("", ".gz", ".xz")
 
 
 def is_state(name: str, beside: Collection[str]) -> bool:
-    """Tell whether a file is the state of a memory among the files beside it, which may be packed."""
+    """Tell whether a file is the state that belongs to a memory file beside it; both may be packed."""
     plain = _plain(name)
     return plain.endswith(_STATES) and any(plain[:-5] + _MEMORY + packing in beside for packing in _PACKINGS)
 
 
 def states_of(name: str) -> dict[str, str]:
-    """Return the names that the state of a memory may have, packed or not, and under which vol looks for each."""
+    """Return the possible names of a memory file's state, packed or not, and for each the name that vol looks for."""
     plain = _plain(name)
     if not plain.endswith(_MEMORY):
         return {}

@@ -1,4 +1,4 @@
-"""One image, from file to results: what a worker does, on this machine or on one of a cluster."""
+"""Scanning one image, from its file to its results: the work of a worker, on this machine or in a cluster."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from apcaudit.bulk.records import (
 )
 
 _KNOWN = ".known"
-"""Folder in the results of what each file's SHA-256 was, by its path, size and time: a second run hashes no file."""
+"""Folder in the results with the SHA-256 of each file by path, size and time, so that a second run hashes no file."""
 
 readers = Readers()
 """The processes that read images for this one."""
 
 
 def scan_or_fail(evidence: Evidence, settings: Settings, stage: Callable[[str], None]) -> Outcome:
-    """Scan an image; whatever goes wrong around it is that image's failure too.
+    """Scan an image; unforeseen errors become a failure of the image too.
 
     Raises:
-        NoRoomError: there is no room for results.
+        NoRoomError: the disk of the results is full.
         OSError: results cannot be written.
-        StoppedError: the whole scan is to end.
+        StoppedError: the whole scan ends.
     """
     started = time.monotonic()
     try:
@@ -49,39 +49,39 @@ def scan_or_fail(evidence: Evidence, settings: Settings, stage: Callable[[str], 
     except (room.NoRoomError, StoppedError):
         raise
     except Exception as error:
-        return fail(evidence, settings, why(error), "worker", time.monotonic() - started, passing=True)
+        return fail(evidence, settings, describe_error(error), "worker", time.monotonic() - started, passing=True)
 
 
-def why(error: BaseException) -> str:
-    """Say in one line what an error is that nobody foresaw."""
+def describe_error(error: BaseException) -> str:
+    """Describe an unforeseen error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = lambda _: None) -> Outcome:
-    """Audit an image unless its results are there, and write them.
+    """Audit an image and write its results, unless valid ones exist.
 
     Args:
         evidence: the file.
-        settings: what holds for all.
-        stage: told what the worker is at.
+        settings: those of the scan.
+        stage: called with each stage that begins.
     """
     started = time.monotonic()
     known = _known(evidence, settings)
     if known is not None:
-        earlier = _earlier(evidence, known, settings)
+        earlier = _earlier_outcome(evidence, known, settings)
         if earlier is not None:
             return earlier
     image: str | None = None
     size: int | None = None
     deadline = started + settings.timeout
     try:
-        with scratch.folder(settings.scratch) as unpacked, readers.lend(settings) as isolation:
+        with scratch.folder(settings.scratch) as unpacked, readers.acquire(settings) as isolation:
             request: dict[str, Any] = {"memory": settings.memory, "scratch": str(unpacked)}
             asked: dict[str, Any] = {"do": "hash", "path": str(evidence.path), "member": evidence.member}
             hashed = isolation.ask(request | asked, deadline, stage)
             image, size = str(hashed["image"]), int(hashed["size"])
             _remember(evidence, image, settings)
-            earlier = _earlier(evidence, image, settings)
+            earlier = _earlier_outcome(evidence, image, settings)
             if earlier is not None:
                 return earlier
             asked = {"do": "audit", "file": hashed["file"], "image": image}
@@ -115,30 +115,30 @@ def fail(
 
     Args:
         evidence: the file.
-        settings: what holds for all.
-        reason: why.
-        stage: where.
+        settings: those of the scan.
+        reason: why it failed.
+        stage: the stage at which it failed.
         seconds: after how long.
         image: SHA-256 of its bytes, None where they could not be read.
-        size: how many these are.
-        passing: whether the machine is to blame, and the next scan is to try again.
+        size: its size in bytes.
+        passing: whether the cause is the machine, so that the next scan tries again.
     """
-    name = image or _unread(evidence)
+    name = image or _path_name(evidence)
     if image is None:
         _remember(evidence, name, settings)
     row = ImageRow(
-        **_made(evidence, name, size, seconds),
-        settings="" if passing else fingerprint.of(settings, None, limits=True),
+        **_common_columns(evidence, name, size, seconds),
+        settings="" if passing else fingerprint.describe(settings, None, limits=True),
         status=FAILED,
         reason=reason,
         stage=stage,
-        **_NOTHING,
+        **_NO_CONTENTS,
     )
     _write(settings, Records(row))
     return Failed(evidence.source, name, reason, stage, seconds)
 
 
-_NOTHING: dict[str, Any] = {
+_NO_CONTENTS: dict[str, Any] = {
     "kernel_pdb": None,
     "kernel_guid": None,
     "kernel_age": None,
@@ -157,11 +157,13 @@ _NOTHING: dict[str, Any] = {
 
 
 def _write(settings: Settings, records: Records) -> None:
-    with room.needed(settings.results, "free some, and the same command goes on where this one was; nothing is lost"):
+    with room.report_full(
+        settings.results, "free some, and the same command goes on where this one was; nothing is lost"
+    ):
         store.write(settings.results, records)
 
 
-def _made(evidence: Evidence, image: str, size: int | None, seconds: float) -> dict[str, Any]:
+def _common_columns(evidence: Evidence, image: str, size: int | None, seconds: float) -> dict[str, Any]:
     return {
         "image": image,
         "source": evidence.source,
@@ -178,16 +180,16 @@ def _records(
     kernel = contents["kernel"] or {}
     findings = tuple(FindingRow(**row) for row in contents["findings"])
     row = ImageRow(
-        **_made(evidence, image, size, seconds),
-        # What was short of memory may find more with more.
-        settings=fingerprint.of(settings, kernel.get("guid"), limits=bool(contents["short"])),
+        **_common_columns(evidence, image, size, seconds),
+        # An audit that came near its memory limit may find more with a higher one.
+        settings=fingerprint.describe(settings, kernel.get("guid"), limits=bool(contents["short"])),
         status=SCANNED,
         reason=None,
         stage=None,
         kernel_pdb=kernel.get("pdb"),
         kernel_guid=kernel.get("guid"),
         kernel_age=kernel.get("age"),
-        **{name: contents[name] for name in _NOTHING.keys() & contents.keys() - {"findings", "notes"}},
+        **{name: contents[name] for name in _NO_CONTENTS.keys() & contents.keys() - {"findings", "notes"}},
         severity=max((each.severity for each in findings), key=SEVERITIES.index, default="info"),
         findings=len(findings),
         notes="\n".join(contents["notes"]),
@@ -201,21 +203,23 @@ def _records(
     )
 
 
-def _earlier(evidence: Evidence, image: str, settings: Settings) -> Outcome | None:
-    """Return what an earlier scan found that would find the same today, None when the image is to be scanned."""
+def _earlier_outcome(evidence: Evidence, image: str, settings: Settings) -> Outcome | None:
+    """Return the outcome of an earlier scan if it is still valid, None if the image has to be scanned."""
     row = store.find(settings.results, image)
     if row is None:
         return None
     if row.status == SCANNED:
-        if row.settings not in {fingerprint.of(settings, row.kernel_guid, limits=limits) for limits in (False, True)}:
+        if row.settings not in {
+            fingerprint.describe(settings, row.kernel_guid, limits=limits) for limits in (False, True)
+        }:
             return None
         return Scanned(evidence.source, image, row.severity, row.findings, row.seconds, reused=True)
-    if settings.retry or row.settings != fingerprint.of(settings, None, limits=True):
+    if settings.retry or row.settings != fingerprint.describe(settings, None, limits=True):
         return None
     return Failed(evidence.source, image, row.reason or "", row.stage or "", row.seconds, reused=True)
 
 
-def _unread(evidence: Evidence) -> str:
+def _path_name(evidence: Evidence) -> str:
     return "path-" + hashlib.sha256(evidence.source.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -226,7 +230,7 @@ def _state(evidence: Evidence) -> list[Any]:
 
 def _known(evidence: Evidence, settings: Settings) -> str | None:
     try:
-        known = json.loads((settings.results / _KNOWN / _unread(evidence)).read_text(encoding="utf-8"))
+        known = json.loads((settings.results / _KNOWN / _path_name(evidence)).read_text(encoding="utf-8"))
         return str(known["image"]) if known["state"] == _state(evidence) else None
     except (OSError, ValueError, KeyError):
         return None
@@ -234,16 +238,16 @@ def _known(evidence: Evidence, settings: Settings) -> str | None:
 
 def _remember(evidence: Evidence, image: str, settings: Settings) -> None:
     folder = settings.results / _KNOWN
-    unfinished = folder / f".{scratch.mark()}"
-    # It saves time and no more: evidence that somebody moved away meanwhile, say, is not remembered.
+    unfinished = folder / f".{scratch.unfinished_name()}"
+    # This only saves time, so errors are ignored: the file may have been moved meanwhile.
     with contextlib.suppress(OSError):
         known = json.dumps({"image": image, "state": _state(evidence)})
         folder.mkdir(parents=True, exist_ok=True)
         try:
             unfinished.write_text(known, encoding="utf-8")
-            os.replace(unfinished, folder / _unread(evidence))
+            os.replace(unfinished, folder / _path_name(evidence))
         finally:
             unfinished.unlink(missing_ok=True)
-    if image != _unread(evidence):
-        # It was unreadable before, and is not any more.
-        store.remove(settings.results, _unread(evidence))
+    if image != _path_name(evidence):
+        # If the file was unreadable before, remove the row of that.
+        store.remove(settings.results, _path_name(evidence))

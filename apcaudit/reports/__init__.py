@@ -1,1 +1,1 @@
-"""The report: one HTML file that shows what a folder of results holds."""
+"""The report: one HTML file that shows a folder of results."""

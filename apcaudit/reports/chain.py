@@ -1,4 +1,4 @@
-"""The chain of a suspect thread: image, thread, KAPC, routine, driver, origin; like chains of several images as one."""
+"""The chain of a suspect thread: image, thread, KAPC, routine, driver, origin; equal chains of images are merged."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 from apcaudit.bulk.records import HIDDEN, LOADED, UNLISTED, UNLOADED, ApcRow, FindingRow, ThreadRow
 from apcaudit.reports.dataset import Dataset, rank
-from apcaudit.reports.visible import name_of
+from apcaudit.text import name_of
 
 NO_MODULE = "in no module"
 
 _APCS = 6
-"""So many of a thread's APCs are drawn; a longer list is the same again and again."""
+"""How many of a thread's APCs are drawn; longer lists mostly repeat one APC."""
 
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What holds a routine: its name, and what the list says of it; neither for code of no module."""
+    """The driver that holds a routine: its name and its status in the module list; None for code in no module."""
 
     name: str | None
     status: str | None
@@ -34,7 +34,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Routine:
-    """A routine: what it is to the KAPC or thread, its text, what holds it."""
+    """A routine: its role for the KAPC or thread, its text, its driver."""
 
     role: str
     text: str
@@ -43,7 +43,7 @@ class Routine:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A KAPC with its routines and its origin; without a KAPC, what a thread began with."""
+    """A KAPC with its routines; without a KAPC, the start routine of the thread."""
 
     apc: ApcRow | None
     routines: tuple[Routine, ...]
@@ -51,7 +51,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A suspect thread, its links, its findings, all images that have one like it, and how many APCs are left out."""
+    """A suspect thread, its links and findings, all images with an equal chain, and how many APCs are left out."""
 
     thread: ThreadRow
     image: str
@@ -62,15 +62,15 @@ class Chain:
 
     @property
     def codes(self) -> tuple[tuple[str, str], ...]:
-        """The findings' codes with their worst severities, the worst first."""
+        """The findings' codes with their highest severities, the highest first."""
         worst: dict[str, str] = {}
         for each in self.findings:
             worst[each.code] = min(worst.get(each.code, each.severity), each.severity, key=rank)
         return tuple(sorted(worst.items(), key=lambda item: (rank(item[1]), item[0])))
 
 
-def follow(dataset: Dataset) -> tuple[Chain, ...]:
-    """Make the chains of a dataset's suspect threads, the worst first and then those of the fewest images."""
+def make_chains(dataset: Dataset) -> tuple[Chain, ...]:
+    """Make the chains of a dataset's suspect threads, the most severe first, then those of the fewest images."""
     names = {each.image: name_of(each.source) for each in dataset.images}
     sources = {each.image: each.source for each in dataset.images}
     apcs: dict[tuple[str, int], list[ApcRow]] = defaultdict(list)
@@ -103,7 +103,7 @@ def follow(dataset: Dataset) -> tuple[Chain, ...]:
 def _links(thread: ThreadRow, apcs: Iterable[ApcRow]) -> Iterator[Link]:
     for apc in apcs:
         yield Link(apc, tuple(_routines(apc)))
-    # A user thread starts in a module of its process, of which the audit knows nothing.
+    # A user thread starts in a module of its process, which the audit does not read.
     if thread.start_routine and (thread.start_module is not None or thread.start_backing is not None):
         driver = _driver(thread.start_module, thread.start_routine)
         yield Link(None, (Routine("start routine", thread.start_routine, driver),))
@@ -118,24 +118,24 @@ def _routines(apc: ApcRow) -> Iterator[Routine]:
         if text is None or text in ("0", "0x0"):
             continue
         if module is None and role == "NormalRoutine" and apc.kind == "user":
-            # It runs in user mode: that no kernel module holds it is as it should be.
+            # It runs in user mode, so it belongs to no kernel module.
             yield Routine(role, text, Driver("user mode", LOADED))
         else:
             yield Routine(role, text, _driver(module, text))
 
 
 def _driver(module: str | None, text: str) -> Driver:
-    """Tell by a routine's text what its module is: two of one name may be in an image, and one of them hidden."""
+    """Return a routine's driver, its status by the text, since a hidden driver may have a listed one's name."""
     if module is None:
         return Driver(None, None)
     if text.startswith("0x"):
-        # Where an unloaded driver lay, the audit names no routine.
+        # For code in the range of an unloaded driver the audit prints the address only.
         return Driver(module, UNLOADED)
     return Driver(module, next((each for each in (HIDDEN, UNLISTED) if text.endswith(f" ({each})")), LOADED))
 
 
 def _likeness(chain: Chain) -> tuple[object, ...]:
-    """Return what chains of several images have in common when they tell the same story: all but the numbers."""
+    """Return the key by which equal chains are merged: everything but numbers, such as addresses and IDs."""
     links = tuple(
         (
             link.apc and (link.apc.queue, link.apc.kind, _NUMBER.sub("", link.apc.origin or "")),

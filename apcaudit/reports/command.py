@@ -1,4 +1,4 @@
-"""`apcaudit report`: a folder of results, or one image, to one HTML file."""
+"""`apcaudit report`: makes one HTML file of a folder of results or of one image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from apcaudit.bulk.outcome import Settings
 from apcaudit.errors import ApcAuditError
 from apcaudit.reports import dataset, page
 from apcaudit.reports.dataset import Dataset
-from apcaudit.reports.visible import name_of
-from apcaudit.text import one_line
+from apcaudit.text import name_of, one_line
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the report; give the exit code."""
+    """Make the report; return the exit code."""
     load("jinja2")
     if options.path.is_dir():
         check_results(options.path)
@@ -70,9 +69,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _write(results: Path, title: str, file: BinaryIO) -> tuple[Dataset, int]:
-    """Write the page of results; give what is in it, and the exit code where something is not."""
+    """Write the page of results; return its dataset and the exit code, which is 0 unless results are left out."""
     read = store.read(results)
-    code = damage.tell(read.damages)
+    code = damage.report(read.damages)
     found = dataset.make(read)
     file.write(page.render(found, title).encode())
     return found, code
@@ -84,4 +83,4 @@ def _say(path: Path, found: Dataset) -> None:
 
 
 def _quiet(worker: str, source: str, stage: str) -> None:
-    """Show nothing of the stages: it is one image."""
+    """Print no stages for a single image."""

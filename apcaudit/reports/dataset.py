@@ -1,4 +1,4 @@
-"""What a report is made of: the results' rows that it shows, read once and in an order of their own."""
+"""The data of a report: the rows that it shows, read once and sorted."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from apcaudit.bulk.stack import Stacked, stack
 from apcaudit.bulk.store import Results
 
 WORST_FIRST = tuple(reversed(SEVERITIES))
-"""The severities as a report names them."""
+"""The severities, the highest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """The rows of a folder of results.
 
-    `threads` and `apcs` are those with findings. `stacked` says how many images have each routine, driver, finding and
-    rule. `damages` are why images are left out.
+    `threads` and `apcs` are those with findings. `stacked` says in how many images each routine, driver, finding and
+    rule is. `damages` say why images are left out.
     """
 
     images: tuple[ImageRow, ...]
@@ -34,17 +34,17 @@ class Dataset:
 
     @property
     def scanned(self) -> tuple[ImageRow, ...]:
-        """The images that have results."""
+        """The images that were scanned."""
         return tuple(each for each in self.images if each.status == SCANNED)
 
     @property
     def failed(self) -> tuple[ImageRow, ...]:
-        """The images that have none."""
+        """The images whose scan failed."""
         return tuple(each for each in self.images if each.status == FAILED)
 
 
 def rank(severity: str) -> int:
-    """Return a severity's place, 0 the worst; one that we do not know is taken for the worst."""
+    """Return a severity's rank, 0 for the highest; an unknown severity ranks as the highest."""
     return WORST_FIRST.index(severity) if severity in WORST_FIRST else 0
 
 
@@ -58,10 +58,10 @@ def read(results: Path) -> Dataset:
 
 
 def make(results: Results) -> Dataset:
-    """Make it of results that were read.
+    """Make a dataset of results that were read.
 
     Raises:
-        ApcAuditError: there are none.
+        ApcAuditError: there are no results.
     """
     images = sorted(results.images, key=lambda row: (rank(row.severity), -row.findings, row.source, row.image))
     with results.connect() as database:

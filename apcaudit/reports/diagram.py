@@ -1,4 +1,4 @@
-"""A chain as a drawing: boxes in six columns and the lines between them, in the units of SVG's user space."""
+"""Drawing a chain: boxes in six columns and lines between them, in units of SVG's user space."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from apcaudit.bulk.records import HIDDEN
 from apcaudit.reports.chain import NO_MODULE, Chain, Link, Routine
-from apcaudit.reports.visible import folded, visible
+from apcaudit.text import fold, visible
 
 _COLUMNS = 6
 """Image, thread, KAPC, routine, driver, origin."""
@@ -15,12 +15,12 @@ _COLUMNS = 6
 _WIDTH, _GAP, _TOP = 186, 26, 2
 _LINE, _HEAD, _FOOT, _LANE_GAP = 15, 24, 9, 14
 _CHARACTERS = 25
-"""Characters of a monospaced line of 11 pixels that fit into a box."""
+"""How many monospaced characters of 11 pixels fit into a line of a box."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box: its heading, its lines, and the whole text, which a pointer over it shows."""
+    """A box: its heading, its lines (y, text), and the whole text, shown as its tooltip."""
 
     x: int
     y: int
@@ -34,7 +34,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A chain's drawing; `text` says the same in a sentence, for who cannot see it."""
+    """A chain's drawing; `text` describes it for screen readers."""
 
     width: int
     height: int
@@ -52,8 +52,8 @@ class _Pen:
         self.y = _TOP
 
     def box(self, column: int, y: int, heading: str, texts: list[tuple[str, int]], *, suspect: bool = False) -> Box:
-        """Draw a box with texts, each folded into so many lines at most."""
-        shown = [line for text, most in texts for line in folded(str(visible(text)), _CHARACTERS, most)]
+        """Draw a box with texts, each given with its greatest number of lines."""
+        shown = [line for text, most in texts for line in fold(str(visible(text)), _CHARACTERS, most)]
         lines = tuple((y + _HEAD + _LINE * (index + 1) - 4, line) for index, line in enumerate(shown))
         whole = "\n".join(text for text, _ in texts)
         made = Box(_x(column), y, _HEAD + _LINE * len(shown) + _FOOT, heading, lines, whole, suspect)
@@ -61,14 +61,14 @@ class _Pen:
         return made
 
     def line(self, start: Box, end: Box) -> None:
-        """Draw a line from a box's right side to another's left one, in the height of their headings."""
+        """Draw a line from a box's right side to the left side of another, at the height of their headings."""
         x1, y1, x2, y2 = start.x + start.width, start.y + 14, end.x, end.y + 14
         middle = x1 + _GAP // 2
         self.paths.append(f"M{x1} {y1}H{x2}" if y1 == y2 else f"M{x1} {y1}H{middle}V{y2}H{x2}")
 
 
 def draw(chain: Chain) -> Drawing:
-    """Draw a chain."""
+    """Draw a chain: image and thread once, then a lane for each KAPC."""
     pen = _Pen()
     thread = chain.thread
     others = len(chain.images) - 1

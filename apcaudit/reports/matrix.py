@@ -1,4 +1,4 @@
-"""Findings over images: a row an image, or a row for all images with the same findings where there are many."""
+"""The matrix of findings and images: one row per image, or with many images one per set of findings."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from apcaudit.reports.dataset import Dataset, rank
-from apcaudit.reports.visible import name_of
+from apcaudit.text import name_of
 
 _APART = 30
-"""So many images with findings have a row each; more share one where their findings are the same."""
+"""Up to this number, images with findings have a row each; with more, images with the same findings share one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A code of a finding: its worst severity, and how many images have it."""
+    """The code of a finding: its highest severity, and how many images have it."""
 
     code: str
     severity: str
@@ -23,7 +23,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a row has of a code: the severity, and how many an image has: fewest and most."""
+    """A row's findings of one code: the severity, and the fewest and most findings in one of its images."""
 
     code: str
     severity: str
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Images with the same findings; a cell for each column, None where they have none of it."""
+    """An image, or images with the same findings; one cell per column, None where they lack the finding."""
 
     images: tuple[str, ...]
     severity: str
@@ -42,7 +42,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The columns, the worst first, and the rows, the worst first and then the rarest; `shared` when images share."""
+    """The columns and rows, the most severe first, then the rarest.
+
+    `clean` is the number of images without findings, `shared` whether images with the same findings share a row.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]

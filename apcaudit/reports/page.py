@@ -1,4 +1,4 @@
-"""The page: template, style and script as one file that asks nobody for anything, and its content security policy."""
+"""The page: template, style and script in one file that loads nothing else, and its content security policy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from importlib.resources import files
 from apcaudit.bulk.extra import load
 from apcaudit.reports import chain, diagram, matrix, prevalence, summary
 from apcaudit.reports.dataset import WORST_FIRST, Dataset, rank
-from apcaudit.reports.visible import name_of, seams, visible
+from apcaudit.text import name_of, seams, visible
 
 _FINDINGS = 5000
-"""So many findings are in the page's table, the worst; more would make it slow, and `apcaudit export` has all."""
+"""How many findings the page's table has, the most severe; more would make it slow, and `apcaudit export` has all."""
 
 _CHAINS = 300
 
 MARKS = {"critical": "◆", "high": "▲", "medium": "■", "low": "●", "info": "○"}
-"""A shape a severity: colour alone does not say it."""
+"""The shape shown for each severity, since colour alone is not enough."""
 
 
 def render(dataset: Dataset, title: str) -> str:
@@ -33,7 +33,7 @@ def render(dataset: Dataset, title: str) -> str:
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        # Every value on its way into the page, before it is escaped: none gets past by a forgotten filter.
+        # Applied to every value before it is escaped, so that no template can forget it.
         finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -46,13 +46,13 @@ def render(dataset: Dataset, title: str) -> str:
         "seams": seams,
     }
     environment.globals |= {"marks": MARKS, "severities": WORST_FIRST, "rank": rank}
-    chains = chain.follow(dataset)
+    chains = chain.make_chains(dataset)
     sources = {each.image: each.source for each in dataset.images}
     findings = sorted(dataset.findings, key=lambda each: (rank(each.severity), sources.get(each.image, ""), each.image))
     page: str = environment.get_template("report.html.j2").render(
         title=title,
         policy=policy(style, script),
-        # Ours, not an image's; between the tags of style and script nothing is escaped.
+        # Not from an image; HTML has no escapes within the elements style and script.
         style=environment.filters["safe"](style),
         script=environment.filters["safe"](script),
         summary=summary.summarize(dataset),
@@ -77,7 +77,7 @@ def policy(style: str, script: str) -> str:
 
 
 def address(value: int | None) -> str:
-    """Write an address; nothing for none."""
+    """Format an address in hexadecimal, None as an empty text."""
     return "" if value is None else f"{value:#x}"
 
 

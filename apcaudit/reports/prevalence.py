@@ -1,4 +1,4 @@
-"""How many images have the same finding, routine, driver or rule: the rarest first, a bar each."""
+"""Bar charts of how many images have each finding, routine, driver or rule, the rarest first."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from apcaudit.bulk.stack import Stacked
 from apcaudit.reports.dataset import Dataset, rank
-from apcaudit.reports.visible import name_of
+from apcaudit.text import name_of
 
 _MOST = 300
-"""So many of a kind are in the report; those left out are the commonest."""
+"""How many bars of a kind the report has; the commonest are left out."""
 
 _NAMED = 3
-"""So many of a thing's images are named; the others are counted."""
+"""How many images of a bar are named; the others are counted."""
 
-#: What `apcaudit stack` counts, as the report calls it: the heading, one of them, and what a reader makes of it.
+#: The kinds of `apcaudit stack` in the report: heading, heading of the column, and a note for the reader.
 _KINDS = {
     "finding": ("Findings", "Finding", "What one machine has alone comes first."),
     "kernel-routine": (
@@ -31,7 +31,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A thing, where its code is, the worst severity of a finding, how many images have it, and of 1,000 how many."""
+    """A bar: name, place of code (module+RVA), a finding's highest severity, number of images, and images per 1,000."""
 
     name: str
     place: str
@@ -43,7 +43,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The bars of one kind: `key` names it in the page, `left_out` bars are not in it."""
+    """The bars of one kind: `key` is its name in the page, `left_out` the number of bars left out."""
 
     key: str
     title: str
@@ -54,7 +54,7 @@ class Chart:
 
 
 def charts(dataset: Dataset) -> tuple[Chart, ...]:
-    """Make the charts of a dataset; of a kind that no image has there is none."""
+    """Make the charts of a dataset, none for a kind that no image has."""
     worst: dict[str, str] = {}
     for each in dataset.findings:
         worst[each.code] = min(worst.get(each.code, each.severity), each.severity, key=rank)

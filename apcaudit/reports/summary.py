@@ -1,4 +1,4 @@
-"""The top of the report: images, findings by severity, failures."""
+"""The summary at the top of the report: images, findings by severity, failures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apcaudit.reports.dataset import WORST_FIRST, Dataset
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A severity: how many findings are of it, in how many images, and where its part of the bar lies (of 1,000)."""
+    """A severity: its findings, the images with them, and start and length of its part of the bar, in 1/1,000."""
 
     severity: str
     findings: int
@@ -23,7 +23,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What is said first."""
+    """The numbers of the summary; `stages` counts failures by stage, times are texts in UTC."""
 
     images: int
     scanned: int
@@ -38,7 +38,7 @@ class Summary:
 
 
 def summarize(dataset: Dataset) -> Summary:
-    """Count."""
+    """Count images, findings and failures."""
     scanned = dataset.scanned
     stages = Counter(each.stage or "unknown" for each in dataset.failed)
     scans = [each.scanned_at for each in dataset.images]
@@ -68,7 +68,7 @@ def _levels(dataset: Dataset) -> Iterable[Level]:
 
 
 def moment(seconds: float | None) -> str:
-    """Write seconds since 1970 as date and time of UTC; nothing when unknown, and where no calendar holds it so."""
+    """Format seconds since 1970 as date and time in UTC; empty for None, a message for times outside of SPAN."""
     if seconds is None:
         return ""
     time = times.moment(seconds)

@@ -165,7 +165,7 @@ def load_kernel(name: str | Path) -> Kernel:
 def _own(name: str) -> Kernel:
     spec = OWN.get(name) or TYPES_ONLY[name]
     layout, _ = own_layout(name)
-    addresses = ntsymbols.addresses(spec.version)
+    addresses = ntsymbols.addresses(spec.version, layout.pointer_size)
     return Kernel(name, layout, addresses, spec.pdb, spec.version, spec.base, spec.build_lab, own=True)
 
 
@@ -182,7 +182,16 @@ def _foreign(path: Path, symbols: intermediate.Symbols) -> Kernel:
     guid = "A9C0DEFF" + hashlib.sha256(path.name.encode()).hexdigest()[:24].upper()
     pae = layout.has_type("_MMPTE") and layout.size("_MMPTE") == 8
     database = "ntkrnlmp.pdb" if layout.pointer_size == 8 else "ntkrpamp.pdb" if pae else "ntoskrnl.pdb"
-    return Kernel(name, layout, ntsymbols.addresses(version), Pdb(database, guid, 1), version, base, lab, own=True)
+    return Kernel(
+        name,
+        layout,
+        ntsymbols.addresses(version, layout.pointer_size),
+        Pdb(database, guid, 1),
+        version,
+        base,
+        lab,
+        own=True,
+    )
 
 
 def _age(symbols: intermediate.Symbols) -> tuple[int, int, int]:

@@ -205,8 +205,12 @@ FIXED: dict[str, int] = {
 }
 
 
-def addresses(version: Version) -> dict[str, int]:
-    """Give every name that the version has a relative address."""
+#: Functions of x86 or x64 alone, by size of a pointer: virtual DOS machines are of x86, user mode scheduling is of x64.
+ONE_SIZE = {"VdmpDelayIntApcRoutine": 4, "PspRelinquishUmsThreadSpecialApc": 8}
+
+
+def addresses(version: Version, pointer_size: int) -> dict[str, int]:
+    """Give every name that the version has a relative address, the same whatever the size of a pointer."""
     placed: dict[str, int] = {}
     at = VARIABLES_START
     for name, size, first, last in VARIABLES:
@@ -226,4 +230,4 @@ def addresses(version: Version) -> dict[str, int]:
         if first <= version < last:
             placed |= dict.fromkeys(names, at)
             at += 0x20
-    return placed
+    return {name: address for name, address in placed.items() if ONE_SIZE.get(name, pointer_size) == pointer_size}

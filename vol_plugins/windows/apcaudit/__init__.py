@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from volatility3.framework import constants, exceptions, interfaces, renderers
 from volatility3.framework.configuration import requirements
 
-from .borrowed_types import BorrowedTypes as BorrowedTypes
 from .deferred import defer
-from .kernel_requirement import KernelRequirement, unusable_image
-from .lime.stacker import CutLimeStacker as CutLimeStacker
-from .minidump.stacker import MinidumpStacker as MinidumpStacker
-from .rules_requirement import rule_options, rule_requirements, unusable_rules
-from .severity import Severity
+from .findings import Severity
+from .vol.automagic import BorrowedTypes as BorrowedTypes
+from .vol.automagic import CutLimeStacker as CutLimeStacker
+from .vol.automagic import MinidumpStacker as MinidumpStacker
+from .vol.requirements import KernelRequirement, rule_options, rule_requirements, unusable_image, unusable_rules
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
     from volatility3.framework.plugins import timeliner
 
     from .audit import Audit, Selection
-    from .columns import Column, Row
-    from .document import Document
-    from .model import Audited
+    from .findings import Audited
+    from .output.columns import Column, Row
+    from .output.document import Document
     from .signatures.options import RuleOptions
 else:
     # Vol's own plugins appear in this package when it runs, which no type checker sees.
@@ -91,7 +90,7 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
     def unsatisfied(
         cls, context: interfaces.context.ContextInterface, config_path: str
     ) -> dict[str, interfaces.configuration.RequirementInterface]:
-        """Return what keeps the plugin from running: rules that cannot be used before anything about the image."""
+        """Return the requirements that are not met: first rules that cannot be used, then the image."""
         return (
             unusable_rules(context, config_path)
             or unusable_image(context, config_path)
@@ -126,12 +125,11 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
             SymbolSpaceError: the kernel's symbol table lacks structures without which there is no audit.
             RuleError: rules that the options name cannot be used; the message has file, line and reason.
         """
-        from .document import Document
-        from .image_facts import image_facts
+        from .output.document import Document
 
         audit, threads = cls.stream(context, kernel_module_name, selection, scan=scan, rules=rules, progress=progress)
         audited = tuple(threads)
-        return Document(image_facts(audit), audit.facts, audited, audit.notes)
+        return Document(audit.image, audit.facts, audited, audit.notes)
 
     @classmethod
     def stream(
@@ -144,7 +142,7 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
         rules: RuleOptions | None = None,
         progress: constants.ProgressCallback = None,
     ) -> tuple[Audit, Iterator[Audited]]:
-        """Audit an image too big for one document: as audit(), but a thread at a time, each forgotten once given.
+        """Audit an image like audit(), but yield one thread at a time and keep none, for images with many threads.
 
         Args:
             context: the context that holds the kernel's layer and symbols.
@@ -159,7 +157,7 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
             RuleError: rules that the options name cannot be used; the message has file, line and reason.
         """
         from .audit import Audit, Selection
-        from .layout import LayoutError
+        from .formats.layout import LayoutError
 
         if rules is not None and rules.own:
             from .signatures.rules import compile_rules
@@ -172,9 +170,9 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
         return audit, audit.run(selection or Selection())
 
     def _reported(self) -> Iterator[tuple[Audit, list[Row]]]:
-        """Yield the audit and the rows of each thread that has some."""
+        """Yield the audit and the rows of each thread that has rows."""
         from .audit import Selection
-        from .columns import rows_of
+        from .output.columns import rows_of
 
         options: Any = self.config
         selection = Selection(
@@ -194,9 +192,9 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
             rows = [row for row in rows if row.severity >= floor]
             if rows:
                 yield audit, rows
-        of_rules = (*audit.signatures.hits_alone, *audit.signatures.skipped_rules)
+        of_rules = (*audit.reports.signatures.hits_without_thread, *audit.reports.signatures.skipped_rules)
         for note in audit.notes:
-            # Of a minidump, which holds parts of memory, nobody expects whole lists.
+            # A minidump holds only parts of memory, so incomplete lists are no surprise there.
             expected = audit.facts.partial and note not in of_rules
             vollog.log(logging.INFO if expected else logging.WARNING, note)
 
@@ -207,8 +205,8 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
                 yield 0, tuple(column.value(row) for column in columns)
 
     def generate_timeline(self) -> Generator[tuple[str, timeliner.TimeLinerType, datetime], None, None]:
-        """Yield when the reported threads began and ended, for vol's timeliner."""
-        from .timeline import CREATED, timeline
+        """Yield when the reported threads were created and ended, for vol's timeliner."""
+        from .output.document import CREATED, timeline
 
         types = timeliner.TimeLinerType
         for audit, rows in self._reported():
@@ -216,14 +214,14 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
                 yield text, types.CREATED if kind == CREATED else types.MODIFIED, time
 
     def _columns(self) -> list[Column]:
-        from .columns import COLUMNS
+        from .output.columns import COLUMNS
 
         return [column for column in COLUMNS if self.config["wide"] or not column.wide]
 
     def run(self) -> renderers.TreeGrid:
-        """Make the table."""
+        """Return the table, made while it is read."""
         return renderers.TreeGrid([(column.name, column.type) for column in self._columns()], self._rows())
 
 
-# What no other plugin needs is loaded only when the audit runs.
+# Modules that no other plugin needs are loaded only when the audit runs.
 defer(__name__, __path__[0])

@@ -1,67 +1,51 @@
-"""The audit of one image: from the process list to threads with their findings, one at a time."""
+"""The audit of one image, stage by stage: threads are found, their lists walked, checked, and reported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from volatility3.framework import constants, interfaces
 
-from . import facts as windows
-from .apc_lists import ApcLists
-from .bugcheck import find_crash_header, read_bugcheck
-from .checks import apcs as apc_checks
-from .checks import threads as checks
-from .checks.calm import Calm
+from . import windows
 from .checks.delivery import is_stuck
-from .crash import Crash
-from .cut import cut_note
-from .drivers.loaded import Drivers, read_drivers
-from .layout import Layout, read_layout
-from .memory import Memory
-from .model import Audited, Backing, Facts, Process, Thread, View
-from .origin.origins import Origins
-from .processes import Processes
-from .severity import Severity
+from .checks.registry import Prefilter, check
+from .dumps.bugcheck import find_crash_header, read_bugcheck
+from .dumps.missing import truncation_note
+from .findings import Audited, Checked
+from .image.structures import SystemTime, create_time_shift, read_version
+from .image.symbols import KernelSymbols
+from .kernel import Kernel, read_kernel
+from .members import PrefilterMembers, ThreadMembers
+from .model import Facts, FoundThread, Thread, View
+from .output.document import ImageFacts
+from .output.report import Reports
+from .queues.apc_lists import ApcLists
+from .queues.crash import Crash
+from .queues.nested_attach import NestedAttach
+from .queues.off_list import OffList
+from .queues.placement import PlacementFinder
+from .queues.queued import Queues, Starts
 from .signatures.options import RuleOptions
-from .suspects import Suspects
-from .symbols import KernelSymbols
-from .thread_members import Glance, ThreadMembers
-from .views.cid_table import CidTable, read_cid_table
-from .views.off_list import OffList
-from .views.placement import Placement
-from .views.processors import lacking, read_processors
-from .views.scanned import Scanned
-from .views.system_time import SystemTime, create_time_shift
-from .views.threads import Threads
-from .views.views import Views
-
-if TYPE_CHECKING:
-    from .signatures.signatures import Signatures
-
-NO_PROCESS = 0
-"""UniqueProcess and UniqueThread of an idle thread."""
+from .threads.enumeration import Threads, Views
+from .threads.kernel_views import CidTable, missing_processors, read_cid_table, read_processors
+from .threads.scan import Scanned, scan
 
 THREADS_KEPT = 1 << 14
-"""How many threads that a check may find something in are kept; of more the lists are read a second time."""
+"""How many threads with possible findings are kept in memory; with more, all lists are read a second time."""
 
 THREADS_ASKED = 8
-"""How many threads of System are asked what this image holds of every thread."""
-
-STARTS_KEPT = 1 << 16
-"""For how many different starts of threads it is remembered whether anything is to be found about them."""
+"""How many threads of System are read to see whether this image has the KAPCs that are members of threads."""
 
 _NOT_CHECKED = "KAPCs that are members of threads are not checked: no thread of System that can be read has one"
-
-_HARMLESS = (None, Backing.MODULE)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which threads are audited: by PID, by TID (empty: any), and whether clean ones are given too.
+    """Which threads are audited: by PID and by TID (empty: any).
 
-    `stacks` is whether every thread that is given has its stack, and not only suspect ones.
+    `clean_too` is whether threads with nothing to report are given too, `stacks` whether all threads get their stack
+    and not only suspect ones.
     """
 
     pids: frozenset[int] = frozenset()
@@ -69,14 +53,14 @@ class Selection:
     clean_too: bool = False
     stacks: bool = False
 
-    def takes(self, thread: Thread) -> bool:
+    def includes(self, thread: FoundThread) -> bool:
         """Tell whether a thread is to be audited."""
         pid = thread.owner.pid if thread.owner is not None else thread.members.pid
         return (not self.pids or pid in self.pids) and (not self.tids or thread.members.tid in self.tids)
 
 
 class Audit:
-    """What was taken from the image once, and the walk over its threads."""
+    """The audit of one image: facts about it, read once, and a pass over its threads for each `run`."""
 
     def __init__(
         self,
@@ -87,293 +71,202 @@ class Audit:
         rules: RuleOptions | None = None,
         progress: constants.ProgressCallback = None,
     ) -> None:
-        self.symbols = KernelSymbols(context, module_name)
-        self.layout: Layout = read_layout(self.symbols.member, self.symbols.size_of, self.symbols.members_of_type)
-        self.memory = Memory(context, context.modules[module_name].layer_name)
-        self.drivers: Drivers = read_drivers(self.memory, self.symbols)
-        self._rules = rules or RuleOptions()
-        self._signatures: Signatures | None = None
-        self.processes = Processes(self.memory, self.symbols)
-        self.lists = ApcLists(self.memory, self.layout, self.drivers)
-        self.origins = Origins(self.memory, self.symbols, self.drivers, self.processes)
-        self._cut = cut_note(context, self.memory.physical_layer.name)
-        self.crash_header = find_crash_header(context, self.memory.physical_layer.name)
-        bugcheck, self._difference = read_bugcheck(self.memory, self.symbols, self.crash_header)
-        self._embedded_unknown = False
-        self.facts = Facts(
-            apc_size=self.layout.apc.size,
-            lacks=self.layout.lacks,
-            partial=self.memory.partial,
+        self.kernel = kernel = read_kernel(context, module_name)
+        physical = kernel.memory.physical_layer
+        self._cut_note = truncation_note(context, physical.name)
+        self._header = find_crash_header(context, physical.name)
+        bugcheck, self._bugcheck_note = read_bugcheck(kernel.memory, kernel.symbols, self._header)
+        self._system_time = SystemTime(kernel.memory, kernel.symbols)
+        partial = kernel.memory.partial_layer
+        self._dumped = () if partial is None else partial.dumped_threads
+        prcb = None if partial is None else partial.prcb_address
+        self._processors = read_processors(kernel, () if prcb is None else (prcb,))
+        self._cid = read_cid_table(kernel)
+        self._scans = scan_memory
+        self._scanned = scan(context, kernel, progress) if scan_memory else Scanned()
+        embedded, self._embedded_unknown = _embedded(kernel)
+        facts = Facts(
+            apc_size=kernel.layout.apc.size,
+            lacks=kernel.layout.lacks,
+            partial=kernel.memory.partial,
             bugcheck=bugcheck,
-            create_time_shift=create_time_shift(self.symbols),
-            routines=_routines(self.symbols),
-            wait_reasons=_wait_reasons(self.symbols),
-            embedded=self._embedded(),
+            create_time_shift=create_time_shift(kernel.symbols),
+            routines=_routines(kernel.symbols),
+            wait_reasons=_wait_reasons(kernel.symbols),
+            embedded=embedded,
         )
-        stopped = bugcheck is not None
-        self.suspects = Suspects(self.memory, self.symbols, self.drivers, self.crash_header, stopped=stopped)
-        self.system_time = SystemTime(self.memory, self.symbols)
-        self.scanned = scan_memory
-        self.crash = Crash(self.memory, self.symbols, self.layout, self.lists, self.drivers, self.processes, self.facts)
-        scanned = self._scan(context, progress) if scan_memory else Scanned()
-        self._scanned = scanned
-        self._find_crash()
-        self._calm = Calm(self.layout, self.facts)
+        placements = PlacementFinder(kernel, self._listed_threads)
+        self.lists = ApcLists(kernel, placements)
+        crash = Crash(kernel, self.lists, facts)
+        running = tuple(each.current for each in self._processors if each.current)
+        crash.find_thread(running, self._dumped, self._header)
+        self.facts = replace(facts, crashing_thread=crash.thread)
+        self._off_list = OffList(kernel, self.lists, self._scanned.apcs)
+        self._named_threads = self._off_list.threads | crash.threads
+        stack_pointers = {crash.thread: crash.stack_pointer} if crash.thread and crash.stack_pointer else {}
+        self._starts = Starts(kernel)
+        nested = NestedAttach(kernel, self.lists, stack_pointers)
+        self.queues = Queues(kernel, self._starts, self.lists, self._off_list, crash, nested, placements)
+        self.reports = Reports(kernel, self.facts, crash, rules or RuleOptions(), self._header)
+        self._prefilter = Prefilter(kernel.layout, self.facts)
         self._thread_notes: tuple[str, ...] = ()
-        self.off_list = OffList(self.memory, self.layout, self.lists, scanned.apcs, self.drivers.kernel_start)
-        self._named_threads: frozenset[int] = frozenset()
-        self._stuck: set[int] | None = None
-        self._not_calm: Callable[[], Iterator[Thread]] = lambda: iter(())
-        self._harmless_starts: dict[tuple[int | None, int | None, int | None], bool] = {}
-        saved = self.crash.stack_pointer
-        self.placement = Placement(
-            self.memory,
-            self.symbols,
-            self.drivers,
-            self.lists,
-            self.processes,
-            self._listed,
-            {} if self.crash.thread is None or saved is None else {self.crash.thread: saved},
-        )
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was wrong with the views themselves, complete once all threads have been given."""
+        """What was wrong with the views and what was left out; complete once all threads have been given."""
+        borrowed = self.kernel.symbols.borrowed_from
         return (
             *self._thread_notes,
-            *([self._processors_lacking] if self._processors_lacking is not None else []),
-            *self.drivers.notes,
-            *(self.signatures.notes if self._signatures is not None or self._rules.skip_broken else ()),
-            *self.suspects.notes,
-            *([self._cut] if self._cut is not None else []),
-            *([_NOT_CHECKED] if self._embedded_unknown else []),
-            *([self._difference] if self._difference is not None else []),
-            *([f"structures are those of {self.symbols.borrowed_from}"] if self.symbols.borrowed_from else []),
+            *_if(missing_processors(self.kernel, self._processors)),
+            *self.kernel.drivers.notes,
+            *self.reports.notes,
+            *_if(self._cut_note),
+            *_if(_NOT_CHECKED if self._embedded_unknown else None),
+            *_if(self._bugcheck_note),
+            *_if(borrowed and f"structures are those of {borrowed}"),
             *self._scanned.notes,
-            *self.off_list.notes,
+            *self._off_list.notes,
         )
-
-    def _embedded(self) -> frozenset[str]:
-        """Return the members of _ETHREAD that are KAPCs and that threads of System have filled in.
-
-        Where none of them has, nothing can be said of another that has not: the image may lack what lay there.
-        """
-        names = set(self.layout.embedded.values())
-        entries = self.processes.system_threads(THREADS_ASKED)
-        members = [self._members(entry - self.layout.thread_list_entry) for entry in entries]
-        if not any(each.suspend_apc_type == windows.APC_OBJECT for each in members if each is not None):
-            unknown = {row.member for row in windows.EMBEDDED_APCS if not row.may_be_zero}
-            # A minidump holds hardly any thread: nobody expects it.
-            self._embedded_unknown = bool(names & unknown) and not self.memory.partial
-            names -= unknown
-        return frozenset(names)
-
-    def _members(self, address: int) -> ThreadMembers | None:
-        data = self.memory.read(address, self.layout.thread.size)
-        return None if data is None else ThreadMembers._make(self.layout.thread(data))
 
     @property
-    def signatures(self) -> Signatures:
-        """YARA over drivers, loaded when the first of them is to be scanned."""
-        if self._signatures is None:
-            from .signatures.signatures import Signatures
-
-            self._signatures = Signatures(self.memory, self.drivers, self._rules)
-        return self._signatures
-
-    def _marks(self, address: int) -> bool:
-        return self._rules.every_driver and self.signatures.marks(address)
-
-    def _scan(self, context: interfaces.context.ContextInterface, progress: constants.ProgressCallback) -> Scanned:
-        from .views.scan import scan
-
-        return scan(
-            context,
-            self.memory,
-            self.symbols,
-            self.layout,
-            kernel_start=self.drivers.kernel_start,
-            processes=self.processes,
-            progress=progress,
+    def image(self) -> ImageFacts:
+        """Facts about the image; `complete` and `drivers` are final once all threads have been given."""
+        kernel, header = self.kernel, self._header
+        return ImageFacts(
+            kernel_base=kernel.symbols.base,
+            bits=kernel.memory.bits,
+            version=read_version(kernel.memory, kernel.symbols),
+            symbols=kernel.symbols.file,
+            borrowed_types=kernel.symbols.borrowed_from,
+            processors=len(self._processors) or (header.number_processors if header is not None else 0),
+            system_time=self._system_time.value or (header.system_time if header is not None else None),
+            bugcheck=self.facts.bugcheck,
+            crashing_thread=self.facts.crashing_thread,
+            partial=self.facts.partial,
+            scanned=self._scans,
+            complete={
+                "processes": kernel.processes.complete,
+                "modules": kernel.drivers.complete,
+                "cid": self._cid.evidence,
+            },
+            lacks=tuple(sorted(self.facts.lacks)),
+            drivers=(*kernel.drivers.drivers, *kernel.drivers.unlisted),
+            unloaded=kernel.drivers.unloaded,
         )
-
-    def _find_crash(self) -> None:
-        layer = self.memory.physical_layer
-        # A layer of a minidump names the threads and the processor that the dump is about.
-        self._dumped: tuple[int, ...] = getattr(layer, "dumped_threads", ())
-        prcb: int | None = getattr(layer, "prcb_address", None)
-        self.processors = read_processors(self.memory, self.symbols, () if prcb is None else (prcb,))
-        self._processors_lacking = lacking(self.memory, self.symbols, self.processors)
-        self.cid = read_cid_table(self.memory, self.symbols)
-        running = tuple(each.current for each in self.processors if each.current)
-        self.crash.find_thread(running, self._dumped, self.crash_header)
-        self.facts = replace(self.facts, crashing_thread=self.crash.thread)
-
-    def _listed(self) -> Iterator[Thread]:
-        """Yield the listed threads by a walk of its own."""
-        return self._walk_of(Views(CidTable())).listed()
-
-    def _views(self) -> Views:
-        return Views(self.cid, self.processors, self._dumped, self._scanned.threads)
-
-    def _walk_of(self, views: Views) -> Threads:
-        stopped = self.facts.bugcheck is not None
-        return Threads(self.memory, self.layout, self.processes, views, self.system_time, stopped=stopped)
 
     def run(self, selection: Selection) -> Iterator[Audited]:
         """Yield the selected threads that have findings or queued APCs, or all of them.
 
-        Every thread is looked at before the first is given: of two lists that hold one KAPC both say so.
+        The lists of all threads are walked before the first thread is given, so that of two lists with the same KAPC
+        both report it.
         """
-        self._named_threads = self.off_list.threads | self.crash.threads
-        self._harmless_starts.clear()
-        self._stuck = None
-        threads = self._walk_of(self._views())
-        kept: list[Thread] = []
-        for thread in threads.all(self._passes):
-            self.lists.note(thread)
+        threads = self._all_threads()
+        kept: list[FoundThread] = []
+        for found in threads.all(self._is_clean):
+            self.lists.remember(found)
             if len(kept) <= THREADS_KEPT:
-                kept.append(thread)
-        self._thread_notes = tuple(threads.notes)
+                kept.append(found)
+        self._thread_notes = threads.notes
         whole = len(kept) <= THREADS_KEPT
-        self._not_calm = (lambda: iter(kept)) if whole else (lambda: self._walk_of(self._views()).all(self._passes))
-        for thread in self._walk_of(self._views()).all() if selection.clean_too else self._not_calm():
-            if selection.takes(thread):
-                audited = Audited(thread, (), {}) if _left_over(thread) else self.audit(thread)
-                reported = audited.findings or audited.thread.queues or audited.thread.crash is not None
-                reported = reported or self._signed(audited.thread)
-                if selection.clean_too or reported:
-                    yield self.suspects.examined(self._named(audited), stack_too=selection.stacks)
+        stuck = _StuckThreads(
+            self, (lambda: iter(kept)) if whole else (lambda: self._all_threads().all(self._is_clean))
+        )
+        for found in self._all_threads().all() if selection.clean_too else stuck.threads():
+            if not selection.includes(found):
+                continue
+            if _is_terminated_leftover(found):
+                if selection.clean_too:
+                    yield self.reports.report(Checked(Thread.from_found(found)), stack_too=selection.stacks)
+                continue
+            thread = self.queues.read(found)
+            if stuck.is_only(thread):
+                thread = replace(thread, only_stuck=True)
+            checked = check(thread, self.facts)
+            if selection.clean_too or self.reports.is_reported(checked):
+                yield self.reports.report(checked, stack_too=selection.stacks)
 
-    def _passes(self, address: int, members: Glance, data: bytes) -> bool:
-        """Tell of a thread that every view holds whether it has nothing queued and no check would find anything."""
+    def _listed_threads(self) -> Iterator[FoundThread]:
+        """Yield the threads of the process lists, independently of other passes."""
+        return self._threads(Views(CidTable())).listed()
+
+    def _all_threads(self) -> Threads:
+        return self._threads(Views(self._cid, self._processors, self._dumped, self._scanned.threads))
+
+    def _threads(self, views: Views) -> Threads:
+        return Threads(self.kernel, views, self._system_time, stopped=self.facts.stopped)
+
+    def _is_clean(self, address: int, members: PrefilterMembers, data: bytes) -> bool:
+        """Tell whether a thread that every view holds has nothing queued and no check can find anything in it."""
         return (
-            self._calm(address, members, data)
+            self._prefilter(address, members, data)
             and address not in self._named_threads
-            and self._start_harmless(members)
-            and (not self.layout.has_state_pointer or self.lists.nothing_lost(address, members))
+            and self._starts.is_fine(members)
+            and not self.reports.is_hit_at(members.start_address, self._starts.backing(members))
+            and (not self.kernel.layout.has_state_pointer or self.lists.nothing_lost(address, members))
         )
 
-    def _quiet(self, thread: Thread) -> bool:
-        return self.lists.quiet(thread.address, thread.members) and not self.off_list.names(thread.address)
 
-    def _start_backing(self, members: Glance | ThreadMembers) -> Backing | None:
-        """Tell what holds a system thread's start address, None for other threads."""
-        start = members.start_address
-        if start is None or not (members.system_thread or (start and self.processes.is_system(members.process))):
-            return None
-        return self.drivers.backing(start)
+class _StuckThreads:
+    """Finds whether a thread is the only one of a live image with an APC that should have ended its wait."""
 
-    def _signed(self, thread: Thread) -> bool:
-        """Tell whether a system thread starts in a driver that is hit, where every driver is scanned."""
-        start = thread.members.start_address
-        return thread.start_backing is Backing.MODULE and start is not None and self._marks(start)
+    def __init__(self, audit: Audit, threads: Callable[[], Iterator[FoundThread]]) -> None:
+        self._audit = audit
+        self.threads = threads
+        self._addresses: set[int] | None = None
 
-    def _start_harmless(self, members: Glance | ThreadMembers) -> bool:
-        # Many threads start at one address: what holds it is asked once.
-        key = members.start_address, members.system_thread, members.process
-        harmless = self._harmless_starts.get(key)
-        if harmless is None:
-            if len(self._harmless_starts) >= STARTS_KEPT:
-                self._harmless_starts.clear()
-            harmless = self._harmless_starts[key] = self._is_start_harmless(members)
-        return harmless
-
-    def _is_start_harmless(self, members: Glance | ThreadMembers) -> bool:
-        backing = self._start_backing(members)
-        start = members.start_address
-        if backing is None or start is None or backing not in _HARMLESS:
-            return backing in _HARMLESS
-        if self.drivers.conflict_at(start) is not None or self.drivers.not_code(start) is not None:
+    def is_only(self, thread: Thread) -> bool:
+        """Tell whether the image is live and this thread is the only stuck one in it."""
+        facts = self._audit.facts
+        if facts.stopped or not is_stuck(thread, facts):
             return False
-        return not self._marks(start)
-
-    def audit(self, thread: Thread) -> Audited:
-        """Read a thread's APC lists and check the thread and every APC on them."""
-        members = thread.members
-        backing = self._start_backing(members)
-        quiet = self._quiet(thread)
-        owner = members.process if members.process is not None else thread.owner and thread.owner.address
-        attached: Process | None = None
-        if members.apc_process and members.apc_process != owner:
-            attached = self.processes.at(members.apc_process)
-        start = conflict = None
-        if members.start_address is not None and backing is not None:
-            if backing not in _HARMLESS or self.drivers.not_code(members.start_address) is not None:
-                start = self.drivers.routine(members.start_address)
-            conflict = self.drivers.conflict_at(members.start_address)
-        thread = replace(
-            thread,
-            attached=attached,
-            start_backing=backing,
-            start=start,
-            start_conflict=conflict,
-            idle=thread.idle or (members.pid == NO_PROCESS and members.tid == NO_PROCESS),
-            lost=self.lists.lost(thread),
-        )
-        if not quiet:
-            queues = self.lists.read(thread)
-            off_list = self.off_list.of(thread, queues) if self.off_list.names(thread.address) else None
-            thread = replace(thread, queues=queues if off_list is None else (*queues, off_list))
-        if self.crash.names(thread.address):
-            thread = self.crash.tied(thread)
-        if thread.queues or (members.apc_state_index == 1 and not thread.idle):
-            thread = self.placement.placed(thread)
-        if start is not None and backing in (Backing.NOTHING, Backing.UNLOADED):
-            thread = replace(thread, start=self.placement.with_region(start, thread))
-        if not self.facts.stopped and is_stuck(thread, self.facts):
-            thread = replace(thread, only_stuck=self._is_only_stuck(thread))
-        findings = checks.check(thread, self.facts)
-        if not thread.queues:
-            return Audited(thread, findings, {})
-        of_apcs = {
-            (apc.queue, apc.address): apc_checks.check(apc, thread, self.facts)
-            for queue in thread.queues
-            for apc in queue.apcs
-        }
-        return Audited(thread, findings, of_apcs)
-
-    def _is_only_stuck(self, thread: Thread) -> bool:
-        """Tell whether no other thread has an APC that should have ended its wait; asked in live images only."""
-        if self._stuck is None:
-            stuck = set()
-            for each in self._not_calm():
-                candidate = each if self._quiet(each) else replace(each, queues=self.lists.read(each))
-                if is_stuck(candidate, self.facts):
-                    stuck.add(each.address)
-                if len(stuck) > 1:
+        if self._addresses is None:
+            self._addresses = set()
+            for found in self.threads():
+                if not self._audit.queues.is_empty(found) and is_stuck(self._audit.queues.read(found), facts):
+                    self._addresses.add(found.address)
+                if len(self._addresses) > 1:
                     break
-            self._stuck = stuck
-        return not self._stuck - {thread.address}
-
-    def _named(self, audited: Audited) -> Audited:
-        """Name the start routine and attribute the APCs of a thread that is reported."""
-        thread = self.origins.named(audited.thread)
-        start = thread.members.start_address
-        if start is not None and (thread.start is None or thread.start.region is None):
-            thread = replace(thread, start=self.drivers.routine(start))
-        audited = replace(audited, thread=thread)
-        if not self._rules.every_driver and audited.severity < Severity.MEDIUM:
-            return audited
-        hits = self.signatures.of(thread)
-        if hits is None:
-            return audited
-        return replace(audited, yara=",".join(dict.fromkeys(map(str, hits))), yara_hits=hits)
+        return not self._addresses - {thread.address}
 
 
-def _left_over(thread: Thread) -> bool:
-    """Tell whether a thread has ended and only its memory is still there: nothing but the scan finds it."""
-    return thread.members.state == windows.TERMINATED and thread.views == {View.SCAN}
+def _is_terminated_leftover(found: FoundThread) -> bool:
+    """Tell whether a thread has terminated and only the scan found it, so that its memory may be freed."""
+    return found.members.state == windows.TERMINATED and found.views == {View.SCAN}
+
+
+def _if(note: str | None) -> tuple[str, ...]:
+    return (note,) if note else ()
+
+
+def _embedded(kernel: Kernel) -> tuple[frozenset[str], bool]:
+    """Return the members of _ETHREAD that are KAPCs and can be checked, and whether some are left out.
+
+    A KAPC that is all zeros in every thread of System that can be read may be missing from the image, so it is not
+    checked in other threads either.
+    """
+    names = set(kernel.layout.embedded.values())
+    entries = kernel.processes.system_threads(THREADS_ASKED)
+    members = [_members(kernel, entry - kernel.layout.thread_list_entry) for entry in entries]
+    if any(each.suspend_apc_type == windows.APC_OBJECT for each in members if each is not None):
+        return frozenset(names), False
+    unknown = {row.member for row in windows.EMBEDDED_APCS if not row.may_be_zero}
+    # A minidump holds hardly any thread, so this needs no note there.
+    return frozenset(names - unknown), bool(names & unknown) and not kernel.memory.partial
+
+
+def _members(kernel: Kernel, address: int) -> ThreadMembers | None:
+    data = kernel.memory.read(address, kernel.layout.thread.size)
+    return None if data is None else ThreadMembers._make(kernel.layout.thread(data))
 
 
 def _routines(symbols: KernelSymbols) -> dict[str, int]:
-    """Return the addresses of the routines that rules ask for, of those that this kernel has."""
+    """Return the addresses of those of windows.ROUTINES that this kernel has."""
     found = ((name, symbols.address(name)) for name in windows.ROUTINES)
     return {name: address for name, address in found if address is not None}
 
 
 def _wait_reasons(symbols: KernelSymbols) -> tuple[str, ...]:
-    """Return the names of this kernel's KWAIT_REASON by number, the usual ones where its symbols lack them."""
+    """Return the names of this kernel's KWAIT_REASON by number, those of windows.WAIT_REASONS if symbols lack them."""
     constants = symbols.constants("_KWAIT_REASON").items()
     names = {value: name for name, value in constants if not name.startswith("Maximum")}
     numbers = range(len(names))

@@ -1,8 +1,9 @@
-"""Modules that are loaded when something of theirs is first asked for.
+"""Loads the package's modules on first use.
 
-Vol imports every file below its plugin folders on every run, also for another plugin. It passes over what is in
-sys.modules already, so the package puts its modules there unloaded, and costs no other plugin their loading.
-importlib's own LazyLoader makes a specification and a loader for each of them at once, which takes ten times as long.
+Vol imports every file below its plugin folders on every run, whatever plugin the user runs, but skips files that are
+already in sys.modules. So the package registers its modules there unloaded, and does not slow down other plugins.
+importlib's LazyLoader would take ten times as long, because it creates a specification and a loader for every module
+at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _PACKAGE_FILE = "__init__.py"
 
 
 class _Deferred(ModuleType):
-    """A module that has not been loaded: it has a name and the path of its file, and loads for any other attribute."""
+    """A module that loads its file when an attribute is first accessed."""
 
     def __getattr__(self, name: str) -> Any:
         if name != "_deferred_path" and "_deferred_path" in self.__dict__:
@@ -27,11 +28,11 @@ class _Deferred(ModuleType):
 
 
 def defer(package: str, folder: str) -> None:
-    """Put every module below a package's folder into sys.modules, to be loaded on first use.
+    """Register every module below a package's folder in sys.modules, to be loaded on first use.
 
     Args:
         package: full name of the package.
-        folder: where it lies; modules that are loaded already are left alone.
+        folder: its folder. Modules that are already in sys.modules are not replaced.
     """
     for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__"]
@@ -50,12 +51,12 @@ def _register(name: str, path: str) -> None:
     module.__dict__["_deferred_path"] = path
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")
-    # Not by setattr and getattr: they would load a parent that is deferred itself.
+    # Not setattr: attribute access would load a parent that is itself deferred.
     sys.modules[parent].__dict__[child] = module
 
 
 def _load(module: _Deferred) -> None:
-    """Make a deferred module what the import system would have made of its file."""
+    """Load a deferred module and give it the attributes that the import system would set."""
     name, path = module.__name__, module.__dict__.pop("_deferred_path")
     folders = [os.path.dirname(path)] if os.path.basename(path) == _PACKAGE_FILE else None
     spec = spec_from_file_location(name, path, submodule_search_locations=folders)

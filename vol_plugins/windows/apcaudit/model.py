@@ -5,20 +5,81 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Any
 
-from . import facts as windows
-from .absence import Absence
-from .module_doubt import ModuleDoubt
-from .severity import Severity as Severity
-from .thread_members import ThreadMembers as ThreadMembers
+from . import windows
+from .members import ThreadMembers as ThreadMembers
 
-if TYPE_CHECKING:
-    from .stacks.frame import Stack
+
+@dataclass(frozen=True, slots=True)
+class ModuleConflict:
+    """The reason why an entry of the module list is not believed.
+
+    `overlapping` is whether it claims memory of other modules, or an impossible base or size, which no loader causes.
+    Otherwise the image's own header contradicts it; drivers that erase their headers cause that too.
+    """
+
+    text: str
+    overlapping: bool = False
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Neighbours(Enum):
+    """How a thread's ThreadListEntry relates to the entries that it points to."""
+
+    PASSED_BY = "the entries that its ThreadListEntry names link past it: it was unlinked"
+    SELF = "its ThreadListEntry points to itself: it was unlinked and closed, or never linked in"
+    EMPTY = "its ThreadListEntry is null"
+    LINKED = "its neighbours still link to it: it hangs on a ring that its process's list does not reach"
+    HALF = "one neighbour links to it and the other past it: the list was changing, or is damaged"
+    UNREADABLE = "what its ThreadListEntry points to cannot be read"
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """The evidence that a view lacks a thread that another view holds, though the view was read to its end.
+
+    `missed_by` names the view that lacks it: `list` or `cid`. `neighbours` is None where the thread is on its list, or
+    its links could not be read. `created_late` is whether it was created while the image was being taken (None:
+    unknown), `stopped` whether a bugcheck had stopped the machine, so that nothing in the image can be smeared.
+    """
+
+    missed_by: str
+    neighbours: Neighbours | None = None
+    created_late: bool | None = None
+    stopped: bool = False
+
+    @property
+    def smear(self) -> bool:
+        """Whether the time between two reads of a running machine explains the absence."""
+        return bool(self.created_late) and not self.stopped
+
+
+def neighbours_of(entry: int, links: tuple[int, int], around: tuple[tuple[int, int] | None, ...]) -> Neighbours:
+    """Classify a LIST_ENTRY by the links of the entries that it points to.
+
+    Args:
+        entry: virtual address of the LIST_ENTRY.
+        links: its (Flink, Blink).
+        around: (Flink, Blink) of the entry that Flink names and of the one that Blink names; None is unreadable.
+    """
+    if links == (0, 0):
+        return Neighbours.EMPTY
+    if links == (entry, entry):
+        return Neighbours.SELF
+    following, before = around
+    if following is None or before is None:
+        return Neighbours.UNREADABLE
+    linked = following[1] == entry, before[0] == entry
+    if all(linked):
+        return Neighbours.LINKED
+    return Neighbours.HALF if any(linked) else Neighbours.PASSED_BY
 
 
 class QueueName(str, Enum):
-    """Which list of a thread an APC hangs on."""
+    """The list of a thread that an APC is on."""
 
     KERNEL = "kernel"
     USER = "user"
@@ -58,7 +119,7 @@ class Ending(Enum):
 
 
 class View(str, Enum):
-    """Where a thread was found."""
+    """A record of threads in the image: process list, CID table, processors, memory scan, dump header."""
 
     LIST = "list"
     CID = "cid"
@@ -92,7 +153,7 @@ class Backing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class NotCode:
-    """Why no routine can begin at an address in a module; `certain` is whether nothing there can be run at all."""
+    """Why no routine can begin at an address in a module; `certain` is whether nothing there is executable."""
 
     text: str
     certain: bool
@@ -102,9 +163,9 @@ class NotCode:
 class Code:
     """A code address and what is known of it; text is `module!symbol+offset` as a debugger prints it.
 
-    `former` names the unloaded driver whose range the address lay in, where no module lies there now. `doubt` says why
-    the entry of the module list that claims the address is not believed. Of routines, `not_code` says why none can
-    begin there, and `region` in what memory it lies that no module holds.
+    `former` names the unloaded driver whose range had the address, where no module has it now. `doubt` says why the
+    entry of the module list that claims the address is not believed. For routines, `not_code` says why none can begin
+    at the address, and `region` names the memory where no module has it.
     """
 
     address: int
@@ -113,7 +174,7 @@ class Code:
     module: str | None = None
     symbol: str | None = None
     former: str | None = None
-    doubt: ModuleDoubt | None = None
+    doubt: ModuleConflict | None = None
     not_code: NotCode | None = None
     region: str | None = None
 
@@ -123,9 +184,9 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What queued an APC: one phrase, what the image shows, and what follows from it.
+    """What queued an APC: one phrase, the evidence in the image, and what is inferred from it.
 
-    In `text`, what is inferred ends in a question mark.
+    In `text`, inferred parts end in a question mark.
     """
 
     text: str
@@ -135,12 +196,12 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Apc:
-    """A KAPC as it stands in memory; address is its virtual address, None what could not be read.
+    """A KAPC as read from memory; `address` is its virtual address, None is a member that could not be read.
 
-    `member` is the member of the list's own thread that the KAPC is, SchedulerApc say. `misplaced` says where it lies
-    where that is no place for a queued KAPC, `on_stack` whether that is a kernel stack. `nested` is whether it hangs on
-    a third APC state, which KeStackAttachProcess keeps on the kernel stack. `of_bugcheck` is whether a parameter of the
-    bugcheck names it and no list holds it any more.
+    `member` names the member of the list's own thread that the KAPC is, such as SchedulerApc. `misplaced` names the
+    memory that it lies in where no queued KAPC belongs there, `on_stack` is whether that is a kernel stack. `nested` is
+    whether it is on a list of a third APC state, which KeStackAttachProcess keeps on the kernel stack. `of_bugcheck` is
+    whether a parameter of the bugcheck names it and no list holds it any more.
     """
 
     address: int
@@ -163,14 +224,13 @@ class Apc:
     misplaced: str | None = None
     on_stack: bool = False
     nested: bool = False
-    origin: Origin | None = None
     of_bugcheck: bool = False
 
     @property
     def kind(self) -> str | None:
         """`special-kernel`, `normal-kernel` or `user`; None when the mode or NormalRoutine is unknown.
 
-        A special user APC is told by its routine's address: see checks.own_apcs.
+        Special user APCs are recognised by their KernelRoutine: see checks.embedded.is_special_user.
         """
         if self.apc_mode == 1:
             return "user"
@@ -206,40 +266,61 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Thread:
-    """A thread: its _ETHREAD's virtual address, members, owner, and the APC lists that are not quiet.
+class FoundThread:
+    """A thread that some view of the image holds: its _ETHREAD's virtual address, members, owner, and views.
 
-    A list that is intact and empty is not in `queues`. `attached` is ApcState.Process where it is not
-    the owner. `processor` is the number of the processor whose CurrentThread this is. `irql` is what
-    the image tells of the IRQL that the thread ran at when the machine stopped; None is unknown.
-    `start_backing` says what holds a system thread's start address; `start` names it once it is reported.
-    `absence` is the evidence where a view misses the thread, `owner_listed` whether PsActiveProcessHead holds
-    its process (None: not asked), `nested_attach` what the stack of an attached thread shows of a second attach.
-    `crash` is what the bugcheck says of a thread that it names. `start_conflict` says why the entry of the module list
-    that claims the start address is doubted. `stack` is what was found of its frames, of suspect threads. `lost` are
-    APCs on the lists of SavedApcState though the thread is not attached, and `only_stuck` is whether no other thread of
-    a live image has an APC that should have ended its wait.
+    `processor` is the number of the processor whose CurrentThread this is. `irql` is the IRQL that it ran at when a
+    bugcheck stopped the machine, None if unknown. `absence` is the evidence where a view lacks the thread,
+    `owner_listed` whether PsActiveProcessHead has its process (None: not asked).
     """
 
     address: int
     members: ThreadMembers
     owner: Process | None
-    attached: Process | None = None
     views: frozenset[View] = frozenset()
-    queues: tuple[Queue, ...] = ()
-    start_backing: Backing | None = None
-    start: Code | None = None
     processor: int | None = None
     idle: bool = False
     irql: int | None = None
     absence: Absence | None = None
     owner_listed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Thread(FoundThread):
+    """A thread with its APC lists walked: the input of the checks.
+
+    A list that is intact and empty is not in `queues`. `attached` is ApcState.Process where it is not the owner.
+    `start_backing` is what holds a system thread's start address, `start` the code there where something is wrong with
+    it, `start_conflict` why the entry of the module list that claims it is doubted. `nested_attach` is the evidence of
+    a second attach on an attached thread's stack. `lost` are APCs on the lists of SavedApcState of a thread that is not
+    attached. `only_stuck` is whether this is the only thread of a live image with an APC that should have ended its
+    wait.
+    """
+
+    attached: Process | None = None
+    queues: tuple[Queue, ...] = ()
+    start_backing: Backing | None = None
+    start: Code | None = None
+    start_conflict: ModuleConflict | None = None
     nested_attach: str | None = None
-    crash: str | None = None
-    start_conflict: ModuleDoubt | None = None
-    stack: Stack | None = None
     lost: tuple[Apc, ...] = ()
     only_stuck: bool = False
+
+    @classmethod
+    def from_found(cls, found: FoundThread, **walked: Any) -> Thread:
+        """Make a thread of one that was found; `walked` are the members that Thread adds."""
+        return cls(
+            found.address,
+            found.members,
+            found.owner,
+            found.views,
+            found.processor,
+            found.idle,
+            found.irql,
+            found.absence,
+            found.owner_listed,
+            **walked,
+        )
 
     def queue(self, name: QueueName) -> Queue | None:
         """Return the named list where it is damaged or holds something, else None."""
@@ -260,11 +341,11 @@ class BugCheck:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the audit knows of the image as a whole and a check may need.
+    """Facts about the image as a whole that checks need.
 
     `apc_size` is sizeof(_KAPC) in bytes, `lacks` the names of ThreadMembers that this Windows lacks.
-    `partial` is whether the image was made to hold only parts of memory, as a minidump is: that something cannot be
-    read then says nothing. `crashing_thread` is the _ETHREAD that stopped the machine, None where that is unknown.
+    `partial` is whether the image was made to hold only parts of memory, like a minidump: then unreadable memory is no
+    evidence. `crashing_thread` is the _ETHREAD that stopped the machine, None if unknown.
     `create_time_shift` is how many bits _ETHREAD.CreateTime is shifted to the left of a FILETIME. `routines` are the
     addresses of windows.ROUTINES that this kernel has, `wait_reasons` the names of its KWAIT_REASON, `embedded` the
     members of its _ETHREAD that are KAPCs.
@@ -288,50 +369,3 @@ class Facts:
     def is_routine(self, code: Code | None, *names: str) -> bool:
         """Tell whether an address is that of one of the kernel's routines, whatever other names it has."""
         return code is not None and any(self.routines.get(name) == code.address for name in names)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A code of the vocabulary that holds, how severe it is here, and one sentence with the values."""
-
-    code: str
-    severity: Severity
-    explanation: str
-
-
-@dataclass(frozen=True, slots=True)
-class YaraHit:
-    """A YARA rule that hit a driver, or memory that no driver holds.
-
-    `at_start` is whether a string of it lies in the function at the thread's start address; `address` is where the
-    first of those strings lies, else the first of all, None for a rule without strings.
-    """
-
-    rule: str
-    unit: str
-    at_start: bool
-    address: int | None
-
-    def __str__(self) -> str:
-        return f"{self.rule}@start" if self.at_start else self.rule
-
-
-@dataclass(frozen=True, slots=True)
-class Audited:
-    """A thread with its findings, and those of each of its APCs by list and KAPC address.
-
-    `yara` names the rules that hit the drivers that it depends on, `rule@start` first, None where none was scanned;
-    `yara_hits` are those hits.
-    """
-
-    thread: Thread
-    findings: tuple[Finding, ...]
-    apc_findings: Mapping[tuple[QueueName, int], tuple[Finding, ...]]
-    yara: str | None = None
-    yara_hits: tuple[YaraHit, ...] = ()
-
-    @property
-    def severity(self) -> Severity:
-        """The highest severity among the findings of the thread and its APCs, INFO without any."""
-        findings = [*self.findings, *(finding for found in self.apc_findings.values() for finding in found)]
-        return max((finding.severity for finding in findings), default=Severity.INFO)

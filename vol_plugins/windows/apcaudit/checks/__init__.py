@@ -1,1 +1,1 @@
-"""The findings: small pure functions over a thread, its lists and its APCs, and the delivery rules they rest on."""
+"""The checks: each reports a state that no legitimate course of events explains. Standard library only."""

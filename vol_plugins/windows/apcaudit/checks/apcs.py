@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from .. import facts as windows
-from ..model import Apc, Backing, Code, Ending, Facts, Finding, Process, QueueName, Severity, Thread
+from .. import windows
+from ..findings import Finding, Severity
+from ..model import Apc, Backing, Code, Ending, Facts, Process, QueueName, Thread
 from .embedded import is_termination
 from .routines import UNBACKED, kernel_routines, not_code_finding, routines_in
-
-ApcCheck = Callable[[Apc, Thread, Facts], "Finding | None"]
 
 
 def routine_unbacked(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -18,7 +15,7 @@ def routine_unbacked(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 
 def routine_unloaded(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """A routine that the kernel will call lies where a driver was that has been unloaded."""
+    """A routine that the kernel will call lies in the former range of a driver that has been unloaded."""
     return routines_in(apc, facts, (Backing.UNLOADED,), "routine-unloaded", Severity.CRITICAL)
 
 
@@ -33,7 +30,7 @@ def routine_not_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 
 def module_conflict(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """A routine that the kernel will call lies where only an entry of the module list that is contradicted claims."""
+    """A routine that the kernel will call lies where only a contradicted entry of the module list claims the memory."""
     routines = kernel_routines(apc, facts)
     doubted = [(name, routine, routine.doubt) for name, routine in routines if routine.doubt is not None]
     if not doubted:
@@ -53,7 +50,7 @@ def kernel_normal_in_user_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding
         return None
     if apc.normal_routine.backing is Backing.USER or is_termination(apc, facts):
         return None
-    # Only a thread of a WoW64 process has routines encoded that way; whether it is one may be unknown.
+    # Only threads of WoW64 processes have routines encoded that way; whether a process is one may be unknown.
     process = _process_of_list(apc, thread)
     if windows.is_wow64_encoded(apc.normal_routine.address) and (process is None or process.wow64 is not False):
         return None
@@ -71,7 +68,7 @@ def _process_of_list(apc: Apc, thread: Thread) -> Process | None:
 
 
 def mode_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """ApcMode is not that of the list that the APC hangs on."""
+    """ApcMode is not the mode of the list that the APC hangs on."""
     if apc.apc_mode is None or apc.queue.mode is None or apc.apc_mode == apc.queue.mode:
         return None
     return Finding(
@@ -91,7 +88,7 @@ def thread_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 
 def bad_object(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """Type or Size is not a KAPC's."""
+    """Type or Size is not that of a KAPC."""
     wrong = []
     if apc.type is not None and apc.type != windows.APC_OBJECT:
         wrong.append(f"Type is {apc.type}, not {windows.APC_OBJECT} (ApcObject)")
@@ -101,7 +98,7 @@ def bad_object(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 
 def not_inserted(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """The APC is linked but does not say so."""
+    """The APC is on a list, but its Inserted is 0."""
     if apc.inserted != 0 or apc.queue is QueueName.OFF_LIST:
         return None
     return Finding("not-inserted", Severity.MEDIUM, "the KAPC is on the list but its Inserted is 0")
@@ -112,7 +109,7 @@ def environment_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | No
     index = thread.members.apc_state_index
     if apc.apc_state_index is None or index not in (0, 1) or apc.queue is QueueName.OFF_LIST:
         return None
-    # What was queued between the first and the second attach is for the state that was then the current one.
+    # APCs queued between the first and the second attach belong to the state that was the current one then.
     expected = 0 if apc.queue.saved and not apc.nested else index
     if apc.apc_state_index == expected:
         return None
@@ -125,7 +122,7 @@ def environment_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | No
 
 
 def order_violation(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """A special kernel APC stands behind a normal one."""
+    """A special kernel APC is queued behind a normal one."""
     if apc.kind != "special-kernel" or apc.queue.mode != windows.KERNEL_MODE:
         return None
     # A thread that attached twice has two saved lists of one name.
@@ -142,14 +139,14 @@ def order_violation(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 
 def _first_normal(apcs: tuple[Apc, ...]) -> Apc | None:
-    """Return the first normal kernel APC of a list, remembered of the last one: each APC of a list asks in turn."""
-    global _asked
-    if _asked[0] is not apcs:
-        _asked = apcs, next((apc for apc in apcs if apc.kind == "normal-kernel"), None)
-    return _asked[1]
+    """Return the first normal kernel APC of a list; the last answer is kept, since each APC of a list asks in turn."""
+    global _last_asked
+    if _last_asked[0] is not apcs:
+        _last_asked = apcs, next((apc for apc in apcs if apc.kind == "normal-kernel"), None)
+    return _last_asked[1]
 
 
-_asked: tuple[tuple[Apc, ...], Apc | None] = (), None
+_last_asked: tuple[tuple[Apc, ...], Apc | None] = (), None
 
 
 def duplicate_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -166,7 +163,7 @@ def off_list_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     if thread.members.state in (None, windows.TERMINATED):
         return None
     if any(queue.ending is not Ending.CLOSED for queue in thread.queues):
-        # It may hang where the walk could not follow; the row says where it was found.
+        # It may be on the part of a list that could not be followed; the row says where it was found.
         return None
     text = f"the KAPC says Inserted {apc.inserted} for this live thread, yet no list holds it: it was unlinked"
     text += " without KeRemoveQueueApc"
@@ -189,27 +186,3 @@ def apc_outside_pool(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 def _with_address(code: Code) -> str:
     return code.text if code.symbol is None else f"{code.address:#x} ({code.text})"
-
-
-CHECKS: tuple[ApcCheck, ...] = (
-    routine_unbacked,
-    routine_unloaded,
-    routine_user_address,
-    routine_not_code,
-    module_conflict,
-    kernel_normal_in_user_apc,
-    mode_mismatch,
-    thread_mismatch,
-    bad_object,
-    not_inserted,
-    environment_mismatch,
-    order_violation,
-    duplicate_apc,
-    off_list_apc,
-    apc_outside_pool,
-)
-
-
-def check(apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
-    """Return every finding about one APC of the thread."""
-    return tuple(finding for test in CHECKS if (finding := test(apc, thread, facts)) is not None)

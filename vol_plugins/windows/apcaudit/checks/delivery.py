@@ -1,21 +1,21 @@
 """Why a kernel APC is still queued, and whether it would be delivered before a detach.
 
 The rules are those of KiInsertQueueApc, KiDeliverApc and KeUnstackDetachProcess as ReactOS (ntoskrnl/ke/apc.c,
-procobj.c) and Microsoft's "Disabling APCs" give them. Every answer is three-valued: None is unknown, for want of a
-member that could not be read.
+procobj.c) and Microsoft's "Disabling APCs" give them. Answers may be None, which is unknown, where a member that they
+depend on could not be read.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 
-from .. import facts as windows
+from .. import windows
 from ..model import Apc, Facts, QueueName, Thread
 from .embedded import is_own, is_special_user, is_termination, queued_kernel_apcs, why_own_queued
 
 
 class Reason(str, Enum):
-    """What keeps the kernel from delivering the head of a kernel APC list."""
+    """What keeps the kernel from delivering the first APC of a kernel APC list."""
 
     PAGE_FAULT = "page-fault"
     SPECIAL_IN_PROGRESS = "special-in-progress"
@@ -26,11 +26,11 @@ class Reason(str, Enum):
 
 
 ORDINARY = frozenset({Reason.PAGE_FAULT, Reason.SPECIAL_IN_PROGRESS, Reason.CRITICAL_REGION, Reason.IN_PROGRESS})
-"""Reasons that the kernel itself brings about again and again."""
+"""Reasons that are part of the kernel's normal work."""
 
 
 def member(thread: Thread, name: str, facts: Facts) -> int | None:
-    """Return a member's value, 0 where this Windows lacks it because the thing does not exist there."""
+    """Return a member's value, 0 where this Windows lacks the member because it lacks what it counts or marks."""
     value: int | None = getattr(thread.members, name)
     if value is None and name in windows.ZERO_WHERE_LACKING and name in facts.lacks:
         return 0
@@ -38,7 +38,7 @@ def member(thread: Thread, name: str, facts: Facts) -> int | None:
 
 
 def non_empty(thread: Thread, name: QueueName) -> bool | None:
-    """Return whether a list's head points elsewhere than to itself, which is all that the kernel tests."""
+    """Return whether a list's Flink points elsewhere than to its head, which is all that the kernel tests."""
     queue = thread.queue(name)
     flink: int | None = getattr(thread.members, _FLINK[name])
     if flink is None:
@@ -61,9 +61,9 @@ def waiting(thread: Thread) -> bool | None:
 
 
 def irql(thread: Thread, facts: Facts) -> int | None:
-    """Return the IRQL of a thread: WaitIrql in a wait, else what a crash saved; None where neither tells.
+    """Return the IRQL of a thread: WaitIrql in a wait, else the IRQL that a crash saved, None if unknown.
 
-    Where the code that stopped the machine had raised the IRQL itself, what was saved tells nothing.
+    The saved IRQL says nothing where the code that stopped the machine had raised it.
     """
     if waiting(thread):
         return thread.members.wait_irql
@@ -73,30 +73,32 @@ def irql(thread: Thread, facts: Facts) -> int | None:
 
 
 def was_preempted(thread: Thread, facts: Facts) -> bool:
-    """Tell whether the processor was taken from the thread, so that WaitIrql says nothing of a lock."""
+    """Tell whether the thread was preempted, so that its WaitIrql does not show that it holds a lock."""
     reason = thread.members.wait_reason
     return reason in windows.PREEMPTED_REASONS and reason < len(facts.wait_reasons)
 
 
 def knows_preemption(facts: Facts) -> bool:
-    """Tell whether this Windows says in WaitReason that a thread was preempted, which XP does not."""
+    """Tell whether WaitReason shows preemption on this Windows, which it does not on XP."""
     return len(facts.wait_reasons) > max(windows.PREEMPTED_REASONS - {38})
 
 
 def head_kind(thread: Thread, facts: Facts) -> str | None:
-    """Return the kind of the kernel APC that would be delivered next, the kernel's own left out; None is unknown.
+    """Return the kind of the kernel APC that would be delivered next; the kernel's own KAPCs are left out.
 
-    On a kernel list KiDeliverApc looks at NormalRoutine alone, whatever ApcMode says.
+    None is unknown, or no APC. On a kernel list KiDeliverApc looks at NormalRoutine alone, whatever ApcMode is.
     """
-    apcs = queued_kernel_apcs(thread, facts)
-    routine = apcs[0].normal_routine if apcs else None
+    queue = thread.queue(QueueName.KERNEL)
+    # Only up to the first one: this is asked again for each APC of what may be a very long list.
+    first = next((apc for apc in queue.apcs if not is_own(apc, facts)), None) if queue is not None else None
+    routine = None if first is None else first.normal_routine
     if routine is None:
         return None
     return "normal-kernel" if routine.address else "special-kernel"
 
 
 def has_normal(thread: Thread) -> bool | None:
-    """Return whether a normal kernel APC is queued, None where one that was not read may be."""
+    """Return whether a normal kernel APC is queued, None if one may be among those that could not be read."""
     queue = thread.queue(QueueName.KERNEL)
     if queue is None:
         return False
@@ -107,7 +109,7 @@ def has_normal(thread: Thread) -> bool | None:
 
 
 def reason(thread: Thread, facts: Facts) -> Reason | None:
-    """Return the first visible reason not to deliver the head of the current kernel list."""
+    """Return the first visible reason why the first APC of the current kernel list is not delivered."""
     members = thread.members
     if waiting(thread):
         if members.wait_reason in windows.PAGE_FAULT_REASONS:
@@ -115,7 +117,7 @@ def reason(thread: Thread, facts: Facts) -> Reason | None:
         if members.special_apc_in_progress:
             return Reason.SPECIAL_IN_PROGRESS
     level = irql(thread, facts)
-    # A crash that saved a higher one was in code that ran at it for reasons of its own.
+    # A higher IRQL that a crash saved is that of the crashing code, not one that the thread holds APCs off with.
     if level is not None and (level >= windows.APC_LEVEL if waiting(thread) else level == windows.APC_LEVEL):
         return Reason.IRQL
     if member(thread, "special_apc_disable", facts):
@@ -131,7 +133,7 @@ def reason(thread: Thread, facts: Facts) -> Reason | None:
 
 
 def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
-    """Say why an APC is still on its list, as the kernel would; None where nothing visible keeps it there."""
+    """Say why an APC is still on its list; None where nothing visible keeps it there."""
     members = thread.members
     if is_termination(apc, facts):
         return "a termination is in progress: the thread ends when it next returns to user mode"
@@ -144,7 +146,7 @@ def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
     if is_special_user(apc, facts) and apc.apc_mode == windows.KERNEL_MODE and not members.kernel_apc_pending:
         return "a special user APC in its first phase, which waits for kernel APCs to be enabled"
     why = reason(thread, facts)
-    told = {
+    reasons = {
         Reason.PAGE_FAULT: "the thread waits for a page to be read in",
         Reason.SPECIAL_IN_PROGRESS: "a special kernel APC is being delivered",
         Reason.IRQL: f"the thread is at IRQL {irql(thread, facts)}",
@@ -153,8 +155,8 @@ def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
         Reason.IN_PROGRESS: "a normal kernel APC is being delivered",
     }
     if why is not None:
-        return f"{why.value}: {told[why]}"
-    if members.state in COMING:
+        return f"{why.value}: {reasons[why]}"
+    if members.state in ABOUT_TO_RUN:
         return "not-yet-scheduled: it is delivered when the thread runs below APC_LEVEL"
     if members.state == windows.RUNNING:
         return "the thread is running: it may be about to be delivered"
@@ -162,7 +164,7 @@ def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
 
 
 def _blocked(thread: Thread, facts: Facts) -> str | None:
-    """Say what keeps a waiting thread from running a normal kernel APC, its own ones included."""
+    """Say what keeps a waiting thread from running a normal kernel APC; None where nothing does."""
     members = thread.members
     if not waiting(thread):
         return None
@@ -178,12 +180,12 @@ def _blocked(thread: Thread, facts: Facts) -> str | None:
     return None
 
 
-COMING = (windows.READY, windows.STANDBY, windows.TRANSITION, windows.DEFERRED_READY, windows.INITIALIZED)
-"""States of a thread that is about to run, and is interrupted by the APC when it does."""
+ABOUT_TO_RUN = (windows.READY, windows.STANDBY, windows.TRANSITION, windows.DEFERRED_READY, windows.INITIALIZED)
+"""States of a thread that will run soon; the APC interrupts it when it does."""
 
 
 def deliverable(thread: Thread, facts: Facts) -> bool | None:
-    """Return whether the queuing of the kernel list's head should have ended the thread's wait.
+    """Return whether queuing the first APC of the kernel list should have ended the thread's wait.
 
     KiInsertQueueApc ends a wait at WaitIrql 0 outside a guarded region for a special kernel APC, and for a normal one
     when kernel APCs are enabled and none is in progress. The kernel's own KAPCs are left out: it ends no wait for them.
@@ -191,7 +193,7 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
     apcs = queued_kernel_apcs(thread, facts)
     kind = head_kind(thread, facts)
     conditions: list[bool | None] = [
-        # A thread that is still some processor's current one has not gone to wait yet.
+        # A thread that is still a processor's current thread has not begun its wait yet.
         waiting(thread) if thread.processor is None else False,
         _zero(thread.members.wait_irql),
         _zero(member(thread, "special_apc_disable", facts)),
@@ -205,26 +207,26 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
 
 
 def is_stuck(thread: Thread, facts: Facts) -> bool:
-    """Tell a waiting thread with a kernel APC whose queuing should have ended the wait."""
+    """Tell whether a thread still waits although a kernel APC was queued that should have ended the wait."""
     return bool(non_empty(thread, QueueName.KERNEL)) and bool(deliverable(thread, facts))
 
 
 def delivered_first(thread: Thread, facts: Facts) -> bool | None:
-    """Return whether what is queued to an attached thread would be delivered before it could detach.
+    """Return whether the APCs queued to an attached thread would be delivered before it can detach.
 
-    A thread that is about to run is interrupted when it is switched to, and one that waits at IRQL 0 is woken; else
-    KeUnstackDetachProcess drains, as long as KernelApcPending is set and nothing forbids delivery.
+    A thread that is about to run is interrupted when a processor switches to it, and one that waits at IRQL 0 is woken.
+    Otherwise KeUnstackDetachProcess drains the list while KernelApcPending is set and nothing forbids delivery.
     """
     members = thread.members
-    coming = None if members.state is None else members.state in COMING
-    # One that was preempted has APC_LEVEL there and goes on at the IRQL that it ran at, which nothing tells.
+    about_to_run = None if members.state is None else members.state in ABOUT_TO_RUN
+    # WaitIrql of a preempted thread is APC_LEVEL; it continues at the IRQL that it ran at, which is not recorded.
     ready: bool | None = True
-    if coming and knows_preemption(facts) and not was_preempted(thread, facts):
+    if about_to_run and knows_preemption(facts) and not was_preempted(thread, facts):
         ready = _zero(members.wait_irql)
     normal = has_normal(thread)
     queue = thread.queue(QueueName.KERNEL)
     conditions: list[bool | None] = [
-        ready if coming else every([waiting(thread), _zero(members.wait_irql)]),
+        ready if about_to_run else every([waiting(thread), _zero(members.wait_irql)]),
         _zero(member(thread, "special_apc_disable", facts)),
         None if members.kernel_apc_pending is None else bool(members.kernel_apc_pending),
         _not(non_empty(thread, QueueName.USER)),
@@ -235,7 +237,7 @@ def delivered_first(thread: Thread, facts: Facts) -> bool | None:
 
 
 def every(conditions: list[bool | None]) -> bool | None:
-    """Return False when one is False, else None when one is unknown, else True."""
+    """Return False if any condition is False, else None if any is unknown, else True."""
     if any(condition is False for condition in conditions):
         return False
     return None if None in conditions else True

@@ -1,26 +1,27 @@
-"""The KAPCs that are members of a thread: which of them may wait in a list for hours, and what they hold."""
+"""The KAPCs that are members of a thread: which of them may stay queued for hours, and what they must hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
-from .. import facts as windows
-from ..facts import EMBEDDED_APCS, EmbeddedApc
-from ..layout import EmbeddedKapc
-from ..model import Apc, Facts, Finding, Queue, QueueName, Severity, Thread
-from ..thread_members import ThreadMembers
+from .. import windows
+from ..findings import Finding, Severity
+from ..formats.layout import EmbeddedKapc
+from ..members import ThreadMembers
+from ..model import Apc, Facts, Queue, QueueName, Thread
+from ..windows import EMBEDDED_APCS, EmbeddedApc
 
 Routines = tuple[frozenset[int] | None, frozenset[int] | None, frozenset[int] | None]
-"""The addresses that KernelRoutine, RundownRoutine and NormalRoutine may have; None where this kernel does not tell."""
+"""The addresses that KernelRoutine, RundownRoutine and NormalRoutine may have; None where the symbols lack them."""
 
 
 def is_own(apc: Apc, facts: Facts) -> bool:
-    """Tell a KAPC that the kernel may leave in a thread's list for hours, and that says nothing of the thread's wait.
+    """Tell whether a KAPC is one of the kernel's own, which may stay queued for hours whatever the thread waits for.
 
-    It is told by what it is: the address of the thread's member, and the address of its NormalRoutine. A suspended
-    thread that waits keeps SchedulerApc queued without being woken (KiSuspendThread of 8.1 to 11), and UpdateTebApc
-    waits for the thread to run.
+    Such a KAPC is a member of the thread and has the NormalRoutine of that member. A suspended thread that waits keeps
+    SchedulerApc queued without being woken (KiSuspendThread of 8.1 to 11), and UpdateTebApc stays queued until the
+    thread runs.
     """
     return any(
         row.own is not None and row.member == apc.member and facts.is_routine(apc.normal_routine, row.own)
@@ -29,25 +30,25 @@ def is_own(apc: Apc, facts: Facts) -> bool:
 
 
 def is_special_user(apc: Apc, facts: Facts) -> bool:
-    """Tell a special user APC, in either of its phases."""
+    """Tell whether an APC is a special user APC, in either of its phases."""
     return facts.is_routine(apc.kernel_routine, windows.SPECIAL_USER_APC_ROUTINE)
 
 
 def is_termination(apc: Apc, facts: Facts) -> bool:
-    """Tell the user-mode APC that ends its thread at the next return to user mode."""
+    """Tell whether an APC is the user-mode APC that ends its thread at the next return to user mode."""
     pairs = windows.TERMINATION_APCS
     routines = any(
         facts.is_routine(apc.kernel_routine, kernel) and facts.is_routine(apc.normal_routine, normal)
         for kernel, normal in pairs
     )
-    # What SchedulerApc is made into stays the thread's member.
+    # SchedulerApc, when it is turned into this APC, is still a member of the thread.
     return routines and (apc.member is not None or not facts.is_routine(apc.normal_routine, pairs[1][1]))
 
 
-def others(queue: Queue | None, facts: Facts) -> tuple[Apc, ...] | None:
-    """Return the APCs of a list that are not the kernel's own, None where that cannot be told.
+def not_own(queue: Queue | None, facts: Facts) -> tuple[Apc, ...] | None:
+    """Return the APCs of a list that are not the kernel's own, None if unknown.
 
-    A list that could not be followed to its end may hold others behind those that were read.
+    It is unknown when none was read and the list could not be followed to its end.
     """
     if queue is None:
         return ()
@@ -55,8 +56,8 @@ def others(queue: Queue | None, facts: Facts) -> tuple[Apc, ...] | None:
     return foreign if foreign or queue.intact else None
 
 
-def routines_of(row: EmbeddedApc, routines: Mapping[str, int]) -> Routines:
-    """Return the addresses that the routines of an embedded KAPC may have on this kernel."""
+def allowed_routines(row: EmbeddedApc, routines: Mapping[str, int]) -> Routines:
+    """Return the addresses that the routines of an embedded KAPC may have; None where this kernel lacks a symbol."""
     kernel, rundown, normal = (
         frozenset(0 if not name else routines[name] for name in names)
         if all(not name or name in routines for name in names)
@@ -66,8 +67,8 @@ def routines_of(row: EmbeddedApc, routines: Mapping[str, int]) -> Routines:
     return kernel, rundown, normal
 
 
-def defects(address: int, members: ThreadMembers, facts: Facts) -> list[str]:
-    """Say what the embedded KAPCs of a thread hold that this kernel does not put there."""
+def find_defects(address: int, members: ThreadMembers, facts: Facts) -> list[str]:
+    """Describe the members of a thread's embedded KAPCs that do not hold what this kernel puts there."""
     found = []
     for row in EMBEDDED_APCS:
         if row.member not in facts.embedded:
@@ -84,7 +85,7 @@ def defects(address: int, members: ThreadMembers, facts: Facts) -> list[str]:
             found.append(f"{row.member}.Size is {size:#x}, not {facts.apc_size:#x}")
         if thread not in (None, address):
             found.append(f"{row.member}.Thread is {thread:#x}, not this thread")
-        allowed = routines_of(row, facts.routines)
+        allowed = allowed_routines(row, facts.routines)
         names = zip(("KernelRoutine", "RundownRoutine", "NormalRoutine"), routines, allowed, strict=True)
         for name, routine, addresses in names:
             if routine is not None and addresses is not None and routine not in addresses:
@@ -93,21 +94,21 @@ def defects(address: int, members: ThreadMembers, facts: Facts) -> list[str]:
 
 
 UsualBytes = Callable[[int, bytes], bool]
-"""Tells of an _ETHREAD's virtual address and bytes whether its embedded KAPCs hold what this kernel puts there."""
+"""Takes an _ETHREAD's virtual address and bytes; tells whether its embedded KAPCs hold what this kernel puts there."""
 
 
 def usual_bytes(kapcs: Sequence[EmbeddedKapc], pointer_size: int, facts: Facts) -> UsualBytes:
-    """Make the test that spares nearly every thread the decoding of its embedded KAPCs; False asks for a closer look.
+    """Make a fast test of a thread's embedded KAPCs; True is unaltered, False asks for find_defects.
 
-    It is made of the bytes that Type, Size, Thread and the routines must have, since decoding a dozen members of every
-    thread would cost more than all the rest.
+    It compares the bytes of Type, Size, Thread and the routines, since decoding a dozen members of every thread would
+    cost more than all other tests together.
     """
     by_member = {kapc.member: kapc for kapc in kapcs}
     tests = []
     for row in EMBEDDED_APCS:
         if row.member not in facts.embedded:
             continue
-        kapc, routines = by_member.get(row.member), routines_of(row, facts.routines)
+        kapc, routines = by_member.get(row.member), allowed_routines(row, facts.routines)
         if kapc is None or None in routines:
             return lambda _address, _thread: False
         tests.append(_usual(kapc, row, routines, pointer_size, facts.apc_size))
@@ -117,13 +118,13 @@ def usual_bytes(kapcs: Sequence[EmbeddedKapc], pointer_size: int, facts: Facts) 
 
 
 def _usual(kapc: EmbeddedKapc, row: EmbeddedApc, routines: Routines, pointer_size: int, apc_size: int) -> UsualBytes:
-    # A symbol file whose pointers are too short for its own addresses has no routine that any bytes could name.
+    # Leave out addresses that do not fit into a pointer, which a damaged symbol file may have.
     top = 1 << 8 * pointer_size
     allowed = ({address for address in addresses or () if address < top} for addresses in routines)
     usual = frozenset(
         b"".join(each.to_bytes(pointer_size, "little") for each in combination) for combination in product(*allowed)
     )
-    # Bound to locals: this is asked of every thread.
+    # Local names, since the test runs for every thread.
     kind, size, thread_at, routines_at = kapc.type, kapc.size, kapc.thread, kapc.routines
     thread_end, routines_end = thread_at + pointer_size, routines_at + 3 * pointer_size
     start, end, may_be_zero, apc_object = kapc.start, kapc.end, row.may_be_zero, windows.APC_OBJECT
@@ -145,7 +146,7 @@ def embedded_apc_altered(thread: Thread, facts: Facts) -> Finding | None:
     """A KAPC that is a member of a live thread holds what the kernel does not put there."""
     if thread.members.state in (None, windows.INITIALIZED, windows.TERMINATED):
         return None
-    wrong = defects(thread.address, thread.members, facts)
+    wrong = find_defects(thread.address, thread.members, facts)
     if not wrong:
         return None
     return Finding(
@@ -156,12 +157,12 @@ def embedded_apc_altered(thread: Thread, facts: Facts) -> Finding | None:
 
 
 def suspended_but_not(thread: Thread, facts: Facts) -> Finding | None:
-    """SuspendCount says that the thread is suspended, and nothing holds it."""
+    """SuspendCount says that the thread is suspended, but nothing suspends it."""
     members = thread.members
     if not members.suspend_count or members.state in (None, windows.RUNNING, windows.INITIALIZED, windows.TERMINATED):
         return None
     held = members.wait_state, members.kernel_apc_in_progress, members.suspend_apc_inserted
-    if None in held or any(held[1:]) or in_place(members):
+    if None in held or any(held[1:]) or is_suspended_in_place(members):
         return None
     if members.special_apc_in_progress or (
         members.special_apc_in_progress is None and "special_apc_in_progress" not in facts.lacks
@@ -175,8 +176,8 @@ def suspended_but_not(thread: Thread, facts: Facts) -> Finding | None:
     )
 
 
-def in_place(members: ThreadMembers) -> bool:
-    """Tell whether a thread is suspended in the wait that it was in, which 8.1 and later do without waking it."""
+def is_suspended_in_place(members: ThreadMembers) -> bool:
+    """Tell whether a thread is suspended within its wait: Windows 8.1 and later do not wake it for that."""
     state = members.wait_state
     return state is not None and windows.FIRST_SUSPEND_STATE <= state <= windows.LAST_SUSPEND_STATE
 
@@ -193,7 +194,7 @@ def why_own_queued(apc: Apc, thread: Thread, blocked: str | None) -> str:
     if apc.member == "UpdateTebApc":
         return "a TEB update waits for the thread to run"
     frozen = f", FreezeCount {members.freeze_count}" if members.freeze_count else ""
-    if in_place(members):
+    if is_suspended_in_place(members):
         state = members.wait_state or 0
         name = windows.SUSPEND_STATES.get(state, "")
         word = "frozen" if members.freeze_count and not members.suspend_count else "suspended"
@@ -208,9 +209,6 @@ def why_own_queued(apc: Apc, thread: Thread, blocked: str | None) -> str:
     return "left by a suspension that has ended: resumed and not yet run (SuspendCount 0)"
 
 
-CHECKS = (embedded_apc_altered, suspended_but_not)
-
-
 def queued_kernel_apcs(thread: Thread, facts: Facts) -> tuple[Apc, ...] | None:
-    """Return what is on the current kernel list beside the kernel's own KAPCs, None where that cannot be told."""
-    return others(thread.queue(QueueName.KERNEL), facts)
+    """Return the APCs on the current kernel list without the kernel's own KAPCs, None if unknown."""
+    return not_own(thread.queue(QueueName.KERNEL), facts)

@@ -1,11 +1,12 @@
-"""The routines that the kernel would call: where they lie, and that code can begin there."""
+"""Checks of code addresses: the routines of APCs and the start addresses of threads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .. import facts as windows
-from ..model import Apc, Backing, Code, Facts, Finding, Severity
+from .. import windows
+from ..findings import Finding, Severity
+from ..model import Apc, Backing, Code, Facts, Thread
 from .embedded import is_special_user
 
 UNBACKED = (Backing.NOTHING, Backing.UNLOADED)
@@ -32,7 +33,7 @@ def kernel_routines(apc: Apc, facts: Facts) -> Iterator[tuple[str, Code]]:
 
 
 def routines_in(apc: Apc, facts: Facts, backings: tuple[Backing, ...], code: str, severity: Severity) -> Finding | None:
-    """Report the routines of an APC, of those that run in kernel mode, that a kind of memory holds."""
+    """Report the kernel-mode routines of an APC that lie in certain memory."""
     routines = [(name, routine) for name, routine in kernel_routines(apc, facts) if routine.backing in backings]
     if not routines:
         return None
@@ -48,7 +49,7 @@ def routines_in(apc: Apc, facts: Facts, backings: tuple[Backing, ...], code: str
 
 
 def not_code_finding(routines: Sequence[tuple[str, Code]]) -> Finding | None:
-    """Report routines that lie in a module where no function can begin."""
+    """Report routines at addresses in a module where no function can begin."""
     wrong = [(name, routine, routine.not_code) for name, routine in routines if routine.not_code is not None]
     if not wrong:
         return None
@@ -56,4 +57,56 @@ def not_code_finding(routines: Sequence[tuple[str, Code]]) -> Finding | None:
         "routine-not-code",
         Severity.HIGH if any(reason.certain for _, _, reason in wrong) else Severity.MEDIUM,
         "; ".join(f"{name} {routine.address:#x} ({routine}) lies {reason.text}" for name, routine, reason in wrong),
+    )
+
+
+def orphan_start(thread: Thread, facts: Facts) -> Finding | None:
+    """A live system thread starts in no loaded module."""
+    start = thread.members.start_address
+    # Some system threads have no start address: 0.
+    if not start or thread.members.state in (None, windows.TERMINATED):
+        return None
+    if thread.start_backing not in (Backing.NOTHING, Backing.UNLOADED, Backing.USER):
+        return None
+    where = Backing.NOTHING if thread.start_backing is Backing.UNLOADED else thread.start_backing
+    text = f"the system thread's start address {start:#x} lies in {where.value}"
+    if thread.start is not None and thread.start.region is not None:
+        text += f" ({thread.start.region})"
+    if thread.start is not None and thread.start.module is not None:
+        text += f", but in an image that the list does not have: {thread.start}"
+    return Finding("orphan-start", Severity.HIGH, text)
+
+
+def start_not_code(thread: Thread, facts: Facts) -> Finding | None:
+    """A system thread starts in a module where no function begins."""
+    if thread.members.state in (None, windows.TERMINATED) or thread.start is None or thread.start.not_code is None:
+        return None
+    return not_code_finding([("the system thread's start address", thread.start)])
+
+
+def module_conflict(thread: Thread, facts: Facts) -> Finding | None:
+    """A system thread starts where only a contradicted entry of the module list claims the address."""
+    if thread.start_conflict is None or thread.members.start_address is None:
+        return None
+    if thread.members.state in (None, windows.TERMINATED):
+        return None
+    return Finding(
+        "module-conflict",
+        Severity.HIGH if thread.start_conflict.overlapping else Severity.MEDIUM,
+        f"the system thread's start address {thread.members.start_address:#x} lies where the list of modules"
+        f" contradicts itself: {thread.start_conflict}",
+    )
+
+
+def unloaded_start(thread: Thread, facts: Facts) -> Finding | None:
+    """A system thread starts in the former range of a driver that has been unloaded."""
+    if thread.start_backing is not Backing.UNLOADED or thread.start is None:
+        return None
+    if thread.members.state in (None, windows.TERMINATED):
+        return None
+    return Finding(
+        "unloaded-start",
+        Severity.HIGH,
+        f"the system thread's start address {thread.start.address:#x} lies in the former range of"
+        f" {thread.start.former}, which has been unloaded",
     )

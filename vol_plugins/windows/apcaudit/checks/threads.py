@@ -1,25 +1,103 @@
-"""The findings about a thread, one small pure function each."""
+"""Checks of a thread: its state, the integrity of its lists, and the views that lack it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from .. import facts as windows
-from ..model import Facts, Finding, QueueName, Severity, Thread
-from . import embedded as embedded_checks
-from . import hiding as hiding_checks
-from . import lists as list_checks
-from . import pending as pending_checks
-from . import starts as start_checks
+from .. import windows
+from ..findings import Finding, Severity
+from ..model import Ending, Facts, Queue, QueueName, Thread, View
 from .delivery import non_empty, waiting
-from .detach import detach_bugcheck
-from .wording import first_apc
+from .pending import first_apc
 
-ThreadCheck = Callable[[Thread, Facts], "Finding | None"]
+_NAMES = {
+    View.LIST: "its process's list",
+    View.CID: "the CID table",
+    View.CPU: "a processor's control block",
+    View.SCAN: "the scan of physical memory",
+    View.DUMP: "the dump's header",
+}
+
+
+def hidden_thread(thread: Thread, facts: Facts) -> Finding | None:
+    """A live thread is missing from a view that was read to its end."""
+    absence = thread.absence
+    # A thread in creation is in the CID table before it is in its process's list; a terminated one is a leftover.
+    if absence is None or thread.idle or thread.members.state in (windows.INITIALIZED, windows.TERMINATED):
+        return None
+    holders = " and ".join(name for view, name in _NAMES.items() if view in thread.views)
+    text = f"the live thread is held by {holders or 'no other view'} but not by {_NAMES[View(absence.missed_by)]}"
+    if absence.neighbours is not None:
+        text += f"; {absence.neighbours.value}"
+    if absence.stopped:
+        text += "; the machine stood still, so this is no smear"
+    elif absence.smear:
+        text += "; it was created while the image was being taken, which explains it (smear)"
+    else:
+        text += "; unless the image is smeared, it was hidden"
+    if thread.members.terminated:
+        text += "; it is marked for termination"
+    return Finding("hidden-thread", Severity.LOW if absence.smear else Severity.HIGH, text)
+
+
+def hidden_process(thread: Thread, facts: Facts) -> Finding | None:
+    """A live thread belongs to a process that PsActiveProcessHead does not hold."""
+    if thread.owner_listed is not False or thread.idle or thread.owner is None:
+        return None
+    if thread.members.state in (windows.INITIALIZED, windows.TERMINATED):
+        return None
+    return Finding(
+        "hidden-process",
+        Severity.HIGH,
+        f"the live thread's process {thread.owner} at {thread.owner.address:#x} is not in PsActiveProcessHead",
+    )
+
+
+def list_broken(thread: Thread, facts: Facts) -> Finding | None:
+    """An APC list cannot be followed to its end, or a Blink does not point back."""
+    texts = [text for queue in thread.queues if (text := _damage(queue, facts)) is not None]
+    return Finding("list-broken", Severity.HIGH, "; ".join(texts)) if texts else None
+
+
+def list_cycle(thread: Thread, facts: Facts) -> Finding | None:
+    """An APC list closes without returning to its head."""
+    queues = [queue for queue in thread.queues if queue.ending is Ending.CYCLE]
+    if not queues:
+        return None
+    text = "; ".join(
+        f"the {queue.name.value} APC list closes without returning to its head {queue.head:#x}: the entry at"
+        f" {queue.ended_at:#x} points back into it after {_entries(queue)}"
+        for queue in queues
+    )
+    return Finding("list-cycle", Severity.HIGH, text)
+
+
+def list_truncated(thread: Thread, facts: Facts) -> Finding | None:
+    """An APC list is longer than the audit follows."""
+    queues = [queue for queue in thread.queues if queue.ending is Ending.BOUND]
+    if not queues:
+        return None
+    text = "; ".join(f"the {queue.name.value} APC list goes on after {_entries(queue)}" for queue in queues)
+    return Finding("list-truncated", Severity.MEDIUM, f"{text}: the rest was not read")
+
+
+def _damage(queue: Queue, facts: Facts) -> str | None:
+    where = f"the {queue.name.value} APC list"
+    ended = queue.ending in (Ending.CLOSED, Ending.CYCLE, Ending.BOUND)
+    # A list that a minidump does not hold is not damaged.
+    if ended or (facts.partial and queue.ending is Ending.UNREADABLE):
+        if queue.broken_at is None:
+            return None
+        return (
+            f"{where} is broken: the Blink of the entry at {queue.broken_at:#x} does not point back to its predecessor"
+        )
+    return f"{where} could not be followed past {queue.ended_at:#x} after {_entries(queue)}: {queue.ending.value}"
+
+
+def _entries(queue: Queue) -> str:
+    return f"{len(queue.apcs)} entr{'y' if len(queue.apcs) == 1 else 'ies'}"
 
 
 def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
-    """A thread that has ended holds what the exit path stops the machine for with 0x20."""
+    """A thread that has ended or is exiting has an APC queued or APCs disabled, for which 0x20 stops the machine."""
     members = thread.members
     crashed = _stopped_while_exiting(thread, facts)
     if members.state != windows.TERMINATED and not crashed:
@@ -32,7 +110,7 @@ def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
     if members.special_apc_disable:
         causes.append(f"SpecialApcDisable is {members.special_apc_disable}")
     if not causes and crashed and facts.bugcheck is not None:
-        # The exit takes the APCs off the list before it looks whether there were any.
+        # The exit path unlinks the APCs before it tests whether there were any.
         found, count = facts.bugcheck.parameters[:2]
         causes.append(
             f"a kernel APC was queued to it (LIST_ENTRY {found:#x})"
@@ -54,8 +132,8 @@ def exit_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
 def _stopped_while_exiting(thread: Thread, facts: Facts) -> bool:
     """Tell whether the image is of a machine that bugcheck 0x20 stopped on this thread.
 
-    The exiting thread was on a processor and is marked for termination, which those that ran beside it are not;
-    parameter 1 is the LIST_ENTRY of the APC that was found on it.
+    The exiting thread was running and is marked for termination, unlike the threads that ran on other processors.
+    Parameter 1 is the LIST_ENTRY of the APC that was found on it.
     """
     bugcheck = facts.bugcheck
     if bugcheck is None or bugcheck.code != windows.KERNEL_APC_PENDING_DURING_EXIT:
@@ -104,7 +182,7 @@ def not_queueable(thread: Thread, facts: Facts) -> Finding | None:
     members = thread.members
     if members.apc_queueable != 0 or members.state in (None, windows.TERMINATED) or thread.idle:
         return None
-    # Since 8.1 the request is noted in the _KTHREAD before the _ETHREAD is marked.
+    # Since 8.1 the termination request is set in the _KTHREAD before the _ETHREAD is marked.
     if members.terminated is None or members.terminated or members.termination_request:
         return None
     return Finding(
@@ -116,7 +194,7 @@ def not_queueable(thread: Thread, facts: Facts) -> Finding | None:
 
 
 def apc_disabled_in_user_wait(thread: Thread, facts: Facts) -> Finding | None:
-    """A thread waits on behalf of its program with kernel APCs disabled, in which state it may not return to it."""
+    """A thread waits on behalf of its program with kernel APCs disabled, a state in which 0x1 stops its return."""
     members = thread.members
     if members.system_thread != 0 or not waiting(thread) or members.wait_mode != windows.USER_MODE:
         return None
@@ -136,22 +214,3 @@ def apc_disabled_in_user_wait(thread: Thread, facts: Facts) -> Finding | None:
         f" {' and '.join(counters)}: if it returns to user mode in this state, bugcheck 0x1 (APC_INDEX_MISMATCH) stops"
         " the machine, and until then the thread cannot be suspended",
     )
-
-
-CHECKS: tuple[ThreadCheck, ...] = (
-    detach_bugcheck,
-    *pending_checks.CHECKS,
-    exit_bugcheck,
-    state_mismatch,
-    not_queueable,
-    apc_disabled_in_user_wait,
-    *start_checks.CHECKS,
-    *embedded_checks.CHECKS,
-    *list_checks.CHECKS,
-    *hiding_checks.CHECKS,
-)
-
-
-def check(thread: Thread, facts: Facts) -> tuple[Finding, ...]:
-    """Return every finding about the thread."""
-    return tuple(finding for test in CHECKS if (finding := test(thread, facts)) is not None)

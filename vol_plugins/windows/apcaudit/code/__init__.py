@@ -1,1 +1,1 @@
-"""What the code at a thread's start address does: its instructions, the calls in them, and what follows for APCs."""
+"""Static analysis of start routines: calls, loops, and regions and mutexes held."""

@@ -1,1 +1,1 @@
-"""Who queued an APC: the IRP, timer, thread or driver behind a KAPC, evidence and inference kept apart."""
+"""Attributing APCs: what queued them, as far as the image shows it."""

@@ -1,27 +1,79 @@
-"""APCs that complete an IRP: which request of whom, as far as the IRP and the thread's stack tell."""
+"""I/O completion APCs: the request that ended, and the thread that waits for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..drivers.loaded import Drivers
-from ..memory import Memory
-from ..model import Apc, Ending, Origin, Thread
-from ..queues import walk
-from ..symbols import KernelSymbols
-from .devices import Devices
-from .irp import Irp, Irps
-from .irp_names import flag_names
-from .kernel_stacks import caller_above, on_stack
-from .pool_tags import IRP_TAGS, read_pool_tag
+from ..formats.lists import walk
+from ..image.memory import Memory
+from ..kernel import Kernel
+from ..model import Apc, Code, Ending, Origin, Thread
+from ..modules.loaded import Drivers
+from ..unwind.scan import find_call
+from .holders import IRP_TAGS, read_pool_tag
+from .irp import Devices, Irp, Irps, flag_names
 
-LOCATIONS_TOLD = 12
-"""How many stack locations the evidence names, the highest drivers'; few device stacks are deeper."""
+STACK_BOUND = 64 << 10
+"""How many bytes of a stack are searched: on x64 a stack has 24 KiB, a large one up to 72 (Windows Internals)."""
+
+# Modules that every request passes through; the requester is the first module above them on the stack.
+_COMMON = frozenset({"nt", "hal"})
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """A KernelRoutine whose KAPC is an IRP's Tail.Apc: what it means, and what holds of the IRP meanwhile.
+class Caller:
+    """A pointer into a driver, found on a stack at `found_at`; `follows_call` is whether a call precedes its target."""
+
+    found_at: int
+    code: Code
+    follows_call: bool
+
+    def __str__(self) -> str:
+        return f"{'return address' if self.follows_call else 'pointer'} {self.code} at {self.found_at:#x}"
+
+
+def on_stack(thread: Thread, address: int | None) -> bool | None:
+    """Tell whether an address lies on the thread's kernel stack; None where its limits could not be read."""
+    limit, base = thread.members.stack_limit, thread.members.stack_base
+    if address is None or limit is None or base is None:
+        return None
+    return limit <= address < base
+
+
+def caller_above(memory: Memory, drivers: Drivers, thread: Thread, address: int) -> Caller | None:
+    """Find the nearest return address into a driver above a place on the thread's kernel stack.
+
+    A pointer whose target follows a call instruction is preferred to any other. None is: no pointer into a driver in
+    the part of the stack that could be read.
+    """
+    base = thread.members.stack_base
+    size = memory.pointer_size
+    if base is None or not on_stack(thread, address):
+        return None
+    start = -(-address // size) * size
+    data, holes = memory.read_sparse(start, min(base - start, STACK_BOUND))
+    # The search ends at a page that is not in the image, since the nearest caller may be on that page.
+    end = holes[0][0] if holes else len(data)
+    nearest: Caller | None = None
+    for offset in range(0, end - size + 1, size):
+        value = int.from_bytes(data[offset : offset + size], "little")
+        driver = drivers.find_loaded(value)
+        if driver is None or driver.label.lower() in _COMMON:
+            continue
+        if find_call(memory.read, value, size).follows:
+            return Caller(start + offset, drivers.code(value), follows_call=True)
+        if nearest is None:
+            nearest = Caller(start + offset, drivers.code(value), follows_call=False)
+    return nearest
+
+
+LOCATIONS_NAMED = 12
+"""How many stack locations the evidence names, those of the highest drivers; few device stacks are deeper."""
+
+
+@dataclass(frozen=True, slots=True)
+class IrpRoutine:
+    """A KernelRoutine whose KAPC is an IRP's Tail.Apc: what it means, and the state of the IRP while it is queued.
 
     `listed` is whether a threaded IRP is still on the thread's IrpList; `has_file` whether SystemArgument1 is the
     FileObject.
@@ -33,32 +85,32 @@ class Use:
     has_file: bool
 
 
-# ReactOS ntoskrnl/io/iomgr/irp.c: IofCompleteRequest queues the first two, and IopCompleteRequest, which has taken the
-# IRP off the thread's list by then, queues it again for the user's completion routine with UserIosb as argument.
-USES = (
-    Use("IopCompleteRequest", "completion of IRP", listed=True, has_file=True),
-    Use("IopCompletePageWrite", "completion of paging write IRP", listed=False, has_file=False),
-    Use("IopUserCompletion", "user completion routine of IRP", listed=False, has_file=False),
+# ReactOS ntoskrnl/io/iomgr/irp.c: IofCompleteRequest queues the first two. IopCompleteRequest removes the IRP from the
+# thread's list, then queues the KAPC again for the user's completion routine, with UserIosb as argument.
+IRP_ROUTINES = (
+    IrpRoutine("IopCompleteRequest", "completion of IRP", listed=True, has_file=True),
+    IrpRoutine("IopCompletePageWrite", "completion of paging write IRP", listed=False, has_file=False),
+    IrpRoutine("IopUserCompletion", "user completion routine of IRP", listed=False, has_file=False),
 )
 
 
 class Completions:
-    """Attributes APCs to the IRPs whose completion they are."""
+    """Attributes APCs to the IRPs that they complete."""
 
-    def __init__(self, memory: Memory, symbols: KernelSymbols, drivers: Drivers, devices: Devices) -> None:
-        self._memory = memory
-        self._symbols = symbols
-        self._drivers = drivers
+    def __init__(self, kernel: Kernel, devices: Devices) -> None:
+        symbols = kernel.symbols
+        self._kernel = kernel
+        self._memory, self._symbols, self._drivers = kernel.memory, symbols, kernel.drivers
         self._devices = devices
-        self._irps = Irps(memory, symbols, drivers, devices)
+        self._irps = Irps(kernel, devices)
         self._irp_list = symbols.member("_ETHREAD", "IrpList.Flink")
         self._listed: tuple[int, frozenset[int], bool] = (0, frozenset(), False)
-        self._uses = {address: use for use in USES if (address := symbols.address(use.routine)) is not None}
+        self._routines = {address: use for use in IRP_ROUTINES if (address := symbols.address(use.routine)) is not None}
 
-    def of(self, apc: Apc, thread: Thread) -> Origin | None:
+    def attribute(self, apc: Apc, thread: Thread) -> Origin | None:
         """Return the origin of an APC whose KernelRoutine belongs to an IRP, None for any other."""
-        use = self._uses.get(apc.kernel_routine.address) if apc.kernel_routine is not None else None
-        irp = self._irps.around(apc.address) if use is not None else None
+        use = self._routines.get(apc.kernel_routine.address) if apc.kernel_routine is not None else None
+        irp = self._irps.read_around(apc.address) if use is not None else None
         if use is None or irp is None:
             return None
         evidence = [f"KernelRoutine is nt!{use.routine}, whose KAPC is an IRP's Tail.Apc: IRP {irp.address:#x}"]
@@ -83,7 +135,7 @@ class Completions:
         return Origin(text, tuple(evidence), tuple(inferred))
 
     def _irp_evidence(self, apc: Apc, irp: Irp) -> list[str]:
-        """State what the IRP holds."""
+        """Return the evidence in the IRP itself."""
         facts = f"its Type is {irp.type}"
         if irp.defects:
             facts += ", but " + " and ".join(irp.defects)
@@ -91,7 +143,7 @@ class Completions:
             facts += f", Size {irp.size:#x}, StackCount {irp.stack_count} and CurrentLocation {irp.current_location}"
             facts += ", as a completed IRP has"
         found = [facts]
-        tag = read_pool_tag(self._memory, self._symbols, irp.address, self._symbols.size_of("_IRP") or 0)
+        tag = read_pool_tag(self._kernel, irp.address, self._symbols.size_of("_IRP") or 0)
         if tag is None:
             found.append("its pool tag is unknown")
         else:
@@ -100,21 +152,21 @@ class Completions:
             )
         if irp.flags:
             found.append(f"its Flags are {flag_names(irp.flags)}")
-        told = irp.locations[-LOCATIONS_TOLD:]
-        found += [f"stack location {each.number} of {irp.stack_count} is {each}" for each in told]
-        if len(told) < len(irp.locations):
-            found.append(f"{len(irp.locations) - len(told)} lower stack locations are left out")
+        named = irp.locations[-LOCATIONS_NAMED:]
+        found += [f"stack location {each.number} of {irp.stack_count} is {each}" for each in named]
+        if len(named) < len(irp.locations):
+            found.append(f"{len(irp.locations) - len(named)} lower stack locations are left out")
         if irp.unread:
             found.append(f"{irp.unread} of {irp.stack_count} stack locations could not be read")
         if None not in (irp.apc_environment, apc.apc_state_index) and irp.apc_environment != apc.apc_state_index:
             found.append(f"its ApcEnvironment is {irp.apc_environment}, the KAPC's ApcStateIndex {apc.apc_state_index}")
         return found
 
-    def _requester(self, apc: Apc, irp: Irp, use: Use, thread: Thread, evidence: list[str]) -> list[str]:
-        """Add to the evidence what ties the IRP to a thread and a file; return what follows from it."""
+    def _requester(self, apc: Apc, irp: Irp, use: IrpRoutine, thread: Thread, evidence: list[str]) -> list[str]:
+        """Add to the evidence what relates the IRP to a thread and a file; return what is inferred from it."""
         inferred = []
         if use.has_file and apc.system_argument1:
-            evidence.append(f"SystemArgument1 is the FileObject {self._devices.file(apc.system_argument1)}")
+            evidence.append(f"SystemArgument1 is the FileObject {self._devices.read_file(apc.system_argument1)}")
         if use.listed:
             listed = self._in_irp_list(irp, thread)
             if listed is None:
@@ -137,14 +189,14 @@ class Completions:
         return list(dict.fromkeys(inferred))
 
     def _issuer(self, irp: Irp, thread: Thread, inferred: list[str]) -> str | None:
-        """Name the module that made the request, from the thread's stack or from the highest stack location."""
+        """Name the module that made the request, by the thread's stack or by the highest stack location."""
         for name, address in (("UserIosb", irp.user_iosb), ("UserEvent", irp.user_event)):
             caller = caller_above(self._memory, self._drivers, thread, address) if address else None
             if caller is not None:
                 inferred.append(f"{caller.code.module} issued the request: the nearest {caller} lies above {name}")
                 return caller.code.module
-        # A completion routine is set by whoever sent the IRP on; the highest location's, by whoever made it (WDK,
-        # IoSetCompletionRoutine).
+        # A driver that passes an IRP on sets the completion routine of its location; that of the highest location was
+        # set by the module that made the IRP (WDK, IoSetCompletionRoutine).
         highest = irp.locations[-1] if irp.locations else None
         if highest is None or highest.number != irp.stack_count or highest.completion_routine is None:
             return None
@@ -154,7 +206,7 @@ class Completions:
         return module
 
     def _in_irp_list(self, irp: Irp, thread: Thread) -> bool | None:
-        """Tell whether an IRP hangs on its thread's IrpList, None where the list cannot tell."""
+        """Tell whether an IRP is on its thread's IrpList, None where the list could not be followed to its end."""
         if self._irp_list is None:
             return None
         head = thread.address + self._irp_list.offset

@@ -1,24 +1,78 @@
-"""Who queued an APC: evidence out of the image and what follows from it, kept apart."""
+"""What queued an APC: by the structure that holds it, by its routines, and by the thread that waits for it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from .. import facts as windows
-from ..drivers.loaded import Drivers
-from ..memory import Memory
-from ..model import Apc, Backing, Code, Origin, Thread
-from ..processes import Processes
-from ..symbols import KernelSymbols
+from .. import windows
+from ..formats.lists import walk
+from ..image.structures import read_member
+from ..kernel import Kernel
+from ..model import Apc, Backing, Code, Origin, Process, Thread
 from .completion import Completions
-from .devices import Devices
-from .embedded import Embedded
-from .pool_tags import read_pool_tag
+from .holders import Embedded, read_pool_tag
+from .irp import Devices
 from .producers import Producer, producers
-from .waiters import Waiters
 
-# Bytes behind the KAPC of a get or set context request that are searched for its event: ReactOS has it right behind
-# (ntoskrnl/include/internal/ps.h, GET_SET_CTX_CONTEXT), Windows publishes no layout.
+# KOBJECTS EventNotificationObject and EventSynchronizationObject (ReactOS sdk/include/ndk/ketypes.h).
+_EVENT_TYPES = (0, 1)
+
+WAITER_BOUND = 64
+"""How many wait blocks of one event are followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A thread that waits: its _ETHREAD's virtual address, TID and process."""
+
+    thread: int
+    tid: int | None
+    process: Process | None
+
+    def __str__(self) -> str:
+        return f"thread {self.thread:#x} (TID {self.tid}) of {self.process or 'an unknown process'}"
+
+
+class Waiters:
+    """Reads the wait blocks of events."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        symbols = kernel.symbols
+        self._memory, self._symbols, self._processes = kernel.memory, symbols, kernel.processes
+        self._head = symbols.member("_KEVENT", "Header.WaitListHead.Flink")
+        self._entry = symbols.member("_KWAIT_BLOCK", "WaitListEntry.Flink")
+
+    def read_event(self, address: int) -> tuple[Waiter, ...]:
+        """Return the threads that wait on the _KEVENT at a virtual address, none where it is no event.
+
+        Each wait block has to name the event and a thread object, so that what is no event yields nothing.
+        """
+        kind = self._read("_KEVENT", "Header.Type", address)
+        if kind not in _EVENT_TYPES or self._head is None or self._entry is None:
+            return ()
+        head = address + self._head.offset
+        walked = walk(self._memory.links, head, pointer_size=self._memory.pointer_size, bound=WAITER_BOUND)
+        return tuple(self._named(address, (entry - self._entry.offset for entry in walked.entries)))
+
+    def _named(self, event: int, blocks: Iterator[int]) -> Iterator[Waiter]:
+        for block in blocks:
+            thread = self._read("_KWAIT_BLOCK", "Thread", block)
+            if self._read("_KWAIT_BLOCK", "Object", block) != event or not thread:
+                continue
+            if self._read("_KTHREAD", "Header.Type", thread) == windows.THREAD_OBJECT:
+                # _ETHREAD.ThreadsProcess to 2003 and Vista, _KTHREAD.Process since.
+                owner = "Tcb.Process" if self._symbols.member("_ETHREAD", "Tcb.Process") else "ThreadsProcess"
+                process = self._read("_ETHREAD", owner, thread)
+                tid = self._read("_ETHREAD", "Cid.UniqueThread", thread)
+                yield Waiter(thread, tid, self._processes.read(process) if process else None)
+
+    def _read(self, structure: str, path: str, address: int) -> int | None:
+        return read_member(self._memory, self._symbols, structure, path, address)
+
+
+# Bytes behind the KAPC of a get or set context request that are searched for its event. In ReactOS the event follows
+# the KAPC (ntoskrnl/include/internal/ps.h, GET_SET_CTX_CONTEXT); the layout of Windows is not published.
 _CONTEXT_REQUEST = 0x40
 
 # KSI_KAPC of System Informer (KSystemInformer/include/kph.h): KAPC, DriverObject, InternalRoutine.
@@ -26,42 +80,31 @@ _KSI_MODULE, _KSI_ROUTINE_INDEX = "ksi", 1
 
 
 class Origins:
-    """Attributes APCs; nothing is read before it is asked for one."""
+    """Attributes APCs; reads nothing of the image before the first one."""
 
-    def __init__(self, memory: Memory, symbols: KernelSymbols, drivers: Drivers, processes: Processes) -> None:
-        self._memory = memory
-        self._symbols = symbols
-        self._drivers = drivers
-        self._devices = Devices(memory, symbols, drivers)
-        self._processes = processes
-        self._waiters = Waiters(memory, symbols, processes)
-        self._completions = Completions(memory, symbols, drivers, self._devices)
-        self.embedded = Embedded(memory, symbols)
-        self._apc_size = symbols.size_of("_KAPC") or 0
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._memory, self._symbols, self._drivers = kernel.memory, kernel.symbols, kernel.drivers
+        self._processes = kernel.processes
+        self._devices = Devices(kernel)
+        self._waiters = Waiters(kernel)
+        self._completions = Completions(kernel, self._devices)
+        self.embedded = Embedded(kernel)
+        self._apc_size = kernel.layout.apc.size
 
-    def named(self, thread: Thread) -> Thread:
-        """Return a thread whose APCs all carry their origin."""
-        if not thread.queues:
-            return thread
-        queues = (
-            replace(queue, apcs=tuple(replace(apc, origin=self.of(apc, thread)) for apc in queue.apcs))
-            for queue in thread.queues
-        )
-        return replace(thread, queues=tuple(queues))
-
-    def of(self, apc: Apc, thread: Thread) -> Origin | None:
+    def attribute(self, apc: Apc, thread: Thread) -> Origin | None:
         """Return the origin of an APC on one of the thread's lists, None when its KernelRoutine is unknown."""
         known = self._producers(apc)
         origin = (
-            self.embedded.of_thread(apc, thread)
-            or self._completions.of(apc, thread)
-            or self.embedded.holder(apc)
-            or (self._produced(apc, known) if known else None)
-            or self._module(apc)
+            self.embedded.attribute_member(apc, thread)
+            or self._completions.attribute(apc, thread)
+            or self.embedded.attribute_holder(apc)
+            or (self._attribute_to_producers(apc, known) if known else None)
+            or self._attribute_to_module(apc)
         )
         if origin is None:
             return None
-        return self._while_attached(origin, apc, thread, original=any(row.original for row in known))
+        return self._add_attachment(origin, apc, thread, original=any(row.original for row in known))
 
     def _producers(self, apc: Apc) -> tuple[Producer, ...]:
         kernel, normal = self._names(apc.kernel_routine), self._names(apc.normal_routine)
@@ -70,7 +113,7 @@ class Origins:
     def _names(self, code: Code | None) -> tuple[str, ...]:
         return self._symbols.names_at(code.address) if code is not None and code.module == "nt" else ()
 
-    def _produced(self, apc: Apc, known: tuple[Producer, ...]) -> Origin:
+    def _attribute_to_producers(self, apc: Apc, known: tuple[Producer, ...]) -> Origin:
         """Attribute an APC to the producers whose routine it has."""
         evidence = self._routine_evidence(apc)
         shared = len(self._names(apc.kernel_routine))
@@ -85,7 +128,7 @@ class Origins:
         return Origin(text + ("?" if len(known) > 1 else ""), tuple(evidence), ("attributed by the routine only",))
 
     def _context_request(self, apc: Apc, evidence: list[str]) -> Origin:
-        """Attribute an APC to who waits for the context: the event behind the KAPC, on the caller's stack."""
+        """Attribute an APC to the thread that waits for the context, on the event behind the KAPC."""
         inferred, text = [], "get or set context"
         if apc.system_argument1 is not None:
             text = f"{'set' if apc.system_argument1 else 'get'} context?"
@@ -93,7 +136,7 @@ class Origins:
             inferred.append("SystemArgument1 is 0 to get and another value to set")
         start = apc.address + self._apc_size
         for event in range(start, start + _CONTEXT_REQUEST, self._memory.pointer_size):
-            waiters = self._waiters.of_event(event)
+            waiters = self._waiters.read_event(event)
             if waiters:
                 evidence.append(f"{waiters[0]} waits on the event {event:#x} behind the KAPC")
                 inferred.append(f"{waiters[0]} asked for it")
@@ -107,14 +150,14 @@ class Origins:
         if apc.normal_context:
             evidence.append(f"NormalContext is the IRP {apc.normal_context:#x}")
         if apc.system_argument2:
-            device = self._devices.device(apc.system_argument2)
+            device = self._devices.read_device(apc.system_argument2)
             evidence.append(f"SystemArgument2 is the device {device}")
             if device.defect is None:
                 text += f" on {device.driver_name}?"
                 inferred = (f"a request to {device.driver_name} failed and IoRaiseHardError was called for it",)
         return Origin(text, tuple(evidence), inferred)
 
-    def _module(self, apc: Apc) -> Origin | None:
+    def _attribute_to_module(self, apc: Apc) -> Origin | None:
         """Attribute an APC to the module of its routines, the KernelRoutine's first."""
         if apc.kernel_routine is None:
             return None
@@ -129,13 +172,13 @@ class Origins:
             if routine is not None and routine.module not in (None, "nt"):
                 module = routine.module or ""
                 if module == _KSI_MODULE:
-                    module = self._behind_ksi(apc, evidence) or module
+                    module = self._read_ksi_target(apc, evidence) or module
                 inferred = f"{module} queued it: its code is what the APC runs ({name})"
                 return Origin(f"{module}?", tuple(evidence), (inferred,))
         return Origin(f"attributed: routine only ({apc.kernel_routine})", tuple(evidence))
 
-    def _behind_ksi(self, apc: Apc, evidence: list[str]) -> str | None:
-        """Return the module whose routine System Informer's wrapper calls."""
+    def _read_ksi_target(self, apc: Apc, evidence: list[str]) -> str | None:
+        """Return the module whose routine System Informer's wrapper APC calls."""
         at = apc.address + self._apc_size + _KSI_ROUTINE_INDEX * self._memory.pointer_size
         routine = self._memory.pointer(at)
         code = self._drivers.code(routine) if routine else None
@@ -148,20 +191,20 @@ class Origins:
         evidence = [f"KernelRoutine is {apc.kernel_routine}"]
         if apc.normal_routine is not None and apc.normal_routine.address:
             evidence.append(f"NormalRoutine is {apc.normal_routine}")
-        tag = read_pool_tag(self._memory, self._symbols, apc.address, self._apc_size)
+        tag = read_pool_tag(self._kernel, apc.address, self._apc_size)
         if tag is not None:
             evidence.append(f"the KAPC's pool tag is {tag}")
         return evidence
 
-    def _while_attached(self, origin: Origin, apc: Apc, thread: Thread, *, original: bool) -> Origin:
-        """Add that the APC was queued during the attachment, which its list and environment tell together."""
+    def _add_attachment(self, origin: Origin, apc: Apc, thread: Thread, *, original: bool) -> Origin:
+        """Add that the APC was queued while the thread was attached, if its list and its ApcStateIndex both show it."""
         members = thread.members
         elsewhere = apc.queue.mode is None or apc.queue.saved
         if thread.idle or elsewhere or members.apc_state_index != 1 or apc.apc_state_index != 1:
             return origin
         process = thread.attached
         if process is None and members.apc_process:
-            process = self._processes.at(members.apc_process)
+            process = self._processes.read(members.apc_process)
         where = f"attached to {process}" if process is not None else "attached"
         evidence = "it hangs on ApcState while ApcStateIndex is 1, and its own ApcStateIndex is 1"
         follows = f"queued while the thread was {where}"

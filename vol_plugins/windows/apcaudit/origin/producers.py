@@ -1,21 +1,21 @@
-"""What a kernel routine says about who queued an APC: the kernel's own producers, one row each."""
+"""The kernel's own producers of APCs, one row each, by the routine of the APC."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from .. import facts as windows
+from .. import windows
 
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """What queues APCs with a routine.
+    """A part of Windows that queues APCs with a certain routine.
 
-    `routine` is the KernelRoutine, or the NormalRoutine of a kernel APC, by symbol. `checked` are the first and the
-    last of SYMBOL_FILES that have it, all between them included; None where only decompilations of newer builds (22621,
-    26100) do. `mode` narrows a row to APCs of that ApcMode. `original` is whether the APC is queued to the environment
-    of the thread's own process, whatever the thread is attached to.
+    `routine` is the symbol of the KernelRoutine, or of a kernel APC's NormalRoutine. `checked` names the first and the
+    last of SYMBOL_FILES that have the symbol, as do all between them; None where it is known from decompilations of
+    newer builds (22621, 26100) only. `mode` limits a row to APCs of that ApcMode. `original` is whether the APC is
+    queued to the environment of the thread's own process, whatever the thread is attached to.
     """
 
     routine: str
@@ -28,15 +28,15 @@ class Producer:
 _KERNEL, _USER = windows.KERNEL_MODE, windows.USER_MODE
 
 SYMBOL_FILES = ("XP", "7 x86", "7 x64", "8.1", "14393", "17763", "18362", "19041", "20348", "22000")
-"""Symbol files of genuine kernels that the rows were held against: XP SP3 and 7 SP1 x86, the others x64."""
+"""Symbol files of genuine kernels that the rows were checked against: XP SP3 and 7 SP1 x86, the others x64."""
 
 _ALL, _TO_7, _ONLY_7, _X86_TO_7 = ("XP", "22000"), ("XP", "7 x64"), ("7 x86", "7 x64"), ("XP", "7 x86")
 _SINCE_7, _SINCE_8_1, _SINCE_17763 = ("7 x86", "22000"), ("8.1", "22000"), ("17763", "22000")
 _NEWER = None
 
-# Where what a routine is for is published, that is said beside it; the rest is said by its name in Microsoft's public
-# PDBs. IopDeallocateApc shares its address with PspQueueApcSpecialApc (XP SP3, 7 x86, 8.1, 14393) and with
-# PspUserApcKernelRoutine (17763 to 22000): ApcMode and NormalRoutine tell them apart.
+# The comment above a row names the source of its meaning; without one, the meaning is taken from the routine's name in
+# Microsoft's public PDBs. IopDeallocateApc shares its address with PspQueueApcSpecialApc (XP SP3, 7 x86, 8.1, 14393)
+# and with PspUserApcKernelRoutine (17763 to 22000): ApcMode and NormalRoutine distinguish them.
 PRODUCERS: tuple[Producer, ...] = (
     # ReactOS ke/thrdobj.c, KeSuspendThread. Since 8 KiSuspendThread is no APC routine.
     Producer("KiSuspendThread", "suspension of the thread", _TO_7, original=True),
@@ -111,7 +111,7 @@ for _row in PRODUCERS:
 
 
 def producers(kernel: Collection[str], normal: Collection[str], mode: int | None) -> tuple[Producer, ...]:
-    """Return what may have queued an APC with these routines; the NormalRoutine, where known, decides.
+    """Return the producers that may have queued an APC with these routines; a known NormalRoutine decides.
 
     Args:
         kernel: every symbol at the KernelRoutine's address.
@@ -121,6 +121,6 @@ def producers(kernel: Collection[str], normal: Collection[str], mode: int | None
     for names in (normal, kernel):
         rows = [row for name in names for row in _BY_ROUTINE.get(name, ()) if mode is None or row.mode in (None, mode)]
         if rows:
-            # Folded rows that mean the same are one answer.
+            # Routines that share an address and mean the same are one answer.
             return tuple({row.meaning: row for row in rows}.values())
     return ()

@@ -1,1 +1,1 @@
-"""YARA over driver images: rules, engines, what is scanned, and which thread a hit belongs to."""
+"""Scanning drivers, and code outside of them, with YARA rules."""

@@ -1,18 +1,18 @@
-"""Which YARA rules are asked for, and the errors of rules that cannot be used."""
+"""The user's options for YARA rules, and the errors of rules that cannot be used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..text import LONGEST, printable
+from ..formats.text import LONGEST, printable
 
 NAMED_BOUND = 200
-"""How many broken rule files a message names; how many more there are it says."""
+"""How many broken rule files a message names; the others are counted."""
 
 
 class RuleError(Exception):
-    """Rules that cannot be used: the message has file, line and reason; `option` is the option they came by."""
+    """Rules that cannot be used: the message has file, line and reason; `option` is the option that gave them."""
 
     def __init__(self, message: str, option: str | None = None) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class RuleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A rule file, or another source of rules, that cannot be used: its name, why, where in it, and by which option."""
+    """A rule file or other source of rules that cannot be used: its name, why, in which line, given by which option."""
 
     name: str
     reason: str
@@ -29,30 +29,34 @@ class Broken:
     option: str | None = None
 
     def __str__(self) -> str:
-        """Say it in one line, without what a terminal could act on."""
-        # Of a long path the end tells most.
+        """Describe it in one line without control characters."""
+        # The end of a long path identifies it best.
         name = printable(self.name if len(self.name) <= LONGEST else f"...{self.name[3 - LONGEST :]}")
         return f"{name if self.line is None else f'{name}:{self.line}'}: {printable(self.reason)}"
 
 
 class BrokenRulesError(RuleError):
-    """Every source of rules that cannot be used, at once; `at` says which of those that were given they are."""
+    """All sources of rules that cannot be used; `at` has their indexes among the sources that were given."""
 
     def __init__(self, broken: Sequence[Broken], *, of: int = 0, at: Sequence[int] = ()) -> None:
         options = {each.option for each in broken}
-        message = str(broken[0]) if len(broken) == 1 else f"{counted(len(broken), of)} cannot be used: {named(broken)}"
+        message = (
+            str(broken[0])
+            if len(broken) == 1
+            else f"{count_files(len(broken), of)} cannot be used: {name_broken(broken)}"
+        )
         super().__init__(message, options.pop() if len(options) == 1 else None)
         self.broken = tuple(broken)
         self.at = frozenset(at)
 
 
-def counted(number: int, of: int) -> str:
-    """Say how many rule files there are, and of how many."""
+def count_files(number: int, of: int) -> str:
+    """Say how many rule files there are, and out of how many if that is known."""
     return f"{number} of {of} rule files" if of >= number else f"{number} rule files"
 
 
-def named(broken: Sequence[Broken]) -> str:
-    """Name broken rule files, as many as are named."""
+def name_broken(broken: Sequence[Broken]) -> str:
+    """Name the first NAMED_BOUND broken rule files, and count the others."""
     more = len(broken) - NAMED_BOUND
     return "; ".join(map(str, broken[:NAMED_BOUND])) + (f"; and {more} more" if more > 0 else "")
 
@@ -61,8 +65,8 @@ def named(broken: Sequence[Broken]) -> str:
 class RuleOptions:
     """Where rules come from: locations as vol gives them (URLs), a string, the rules that ship.
 
-    `insensitive` and `wide` are about the string, as in vol's yarascan. `every_driver` scans all drivers, not only
-    those of suspect threads. `skip_broken` passes by what cannot be used of the rule files at `file`.
+    `insensitive` and `wide` apply to the string, as in vol's yarascan. `every_driver` scans all drivers, not only those
+    of suspect threads. `skip_broken` goes on without those rule files at `file` that cannot be used.
     """
 
     file: str | None = None

@@ -1,15 +1,177 @@
-"""Rules as the audit uses them: everything that the options ask for, compiled once."""
+"""YARA rules compiled by the installed engine, and the external variables that they may use."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
 
-from ..regular import path_of
-from .engines import Compiled, Engine, find_engine, wants_start
-from .options import Broken, BrokenRulesError, RuleError, RuleOptions, counted, named
+from ..formats.files import path_of
+from .options import Broken, BrokenRulesError, RuleError, RuleOptions, count_files, name_broken
 from .sources import Source, UnreadRulesError, gather, read_bytes, read_text
+
+External = str | int | bool
+
+NO_START = -1
+"""`start_rva` where a unit is scanned for no particular thread; no match has this offset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The function at a thread's start address: relative virtual address and size in bytes."""
+
+    rva: int = NO_START
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """The facts about a unit for rules: the driver's label, path, whether it is hidden, imports as `module!Name`."""
+
+    driver: str = ""
+    path: str = ""
+    hidden: bool = False
+    imports: tuple[str, ...] = ()
+
+
+def externals(known: UnitFacts, start: Start) -> dict[str, External]:
+    """Return the value of every external variable.
+
+    The last five are those that rule collections for files expect; `owner` stays empty, as a loaded image has none.
+    """
+    name = known.path.replace("/", "\\").rpartition("\\")[2]
+    return {
+        "driver": known.driver,
+        "driver_path": known.path,
+        "hidden": known.hidden,
+        "imports": ",".join(known.imports),
+        "start_rva": start.rva,
+        "start_size": start.size,
+        "filename": name,
+        "filepath": known.path,
+        "extension": name.rpartition(".")[2] if "." in name else "",
+        "filetype": "",
+        "owner": "",
+    }
+
+
+# Engines check constant ranges when they compile: a start of -1, or one too near to 0, would be an error there.
+AT_COMPILATION = externals(UnitFacts(), Start(0x10000, 0x100))
+
+TIME_LIMIT = 60
+"""Seconds that the scan of one unit may take; the largest drivers take one or two."""
+
+_INCLUDE = re.compile(r'include\s*["/]')
+
+MATCHES_KEPT = 10_000
+"""How many matches of one string are kept; the engines themselves stop at a million."""
+
+
+FLOODS_BOUND = 4
+"""How many strings may match a million times in one unit before its scan ends: each takes a hundred MiB."""
+
+
+class TimeLimitError(Exception):
+    """The engine did not finish a unit within TIME_LIMIT."""
+
+
+class ScanError(Exception):
+    """The engine failed on a unit; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleHit:
+    """A rule that hit, without namespace, and where its strings lie in the unit: (offset, length) in bytes."""
+
+    rule: str
+    places: tuple[tuple[int, int], ...]
+
+
+class Compiled(Protocol):
+    """Compiled rules; `wants_start` is whether they may use a thread's start, `included` the included texts by path."""
+
+    wants_start: bool
+    included: Mapping[str, str]
+
+    def scan(self, data: bytes | bytearray, externals: Mapping[str, External]) -> list[RuleHit]:
+        """Scan a unit.
+
+        Raises:
+            TimeLimitError: it took too long.
+            ScanError: the engine failed.
+        """
+
+
+class Engine(Protocol):
+    """A YARA engine; `magic` are the first bytes of its compiled files."""
+
+    name: str
+    magic: bytes
+
+    def compile(self, sources: Sequence[Source]) -> Compiled:
+        """Compile rules together, each source in a namespace of its own.
+
+        Raises:
+            BrokenRulesError: with file, line and message of every source that cannot be used.
+            RuleError: they cannot be used together.
+        """
+
+    def load(self, data: bytes, name: str) -> Compiled:
+        """Load compiled rules.
+
+        Raises:
+            RuleError: the data are no compiled rules of this engine's version.
+        """
+
+
+def find_engine() -> Engine:
+    """Return the engine that vol's yarascan uses: yara-x where it can be imported, else yara-python.
+
+    Raises:
+        RuleError: neither can be imported.
+    """
+    for package, module, name in (("yara_x", ".engines", "YaraX"), ("yara", ".engines", "YaraPython")):
+        try:
+            imported = import_module(package)
+        except ImportError:
+            continue
+        engine: Engine = getattr(import_module(module, __package__), name)(imported)
+        return engine
+    raise RuleError("no YARA engine can be imported: install yara-python or yara-x")
+
+
+def wants_start(text: str | bytes) -> bool:
+    """Tell whether rules, as text or compiled, may use a thread's start; a text with includes may."""
+    if isinstance(text, bytes):
+        return b"start_rva" in text or b"start_size" in text
+    if "start_rva" in text or "start_size" in text:
+        return True
+    # The plain search first, since it takes a fraction of the regular expression's time.
+    return "include" in text and _INCLUDE.search(text) is not None
+
+
+OTHER_MAGIC = {b"YARA-X": "yara-x", b"YARA": "yara-python"}
+"""The first bytes of both engines' compiled files, the longer ones first."""
+
+
+def check_compiled(data: bytes, name: str, engine: Engine) -> None:
+    """Check that data are rules compiled by an engine.
+
+    Raises:
+        RuleError: they are the other engine's, or no compiled rules.
+    """
+    written_by = next((each for magic, each in OTHER_MAGIC.items() if data.startswith(magic)), None)
+    if written_by is None:
+        raise RuleError(f"{name}: no compiled YARA rules: give rule text with --yara-file", "yara-compiled-file")
+    if written_by != engine.name:
+        raise RuleError(
+            f"{name}: compiled by {written_by}, but the engine in use is {engine.name}: compile the rules with that",
+            "yara-compiled-file",
+        )
+
 
 _COMPILED = "yara-compiled-file"
 _FILE = "yara-file"
@@ -17,11 +179,10 @@ _FILE = "yara-file"
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Compiled rules of all origins, each part to be scanned by itself.
+    """Compiled rules from all sources, in parts that each scan separately.
 
-    What cannot ask for a thread's start is a part of its own: thousands of rules need not see a driver again for
-    every thread that starts in it, because a few ask where. `skipped` are the files that were passed by, `of` how many
-    there are with those that were not.
+    Rules that cannot use a thread's start are a separate part, so that thousands of rules need not scan a driver again
+    for every thread that starts in it. `skipped` are the rule files left out, `of` the number of all rule files.
     """
 
     parts: tuple[Compiled, ...]
@@ -31,19 +192,20 @@ class Rules:
 
     @property
     def note(self) -> str | None:
-        """Which rule files were passed by, None where none was."""
+        """Which rule files were skipped, None without any."""
         if not self.skipped:
             return None
-        return f"YARA: {counted(len(self.skipped), self.of)} cannot be used and are skipped: {named(self.skipped)}"
+        count = count_files(len(self.skipped), self.of)
+        return f"YARA: {count} cannot be used and are skipped: {name_broken(self.skipped)}"
 
     @property
     def included(self) -> dict[str, str]:
-        """What rules included: texts by path."""
+        """The included texts by path."""
         return {path: text for part in self.parts for path, text in part.included.items()}
 
 
-# Vol asks a requirement several times whether it is met, and then the plugin runs: the last rules are kept, with
-# what their sources were, so that they are compiled once.
+# Vol asks several times whether a requirement is met before the plugin runs. The last rules are kept with the sources
+# that they were made from, so that they are compiled once.
 _kept: list[tuple[object, Rules | RuleError]] = []
 
 
@@ -51,8 +213,8 @@ def compile_rules(options: RuleOptions) -> Rules:
     """Compile the rules that options ask for.
 
     Raises:
-        BrokenRulesError: some of them cannot be used; the message says which, where and why, of all of them.
-        RuleError: nothing can be used, for another reason.
+        BrokenRulesError: some sources cannot be used; the message says of each why and in which line.
+        RuleError: the rules cannot be used for another reason.
     """
     unread: tuple[Broken, ...] = ()
     try:
@@ -71,7 +233,7 @@ def compile_rules(options: RuleOptions) -> Rules:
     try:
         rules = _compile(options, sources, unread, loaded)
     except RuleError as error:
-        # What is wrong may lie in a file that is included, and be put right there.
+        # The mistake may be in an included file and be corrected there, so this error is not kept.
         if not any("include" in source.text for source in sources):
             _kept[:] = [(key, error)]
         raise
@@ -98,7 +260,7 @@ def _compile(options: RuleOptions, sources: Sequence[Source], unread: Sequence[B
 
 
 def _part(engine: Engine, sources: Sequence[Source], broken: list[Broken], *, skip: bool) -> Compiled | None:
-    """Compile rules together, where they are to be skipped without what cannot be; None where nothing is left."""
+    """Compile rules together, if `skip` without the broken ones, which are added to `broken`; None if none is left."""
     try:
         return engine.compile(sources) if sources else None
     except BrokenRulesError as error:
@@ -110,7 +272,7 @@ def _part(engine: Engine, sources: Sequence[Source], broken: list[Broken], *, sk
 def _digest(
     sources: Sequence[Source], parts: Sequence[Compiled], broken: Sequence[Broken], loaded: bytes | None
 ) -> str:
-    """Tell rules from others by what was compiled: texts, what these include, and what was skipped."""
+    """Digest the texts that were compiled, the texts that they include, and what was skipped."""
     digest = hashlib.sha256()
     included = [text for part in parts for _, text in sorted(part.included.items())]
     for text in (*(source.text for source in sources), *included, *map(str, broken)):

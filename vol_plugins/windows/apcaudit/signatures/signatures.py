@@ -1,79 +1,222 @@
-"""Which rules hit the drivers that a thread depends on, and which of them in its start routine."""
+"""Scanning with YARA: which drivers and memory are scanned for a thread, and the hits."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
-from ..drivers.loaded import Drivers
-from ..memory import Memory
-from ..model import Thread, YaraHit
-from .engines import TIME_LIMIT, RuleHit, ScanError, TimeLimitError
-from .externals import Start, externals
+from ..findings import YaraHit
+from ..formats.pe_directories import DEFAULT_SIZE
+from ..image.memory import PAGE, Memory
+from ..kernel import Kernel
+from ..model import Thread
+from ..modules.driver import Driver
 from .options import RuleError, RuleOptions
-from .rules import Rules, compile_rules
-from .units import Unit, Units
+from .rules import TIME_LIMIT, RuleHit, Rules, ScanError, Start, TimeLimitError, UnitFacts, compile_rules, externals
+
+BEFORE, BEHIND = 4 * PAGE, 16 * PAGE
+"""Bytes before and behind code outside of any image that are scanned with it; shellcode is smaller."""
+
+RUN = 256 << 10
+"""How many bytes are read at once: for each larger block, once freed, the system has to map new pages."""
+
+KEPT = 64 << 20
+"""How many bytes of units are kept in case other threads start in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A range of virtual memory that is scanned as a whole: base, size in bytes, and its driver, None without one."""
+
+    base: int
+    size: int
+    driver: Driver | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return self.driver.label if self.driver is not None else f"the memory from {self.base:#x} on"
+
+
+class UnitReader:
+    """Finds units, reads them, and keeps the last ones."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._memory = kernel.memory
+        self._drivers = kernel.drivers
+        self._data: OrderedDict[int, bytearray] = OrderedDict()
+        self._known: dict[int, UnitFacts] = {}
+        self._loose: list[Unit] = []
+        self.notes: list[str] = []
+
+    def find(self, address: int) -> Unit | None:
+        """Return the unit that a kernel address lies in, None where nothing is mapped there."""
+        driver = self._drivers.find(address)
+        if driver is not None:
+            return Unit(driver.base, driver.size, driver)
+        if address < self._drivers.kernel_start or self._memory.physical(address) is None:
+            return None
+        for unit in self._loose:
+            if unit.base + BEFORE <= address < unit.base + unit.size - PAGE:
+                return unit
+        page = address - address % PAGE
+        start, end = page, page + PAGE
+        while start > page - BEFORE and self._drivers.find_loaded(start - PAGE) is None:
+            start -= PAGE
+        while end < page + BEHIND and self._drivers.find_loaded(end) is None:
+            end += PAGE
+        unit = Unit(start, end - start)
+        self._loose.append(unit)
+        return unit
+
+    def describe_start(self, unit: Unit, address: int) -> Start:
+        """Return offset and size of the function at an address in a unit."""
+        rva = address - unit.base
+        if unit.driver is None:
+            return Start(rva, min(DEFAULT_SIZE, unit.size - rva))
+        return Start(rva, self._drivers.image(unit.driver).function_size(rva))
+
+    def describe(self, unit: Unit) -> UnitFacts:
+        """Return the values of a unit's external variables; a driver's imports are read once."""
+        if unit.driver is None:
+            return UnitFacts(hidden=True)
+        known = self._known.get(unit.base)
+        if known is None:
+            driver = unit.driver
+            hidden = driver.hidden is True
+            known = self._known[unit.base] = UnitFacts(driver.label, driver.path, hidden, self._imports(driver))
+        return known
+
+    def _imports(self, driver: Driver) -> tuple[str, ...]:
+        addresses = self._drivers.image(driver).import_addresses
+        names: set[str] = set()
+        astray: list[int] = []
+        patched: list[int] = []
+        for address in addresses.values():
+            found = self._drivers.function_names(address)
+            names.update(found)
+            holder = None if found else self._drivers.find_loaded(address)
+            if not found and holder is None:
+                astray.append(address)
+            elif holder is not None and self._drivers.image(holder).exports.addresses:
+                patched.append(address)
+        for strange, where in ((astray, "no loaded module"), (patched, "no function that a module exports")):
+            if strange:
+                self.notes.append(
+                    f"{driver.label}: {len(strange)} of {len(addresses)} imports lead to {where}, the first to"
+                    f" {self._drivers.code(strange[0])}"
+                )
+        return tuple(sorted(names))
+
+    def read_and_keep(self, unit: Unit) -> bytearray:
+        """Read a unit, with zeros for pages that cannot be read, and keep it in case other threads start in it."""
+        data = self._data.get(unit.base)
+        if data is None:
+            data = self._data[unit.base] = self.read(unit)
+            while len(self._data) > 1 and sum(map(len, self._data.values())) > KEPT:
+                self._data.popitem(last=False)
+        return data
+
+    def read(self, unit: Unit) -> bytearray:
+        """Read a unit as `read_and_keep` does, without keeping it."""
+        return read_padded(self._memory, unit.base, unit.size)
+
+
+def read_padded(memory: Memory, base: int, size: int) -> bytearray:
+    """Read virtual memory, with zeros for pages that cannot be read; physically adjacent pages are read at once."""
+    data = bytearray(size)
+    for at, start, length in _runs(memory, base, size):
+        piece = memory.read_physical(start, length)
+        if piece is not None:
+            data[at : at + length] = piece
+            continue
+        for page in range(0, length, PAGE):
+            piece = memory.read_physical(start + page, min(PAGE, length - page))
+            if piece is not None:
+                data[at + page : at + page + len(piece)] = piece
+    return data
+
+
+def _runs(memory: Memory, base: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield each run of physically adjacent pages of a range: offset in the range, physical address, length."""
+    at = start = length = offset = 0
+    while offset < size:
+        address = base + offset
+        page = memory.physical(address)
+        # The base of a forged module list entry need not be the start of a page.
+        step = min(PAGE - address % PAGE, size - offset)
+        if page is not None and length and page == start + length and length < RUN:
+            length += step
+        else:
+            if length:
+                yield at, start, length
+            at, start, length = (offset, 0, 0) if page is None else (offset, page, step)
+        offset += step
+    if length:
+        yield at, start, length
+
 
 STARTS_BOUND = 32
-"""For how many different starts a unit is scanned anew; each costs a whole scan."""
+"""For how many different starts a unit is scanned again; each costs a whole scan."""
 
 WORKERS = 2
-"""How many units are scanned at once where all of them are."""
+"""How many units are scanned at once when all drivers are scanned."""
 
 LARGE = 16 << 20
-"""Size in bytes from which on a unit waits until a worker is free before it is read."""
+"""Units of this size in bytes and above are read only when a worker is free."""
 
 EVERY_BOUND = 4 << 30
-"""How many bytes of drivers are scanned where all of them are: ten times what a large machine loads."""
+"""How many bytes are scanned when all drivers are: ten times what a large machine loads."""
 
 APCS_BOUND = 16
-"""Of how many APCs of a thread the drivers are scanned."""
+"""For how many APCs of a thread the drivers of their routines are scanned."""
 
 OVERDUE_BOUND = 3
-"""How many units may take the whole TIME_LIMIT before no more are scanned: such rules would take hours."""
+"""How many scans may reach TIME_LIMIT before scanning ends: such rules would take hours."""
 
 _NOWHERE = Start()
 
 
 class Signatures:
-    """Scans what threads depend on, each unit once; rules that ask for the start see it once a start."""
+    """Scans the drivers that threads depend on, each once; rules that use a thread's start once per start."""
 
-    def __init__(self, memory: Memory, drivers: Drivers, options: RuleOptions) -> None:
+    def __init__(self, kernel: Kernel, options: RuleOptions) -> None:
         self.options = options
-        self._drivers = drivers
-        self._units = Units(memory, drivers)
+        self._drivers = kernel.drivers
+        self._units = UnitReader(kernel)
         self._rules: Rules | None = None
         self._tried = False
         self._skipped: str | None = None
         self._hits: dict[tuple[int, int, Start], tuple[RuleHit, ...]] = {}  # by part, unit and start
         self._starts: dict[int, set[Start]] = {}
-        self._marked: dict[int, tuple[Unit, list[str]]] | None = None
-        self._marking: dict[int, bool] = {}
-        self._shown: set[int] = set()
+        self._hit_drivers: dict[int, tuple[Unit, list[str]]] | None = None
+        self._hit_at: dict[int, bool] = {}
+        self._units_of_threads: set[int] = set()
         self._overdue = 0
         self._notes: list[str] = []
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be scanned, and hits that no thread shows."""
-        return (*self.skipped_rules, *self._notes, *self._units.notes, *self.hits_alone)
+        """What could not be scanned, and hits in drivers of no listed thread."""
+        return (*self.skipped_rules, *self._notes, *self._units.notes, *self.hits_without_thread)
 
     @property
     def skipped_rules(self) -> tuple[str, ...]:
-        """Tell which rule files were passed by, also where no driver had to be scanned."""
+        """Which rule files were skipped; the rules are compiled for this if no driver had to be scanned."""
         if not self.options.skip_broken:
             return ()
-        self._ready()
+        self._compile_once()
         return () if self._skipped is None else (self._skipped,)
 
     @property
-    def hits_alone(self) -> tuple[str, ...]:
-        """Tell of hits in drivers that no thread given by `of` starts in."""
+    def hits_without_thread(self) -> tuple[str, ...]:
+        """Hits in drivers that were scanned for no thread given to scan_thread."""
         return tuple(
             f"YARA: {', '.join(rules)} in {unit.name} at {unit.base:#x}, where no listed thread starts"
-            for unit, rules in (self._marked or {}).values()
-            if unit.base not in self._shown
+            for unit, rules in (self._hit_drivers or {}).values()
+            if unit.base not in self._units_of_threads
         )
 
     def compile(self) -> None:
@@ -87,40 +230,40 @@ class Signatures:
             self._rules = compile_rules(self.options)
             self._skipped = self._rules.note
 
-    def marks(self, address: int) -> bool:
-        """Tell whether a start address lies in a driver that is hit, where every driver is to be scanned."""
+    def is_hit_at(self, address: int) -> bool:
+        """Tell whether a start address lies in a driver with a hit; always False unless every driver is scanned."""
         if not self.options.every_driver:
             return False
-        if self._marked is None:
-            self._marked = self._scan_all()
-        known = self._marking.get(address)
+        if self._hit_drivers is None:
+            self._hit_drivers = self._scan_all()
+        known = self._hit_at.get(address)
         if known is None:
-            driver = self._drivers.at(address)
+            driver = self._drivers.find_loaded(address)
             unit = None if driver is None else Unit(driver.base, driver.size, driver)
-            # A rule may hit only where it sees the start.
+            # A rule may need the thread's start to hit.
             known = unit is not None and (
-                unit.base in self._marked or bool(self._scan(unit, self._units.start(unit, address)))
+                unit.base in self._hit_drivers or bool(self._scan(unit, self._units.describe_start(unit, address)))
             )
-            self._marking[address] = known
+            self._hit_at[address] = known
         return known
 
-    def of(self, thread: Thread) -> tuple[YaraHit, ...] | None:
-        """Scan what a thread depends on: the driver it starts in, and those of its APCs' routines.
+    def scan_thread(self, thread: Thread) -> tuple[YaraHit, ...] | None:
+        """Scan the drivers that a thread depends on: the one that it starts in, and those of its APCs' routines.
 
         Returns:
             The hits, those in the start routine first, or None where nothing was scanned.
         """
-        if self._ready() is None:
+        if self._compile_once() is None:
             return None
-        if self.options.every_driver and self._marked is None:
-            self._marked = self._scan_all()
+        if self.options.every_driver and self._hit_drivers is None:
+            self._hit_drivers = self._scan_all()
         found: dict[tuple[str, int], YaraHit] = {}
         scanned: set[int] = set()
-        for unit, start in self._wanted(thread):
+        for unit, start in self._find_units(thread):
             if unit.base in scanned:
                 continue
             scanned.add(unit.base)
-            self._shown.add(unit.base)
+            self._units_of_threads.add(unit.base)
             for hit in self._scan(unit, start):
                 made = _hit(hit, unit, start)
                 known = found.get((hit.rule, unit.base))
@@ -130,8 +273,8 @@ class Signatures:
             return None
         return tuple(sorted(found.values(), key=lambda hit: (not hit.at_start, hit.rule, hit.unit)))
 
-    def _ready(self) -> Rules | None:
-        """Compile the shipped rules when they are first needed; those of the user have been by then."""
+    def _compile_once(self) -> Rules | None:
+        """Compile the rules when they are first needed; None where there are none or they cannot be used."""
         if not self._tried:
             try:
                 self.compile()
@@ -139,48 +282,50 @@ class Signatures:
                 self._notes.append(f"drivers are not scanned by YARA: {error}")
         return self._rules
 
-    def _wanted(self, thread: Thread) -> Iterator[tuple[Unit, Start]]:
+    def _find_units(self, thread: Thread) -> Iterator[tuple[Unit, Start]]:
         start = thread.members.start_address
         if start is not None and thread.start_backing is not None:
-            unit = self._units.at(start)
-            if unit is not None and self._worth(unit):
-                yield unit, self._units.start(unit, start)
+            unit = self._units.find(start)
+            if unit is not None and self._is_to_scan(unit):
+                yield unit, self._units.describe_start(unit, start)
         apcs = [apc for queue in thread.queues for apc in queue.apcs][:APCS_BOUND]
         for apc in apcs:
             for routine in (apc.kernel_routine, apc.rundown_routine, apc.normal_routine):
-                unit = self._units.at(routine.address) if routine is not None and routine.address else None
-                if unit is not None and self._worth(unit):
+                unit = self._units.find(routine.address) if routine is not None and routine.address else None
+                if unit is not None and self._is_to_scan(unit):
                     yield unit, _NOWHERE
 
-    def _worth(self, unit: Unit) -> bool:
-        """Tell whether to scan a unit: the rules that ship have nothing to say of the kernel itself."""
+    def _is_to_scan(self, unit: Unit) -> bool:
+        """Tell whether to scan a unit: the rules that ship are not meant for the kernel itself."""
         if unit.driver is None or self.options.own or self.options.every_driver:
             return True
         return not self._drivers.is_kernel(unit.driver)
 
     def _scan(self, unit: Unit, start: Start) -> list[RuleHit]:
-        """Scan a unit by every part of the rules, by those that cannot ask for a start only once."""
-        rules = self._ready()
+        """Scan a unit with every part of the rules; with parts that cannot use a start, only once."""
+        rules = self._compile_once()
         hits: list[RuleHit] = []
         for number, part in enumerate(() if rules is None else rules.parts):
-            seen = self._bounded(unit, start) if part.wants_start else _NOWHERE
+            seen = self._within_bound(unit, start) if part.wants_start else _NOWHERE
             found = self._hits.get((number, unit.base, seen))
             if found is None:
-                data, values = self._units.data(unit), externals(self._units.known(unit), seen)
-                found = self._keep(number, unit, seen, partial(part.scan, data, values))
+                data, values = self._units.read_and_keep(unit), externals(self._units.describe(unit), seen)
+                found = self._scan_and_keep(number, unit, seen, partial(part.scan, data, values))
             hits += found
         return hits
 
-    def _bounded(self, unit: Unit, start: Start) -> Start:
-        """Return a start, or none where a unit has been scanned for as many as are."""
+    def _within_bound(self, unit: Unit, start: Start) -> Start:
+        """Return the start, or none where the unit has been scanned for STARTS_BOUND starts."""
         starts = self._starts.setdefault(unit.base, set())
         if start not in starts and len(starts) >= STARTS_BOUND:
             return _NOWHERE
         starts.add(start)
         return start
 
-    def _keep(self, number: int, unit: Unit, start: Start, scan: Callable[[], list[RuleHit]]) -> tuple[RuleHit, ...]:
-        """Scan a unit by a part of the rules and remember what hit; where the engine gives up, nothing and a note."""
+    def _scan_and_keep(
+        self, number: int, unit: Unit, start: Start, scan: Callable[[], list[RuleHit]]
+    ) -> tuple[RuleHit, ...]:
+        """Scan a unit with a part of the rules and keep the hits; if the engine fails, no hits and a note."""
         hits: tuple[RuleHit, ...] = ()
         try:
             hits = tuple(scan())
@@ -196,8 +341,8 @@ class Signatures:
         return hits
 
     def _scan_all(self) -> dict[int, tuple[Unit, list[str]]]:
-        """Scan every driver, reading the next ones while the engine, which needs no Python, has the one before."""
-        rules = self._ready()
+        """Scan every driver; while the engine scans, which releases Python's lock, the next drivers are read."""
+        rules = self._compile_once()
         if rules is None:
             return {}
         from concurrent.futures import Future, ThreadPoolExecutor
@@ -209,30 +354,30 @@ class Signatures:
             while len(pending) > waiting:
                 number, unit, future = pending.popleft()
                 found.setdefault(unit, set()).update(
-                    hit.rule for hit in self._keep(number, unit, _NOWHERE, future.result)
+                    hit.rule for hit in self._scan_and_keep(number, unit, _NOWHERE, future.result)
                 )
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            # The largest first: the workers end at about the same time, and what one gives back the next fits into.
-            for unit in sorted(self._everywhere(), key=lambda unit: -unit.size):
+            # The largest first: the workers end at about the same time, and each unit fits into memory freed before.
+            for unit in sorted(self._list_all(), key=lambda unit: -unit.size):
                 if self._rules is None:
                     break
                 self._starts.setdefault(unit.base, set()).add(_NOWHERE)
-                data, values = self._units.read(unit), externals(self._units.known(unit), _NOWHERE)
+                data, values = self._units.read(unit), externals(self._units.describe(unit), _NOWHERE)
                 for number, part in enumerate(rules.parts):
                     pending.append((number, unit, pool.submit(part.scan, data, values)))
-                # Some wait, so that no worker does; of images that fill memory, none.
+                # A few read units wait, so that no worker does; large ones are not read ahead, to save memory.
                 finish(2 * WORKERS if unit.size < LARGE else WORKERS)
             finish(0)
         hit = sorted((unit for unit, names in found.items() if names), key=lambda unit: unit.base)
         return {unit.base: (unit, sorted(found[unit])) for unit in hit}
 
-    def _everywhere(self) -> list[Unit]:
-        """List the drivers that are scanned where all are: as many as the bound lets."""
+    def _list_all(self) -> list[Unit]:
+        """List the drivers to scan when all are, up to EVERY_BOUND bytes."""
         units: list[Unit] = []
         passed_by: list[str] = []
         claimed = 0
-        for driver in self._drivers.everywhere():
+        for driver in self._drivers.all_drivers():
             if claimed + driver.size > EVERY_BOUND:
                 passed_by.append(driver.label)
                 continue
@@ -244,7 +389,7 @@ class Signatures:
 
 
 def _hit(hit: RuleHit, unit: Unit, start: Start) -> YaraHit:
-    """Tie a rule's hit to a unit; it is in the start routine where a string of it overlaps that."""
+    """Make the hit in a unit; it is in the start routine where one of its strings overlaps that function."""
     inside = [place for place, length in hit.places if place < start.rva + start.size and place + length > start.rva]
     place = min(inside) if inside else min((place for place, _ in hit.places), default=None)
     return YaraHit(hit.rule, unit.name, bool(inside), None if place is None else unit.base + place)

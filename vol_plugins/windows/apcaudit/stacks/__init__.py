@@ -1,1 +1,1 @@
-"""What a thread was doing: the frames of its kernel stack, from where its registers were saved outwards."""
+"""Walks the kernel stacks of threads and names their frames."""

@@ -1,0 +1,288 @@
+"""Volatility as a library: audits an image and returns plain values. Only this module of the command imports vol."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import importlib
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import volatility3.plugins
+import volatility3.symbols
+from volatility3 import framework, schemas
+from volatility3.framework import automagic, constants, contexts, exceptions, interfaces, plugins
+from volatility3.framework.configuration import requirements
+from volatility3.framework.layers import resources
+from volatility3.framework.symbols import intermed
+
+from apcaudit import where
+from apcaudit.bulk.contents import Contents, Kernel
+from apcaudit.bulk.reader_cache import ReaderCache
+from apcaudit.bulk.rows import Rows, address_of, time_of
+from apcaudit.bulk.symbol_files import SymbolFiles
+from apcaudit.errors import ApcAuditError
+
+_PACKAGE = "volatility3.plugins.windows.apcaudit"
+_SIGNATURES = f"{_PACKAGE}.signatures"
+
+
+class NoKernelError(ApcAuditError):
+    """No kernel was found in an image, or its symbol file is missing; in that case `kernel` identifies it."""
+
+    def __init__(self, reason: str, kernel: Kernel | None) -> None:
+        super().__init__(reason)
+        self.kernel = kernel
+
+
+def prepare(symbols: tuple[Path, ...], cache: ReaderCache, *, offline: bool) -> None:
+    """Load what every image needs: vol's plugins, the folders of symbol files, and the cache that indexes them."""
+    cache.begin()
+    # Vol writes to the first folder only, and removes files from it only.
+    folders = [str(each) for each in (cache.first, *symbols, _find_own_folders())]
+    others = [each for each in volatility3.symbols.__path__ if each not in folders]
+    volatility3.symbols.__path__[:] = [*folders, *others, str(cache.last)]
+    constants.CACHE_PATH = str(cache.own)
+    constants.OFFLINE = offline
+    if offline:
+        # With OFFLINE alone vol raises an error and does not look for a file by its name that its index has missed.
+        # With a server that has nothing, vol fails to fetch the file and then looks for it.
+        constants.SYMBOL_SERVER_URL = (cache.own / "nowhere").as_uri()
+    plugin = _plugin()
+    # Run the automagic that fills the index, without an image.
+    context = contexts.Context()
+    for magic in _magics(context):
+        if type(magic).__name__ == "SymbolCacheMagic":
+            magic(context, "automagic", plugin, None)
+    cache.keep()
+    for module in ("audit", "vol.diagnosis", "output.columns", "output.document"):
+        # Deferred modules are loaded when an attribute is read.
+        vars(importlib.import_module(f"{_PACKAGE}.{module}"))
+
+
+def check_rules(rules: Path, *, skip_broken: bool = False) -> tuple[str, str | None]:
+    """Compile YARA rules as an audit does; return a digest of 16 digits and a note on skipped files.
+
+    Raises:
+        ApcAuditError: they cannot be used.
+    """
+    _find_own_folders()
+    options = dataclasses.replace(_rules(rules, skip_broken=skip_broken), defaults=False)
+    try:
+        compiled = importlib.import_module(f"{_SIGNATURES}.rules").compile_rules(options)
+    except importlib.import_module(f"{_SIGNATURES}.options").RuleError as error:
+        raise ApcAuditError(f"YARA rules: {error}") from error
+    return compiled.digest[:16], compiled.note
+
+
+def engines() -> tuple[str, str | None, str | None]:
+    """Return the version of volatility3, and the packages used for YARA and for disassembly, None where missing."""
+    _find_own_folders()
+    yara, code = None, None
+    with suppress(importlib.import_module(f"{_SIGNATURES}.options").RuleError):
+        yara = str(importlib.import_module(f"{_SIGNATURES}.rules").find_engine().name)
+    with suppress(ImportError):
+        code = importlib.import_module("capstone.x86").__package__
+    return constants.PACKAGE_VERSION, yara, code
+
+
+def symbol_folders(symbols: tuple[Path, ...]) -> list[tuple[Path, bool]]:
+    """Return the folders of symbol files that an audit uses, each with whether its files were fetched by vol.
+
+    Call it before prepare(), which adds folders of this process.
+    """
+    folders = [*symbols, _find_own_folders(), *(Path(each) for each in volatility3.symbols.__path__)]
+    return [(each, each.is_relative_to(constants.CACHE_PATH)) for each in dict.fromkeys(folders)]
+
+
+def plugin_module(name: str) -> Any:
+    """Import a module of the plugin by its name in the plugin's package."""
+    _find_own_folders()
+    return importlib.import_module(f"{_PACKAGE}.{name}")
+
+
+def _find_own_folders() -> Path:
+    """Add the project's plugin to vol's path; return the folder of its symbol files."""
+    own_plugins, own_symbols = where.directories()
+    if str(own_plugins) not in volatility3.plugins.__path__:
+        volatility3.plugins.__path__.insert(0, str(own_plugins))
+    return own_symbols
+
+
+_symbol_files = SymbolFiles(
+    lambda url: resources.ResourceAccessor().open(url), schemas.validate, volatility3.symbols.__path__
+)
+
+
+def prepare_for_forks() -> None:
+    """Prepare this process to be forked for each image: load everything that vol loads with the first image."""
+    of_vol: Any = intermed
+    of_vol.json = of_vol.schemas = _symbol_files
+    nothing = Path(constants.CACHE_PATH, "nothing")
+    if not nothing.exists():
+        nothing.write_bytes(bytes(0x1000))
+    with suppress(NoKernelError):
+        identify(nothing)
+    _freeze_heap()
+
+
+def count_use(url: str) -> None:
+    """Count that an image needed a symbol file; with the second such image the file is parsed and kept."""
+    if _symbol_files.used(url):
+        _freeze_heap()
+
+
+def _freeze_heap() -> None:
+    """Exclude all current objects from garbage collection, which would make forked processes copy their memory."""
+    gc.collect()
+    gc.freeze()
+
+
+@functools.cache
+def _plugin() -> Any:
+    framework.import_files(volatility3.plugins, True)
+    return framework.list_plugins()["windows.apcaudit.ApcAudit"]
+
+
+def _magics(context: interfaces.context.ContextInterface) -> Any:
+    # Vol's annotations of the two functions do not fit together.
+    available: Any = automagic.available(context)
+    return automagic.choose_automagic(available, _plugin())
+
+
+def read(
+    image: str, path: Path, *, scan: bool, rules: Path | None, skip_broken: bool, stage: Callable[[str], None]
+) -> Contents:
+    """Audit an image.
+
+    Args:
+        image: its name in the rows.
+        path: the file, unpacked.
+        scan: whether memory is searched for threads and APCs that no list holds.
+        rules: YARA rules beside those that ship: a file, or a folder of .yar files.
+        skip_broken: whether rule files that cannot be used are skipped, with a note.
+        stage: called with `open` and `audit` when these begin.
+
+    Raises:
+        NoKernelError: vol found no Windows kernel in it, or has no symbol file for it.
+    """
+    stage("open")
+    warnings = _Warnings()
+    with warnings:
+        made = _construct(path, warnings)
+        stage("audit")
+        options = _rules(rules, skip_broken=skip_broken)
+        document = made.audit(made.context, made.config["kernel"], scan=scan, rules=options)
+    facts = document.image
+    of_document = importlib.import_module(f"{_PACKAGE}.output.document")
+    rows = Rows(image, document, _values, of_document, importlib.import_module(f"{_PACKAGE}.output.columns").rows_of)
+    for audited in document.threads:
+        rows.add(audited)
+    bugcheck = facts.bugcheck
+    return Contents(
+        symbol_file=_symbol_file(made.context, made.config["kernel"]),
+        kernel=_kernel(made.context, made.config["kernel"]),
+        windows=None if facts.version is None else ".".join(str(each) for each in facts.version),
+        bits=facts.bits,
+        processors=facts.processors or None,
+        partial=facts.partial,
+        system_time=time_of(facts.system_time),
+        bugcheck=None if bugcheck is None else bugcheck.code,
+        bugcheck_parameters=None if bugcheck is None else " ".join(f"{each:#x}" for each in bugcheck.parameters),
+        crashing_thread=address_of(facts.crashing_thread),
+        notes=(*document.notes, *(text for text in warnings.texts if text not in document.notes)),
+        threads=tuple(rows.threads),
+        apcs=tuple(rows.apcs),
+        findings=tuple(rows.findings),
+        drivers=tuple(rows.drivers()),
+    )
+
+
+def _rules(rules: Path | None, *, skip_broken: bool) -> Any:
+    if rules is None:
+        return None
+    location = requirements.URIRequirement.location_from_file(str(rules))
+    return importlib.import_module(f"{_SIGNATURES}.options").RuleOptions(file=location, skip_broken=skip_broken)
+
+
+def _values(line: Any) -> dict[str, Any]:
+    """Return the values of a row of the plugin's table by column; absent values are None."""
+    columns = importlib.import_module(f"{_PACKAGE}.output.columns").COLUMNS
+    absent = interfaces.renderers.BaseAbsentValue
+    values = {column.name: column.value(line) for column in columns}
+    return {name: None if isinstance(value, absent) else value for name, value in values.items()}
+
+
+def identify(path: Path) -> Kernel | None:
+    """Return the kernel of an image whose symbol file is available; None where vol does not identify it.
+
+    Raises:
+        NoKernelError: vol found no Windows kernel in it, or has no symbol file for it.
+    """
+    warnings = _Warnings()
+    with warnings:
+        made = _construct(path, warnings)
+    return _kernel(made.context, made.config["kernel"])
+
+
+def _construct(path: Path, warnings: _Warnings) -> Any:
+    context = contexts.Context()
+    plugin = _plugin()
+    location = requirements.URIRequirement.location_from_file(str(path))
+    context.config["automagic.LayerStacker.single_location"] = location
+    try:
+        # Vol annotates the last two as required; without them it shows no progress and writes no files.
+        construct: Any = plugins.construct_plugin
+        return construct(context, _magics(context), plugin, "plugins", None, None)
+    except exceptions.UnsatisfiedException as error:
+        reasons = [requirement.description for requirement in error.unsatisfied.values()]
+        text = "; ".join(warnings.texts or reasons).replace("\n", " ")
+        raise NoKernelError(text, _missing(context, f"plugins.{plugin.__name__}.kernel")) from error
+
+
+def _missing(context: interfaces.context.ContextInterface, path: str) -> Kernel | None:
+    """Identify the kernel for which vol has no symbol file, None if no PDB record is found."""
+    layer = context.config.get(f"{path}.layer_name", None)
+    if not isinstance(layer, str) or layer not in context.layers:
+        return None
+    found = importlib.import_module(f"{_PACKAGE}.vol.diagnosis").find_pdb(context, layer)
+    return None if found is None else Kernel(*found)
+
+
+def _kernel(context: interfaces.context.ContextInterface, name: str) -> Kernel | None:
+    table: Any = context.symbol_space[context.modules[name].symbol_table_name]
+    said = getattr(table, "metadata", None)
+    guid, age = getattr(said, "pdb_guid", None), getattr(said, "pdb_age", None)
+    # The table's metadata does not name the PDB, but the symbol file's folder has its name.
+    pdb = _symbol_file(context, name).replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
+    if not guid or age is None:
+        return None
+    return Kernel(pdb, str(guid), int(age))
+
+
+def _symbol_file(context: interfaces.context.ContextInterface, name: str) -> str:
+    table: Any = context.symbol_space[context.modules[name].symbol_table_name]
+    return str(table.config.get("isf_url", ""))
+
+
+class _Warnings(logging.Handler):
+    """A context manager that collects the texts of the plugin's warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.name.startswith(_PACKAGE) and text not in self.texts:
+            self.texts.append(text)
+
+    def __enter__(self) -> None:
+        logging.getLogger("volatility3").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("volatility3").removeHandler(self)

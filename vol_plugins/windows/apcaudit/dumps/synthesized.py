@@ -1,0 +1,258 @@
+"""Synthesizes kernel structures that a minidump lacks from the contents of its headers.
+
+These are the kernel's PDB record, so that its symbols are found; the list of loaded modules; the unloaded drivers; and
+a few kernel variables. Bytes of the dump are never replaced. Only members whose values are in the dump's headers are
+synthesized; the others stay unreadable. Where Volatility requires a text, it says "not in the dump".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from ..formats.triage import Minidump, ReadFile
+from .kernel_match import KernelSymbolFile
+from .pages import PAGE_SIZE, Extent, KnownMemory
+
+NOT_IN_THE_DUMP = "(not in the dump)"
+
+# Volatility's scan for the PDB record ends 100 pages behind the MZ header (Volatility 3, pdbutil.py).
+_MOST_PAGES_TO_RSDS = 100
+_RSDS_PAGE_FILLER = b"made up, not in the dump\0"
+
+# Where the search for 32 MB of kernel space begins that neither the dump nor a driver uses.
+_SCRATCH_SIZE = 0x2000000
+_SCRATCH_START = {8: 0xFFFF800010000000, 4: 0xF0000000}
+
+# How many bytes Volatility's windows.info reads at NtBuildLab.
+_BUILD_LAB_SIZE = 32
+
+# KI_USER_SHARED_DATA (wdm.h, ntddk.h).
+_SHARED_DATA = {8: 0xFFFFF78000000000, 4: 0xFFDF0000}
+
+# The smallest time that Volatility's unloadedmodules accepts as valid; it prints as 1601-01-01.
+_UNKNOWN_UNLOAD_TIME = 1025
+
+
+def add_synthesized_structures(
+    dump: Minidump, kernel: KernelSymbolFile, memory: KnownMemory, read: ReadFile
+) -> tuple[str, ...]:
+    """Add synthesized structures to the known memory; return a sentence on each of them."""
+    synthesizer = _Synthesizer(dump, kernel, memory, read)
+    synthesizer.image_headers()
+    synthesizer.pdb_record()
+    synthesizer.loaded_modules()
+    synthesizer.unloaded_drivers()
+    synthesizer.variables()
+    synthesizer.shared_data()
+    return tuple(synthesizer.sentences)
+
+
+class _Synthesizer:
+    def __init__(self, dump: Minidump, kernel: KernelSymbolFile, memory: KnownMemory, read: ReadFile) -> None:
+        self.sentences: list[str] = []
+        self._dump = dump
+        self._kernel = kernel
+        self._memory = memory
+        self._read = read
+        self._pointer_size = dump.header.pointer_size
+        self._pointer = "<Q" if dump.header.is_64bit else "<I"
+        self._base = dump.debugger_data.kern_base if dump.debugger_data else dump.drivers[0].base
+        self._scratch = self._find_scratch()
+
+    def image_headers(self) -> None:
+        """Add the kernel's MZ and PE headers from the driver list, if the dump has no byte of that page."""
+        if self._memory.is_unknown(self._base, self._base + PAGE_SIZE):
+            self._add(self._base, _image_headers(self._dump, self._base))
+            self.sentences.append(f"made up: the kernel's image headers at {self._base:#x}, from the driver list")
+        elif self._memory.is_unknown(self._base, self._base + 2):
+            self._add(self._base, b"MZ")
+            self.sentences.append(f"made up: the MZ of the kernel's image at {self._base:#x}")
+
+    def pdb_record(self) -> None:
+        """Add an RSDS record of the matched PDB, in a page of the kernel's image of which the dump has no byte."""
+        guid = bytes.fromhex(self._kernel.guid)
+        # GUID in memory: a ULONG and two USHORTs little-endian, then eight bytes.
+        stored = guid[3::-1] + guid[5:3:-1] + guid[7:5:-1] + guid[8:]
+        record = b"RSDS" + stored + struct.pack("<I", self._kernel.age) + self._kernel.pdb_name.encode() + b"\0"
+        for page in range(self._base + PAGE_SIZE, self._base + _MOST_PAGES_TO_RSDS * PAGE_SIZE, PAGE_SIZE):
+            if self._memory.is_unknown(page, page + PAGE_SIZE):
+                filler = _RSDS_PAGE_FILLER * (PAGE_SIZE // len(_RSDS_PAGE_FILLER) + 1)
+                self._add(page, (record + filler)[:PAGE_SIZE])
+                self.sentences.append(
+                    f"made up: the page at {page:#x} with a PDB record of {self._kernel.pdb_name} {self._kernel.guid}"
+                )
+                return
+
+    def loaded_modules(self) -> None:
+        """Add an entry for each driver of the dump's list, linked to PsLoadedModuleList."""
+        head = self._dump.header.ps_loaded_module_list
+        layout = self._kernel.types.get("_KLDR_DATA_TABLE_ENTRY") or self._kernel.types.get("_LDR_DATA_TABLE_ENTRY")
+        if not head or layout is None or "InLoadOrderLinks" not in layout.members or not self._dump.drivers:
+            return
+        links_offset = layout.members["InLoadOrderLinks"]
+        entries = [self._allocate(layout.size) for _ in self._dump.drivers]
+        ends = self._memory.read(head, 2 * self._pointer_size, self._read)
+        if ends is not None:
+            # The head is in the dump: the first and the last entry must be where it points.
+            first, last = (link - links_offset for (link,) in struct.iter_unpack(self._pointer, ends))
+            entries[0], entries[-1] = (first, last) if len(entries) > 1 else (first, first)
+            if not all(self._memory.is_unknown(entry, entry + layout.size) for entry in (first, last)):
+                self.sentences.append("the module list is in the dump in part, and left as it is")
+                return
+        links = [head, *(entry + links_offset for entry in entries), head]
+        for previous, link, following in zip([links[-2], *links], links, links[1:], strict=False):
+            self._add(link, struct.pack(self._pointer, following) + struct.pack(self._pointer, previous))
+        for entry, driver in zip(entries, self._dump.drivers, strict=True):
+            numbers = (
+                ("DllBase", self._pointer, driver.base),
+                ("SizeOfImage", "<I", driver.size),
+                ("CheckSum", "<I", driver.checksum),
+                ("TimeDateStamp", "<I", driver.timestamp),
+            )
+            for member, form, value in numbers:
+                if member in layout.members:
+                    self._add(entry + layout.members[member], struct.pack(form, value))
+            if driver.name is not None:
+                self._add_name(entry + layout.members["FullDllName"], driver.name)
+                self._add_name(entry + layout.members["BaseDllName"], driver.name.rsplit("\\")[-1])
+        self.sentences.append(f"made up: {len(entries)} entries of PsLoadedModuleList, from the dump's driver list")
+
+    def unloaded_drivers(self) -> None:
+        """Add the array that MmUnloadedDrivers points to, and MmLastUnloadedDriver."""
+        pointer, count = self._symbol("MmUnloadedDrivers"), self._symbol("MmLastUnloadedDriver")
+        drivers = self._dump.unloaded_drivers
+        if pointer is None or count is None or not drivers:
+            return
+        # Layout: MM's _UNLOADED_DRIVERS, as in Volatility 3, symbols/windows/unloadedmodules-x64.json and -x86.json.
+        entry_size = 4 * self._pointer_size + 8
+        genuine = self._memory.read(pointer, self._pointer_size, self._read)
+        size = entry_size * len(drivers)
+        array = self._allocate(size) if genuine is None else int.from_bytes(genuine, "little")
+        if not array or not self._memory.is_unknown(array, array + size):
+            return
+        self._add(pointer, struct.pack(self._pointer, array))
+        self._add(count, struct.pack(self._pointer, len(drivers)))
+        for index, driver in enumerate(drivers):
+            entry = array + index * entry_size
+            self._add_name(entry, driver.name)
+            rest = struct.pack(self._pointer, driver.start) + struct.pack(self._pointer, driver.end)
+            self._add(entry + 2 * self._pointer_size, rest + struct.pack("<Q", _UNKNOWN_UNLOAD_TIME))
+        self.sentences.append(f"made up: {len(drivers)} entries of MmUnloadedDrivers; the time 1601-01-01 is no time")
+
+    def variables(self) -> None:
+        """Add kernel variables whose values are in the dump's headers."""
+        header = self._dump.header
+        # DUMP_HEADER and the version block have the same MajorVersion (free or checked build) and MinorVersion (build).
+        version_block = {
+            "MajorVersion": struct.pack("<H", header.major_version & 0xFFFF),
+            "MinorVersion": struct.pack("<H", header.minor_version & 0xFFFF),
+            "MachineType": struct.pack("<H", header.machine_image_type & 0xFFFF),
+            "KernBase": self._sign_extended(self._base),
+            "PsLoadedModuleList": self._sign_extended(header.ps_loaded_module_list),
+        }
+        added = self._add_members("_DBGKD_GET_VERSION64", self._symbol("KdVersionBlock"), version_block)
+        numbers = (
+            ("KeNumberProcessors", header.number_processors),
+            ("CmNtCSDVersion", self._dump.triage.service_pack_build),
+        )
+        for name, number in numbers:
+            address = self._symbol(name)
+            if address is not None and self._add(address, struct.pack("<I", number)):
+                added.append(name)
+        data = self._dump.debugger_data
+        text = f"{header.minor_version} {NOT_IN_THE_DUMP}".encode("ascii").ljust(_BUILD_LAB_SIZE, b"\0")
+        if data is not None and data.nt_build_lab is not None and self._add_whole(data.nt_build_lab, text):
+            added.append("NtBuildLab")
+        if added:
+            self.sentences.append(f"made up: {', '.join(added)}, from the headers")
+
+    def shared_data(self) -> None:
+        """Add members of _KUSER_SHARED_DATA: the crash header's time and product type, the kernel's version."""
+        header = self._dump.header
+        # WCHAR NtSystemRoot[260]
+        members = {"NtSystemRoot": NOT_IN_THE_DUMP.encode("utf-16-le").ljust(520, b"\0")}
+        if header.system_time is not None:
+            # KSYSTEM_TIME: LowPart, High1Time, High2Time; the last two are equal.
+            members["SystemTime"] = struct.pack("<QI", header.system_time, header.system_time >> 32)
+        if header.product_type is not None:
+            members["NtProductType"] = struct.pack("<I", header.product_type)
+        version = self._image_version()
+        if version is not None:
+            members["NtMajorVersion"], members["NtMinorVersion"] = version[:4], version[4:]
+        added = self._add_members("_KUSER_SHARED_DATA", _SHARED_DATA[self._pointer_size], members)
+        if added:
+            self.sentences.append(f"made up: {', '.join(added)}, from the crash header and the kernel's image")
+
+    def _image_version(self) -> bytes | None:
+        # IMAGE_DOS_HEADER.e_lfanew, then MajorOperatingSystemVersion and Minor... of the optional header, as ULONGs.
+        e_lfanew = self._memory.read(self._base + 0x3C, 4, self._read)
+        if e_lfanew is None:
+            return None
+        version = self._memory.read(self._base + int.from_bytes(e_lfanew, "little") + 24 + 40, 4, self._read)
+        return struct.pack("<II", *struct.unpack("<HH", version)) if version is not None and any(version) else None
+
+    def _find_scratch(self) -> int:
+        start = _SCRATCH_START[self._pointer_size]
+        end = start + _SCRATCH_SIZE
+        while not self._memory.is_unknown(start, end) or any(
+            driver.base < end and start < driver.base + driver.size for driver in self._dump.drivers
+        ):
+            start, end = end, end + _SCRATCH_SIZE
+        return start
+
+    def _allocate(self, size: int) -> int:
+        address = self._scratch
+        self._scratch += (size + 15) & ~15
+        return address
+
+    def _symbol(self, name: str) -> int | None:
+        address = self._kernel.symbols.get(name)
+        return None if address is None else self._base + address
+
+    def _sign_extended(self, address: int) -> bytes:
+        high = 0xFFFFFFFF if self._pointer_size == 4 and address >> 31 else address >> 32
+        return struct.pack("<II", address & 0xFFFFFFFF, high)
+
+    def _add(self, address: int, data: bytes) -> int:
+        return self._memory.add(Extent(address, len(data), None, data))
+
+    def _add_whole(self, address: int, data: bytes) -> int:
+        # Never mix genuine and synthesized bytes in one value.
+        return self._add(address, data) if self._memory.is_unknown(address, address + len(data)) else 0
+
+    def _add_members(self, type_name: str, address: int | None, members: Mapping[str, bytes]) -> list[str]:
+        # Returns the names of the members that were added.
+        layout = self._kernel.types.get(type_name)
+        if layout is None or address is None:
+            return []
+        return [
+            f"{type_name}.{member}"
+            for member, data in members.items()
+            if member in layout.members and self._add_whole(address + layout.members[member], data)
+        ]
+
+    def _add_name(self, address: int, name: str) -> None:
+        # UNICODE_STRING: Length and MaximumLength in bytes, then, aligned, the pointer.
+        text = name.encode("utf-16-le")[:0xFFFE]
+        buffer = self._allocate(len(text) + 2)
+        self._add(buffer, text + b"\0\0")
+        lengths = struct.pack("<HH", len(text), len(text) + 2).ljust(self._pointer_size, b"\0")
+        self._add(address, lengths + struct.pack(self._pointer, buffer))
+
+
+def _image_headers(dump: Minidump, base: int) -> bytes:
+    """Build minimal PE headers of the kernel from the driver list, without sections (winnt.h)."""
+    kernel = dump.kernel
+    size, checksum, timestamp = (kernel.size, kernel.checksum, kernel.timestamp) if kernel else (PAGE_SIZE, 0, 0)
+    is_64bit = dump.header.is_64bit
+    dos = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    optional_size = 240 if is_64bit else 224
+    file_header = struct.pack("<HHIIIHH", dump.header.machine_image_type & 0xFFFF, 0, timestamp, 0, 0, optional_size, 2)
+    optional = bytearray(optional_size)
+    struct.pack_into("<H", optional, 0, 0x20B if is_64bit else 0x10B)
+    struct.pack_into("<Q" if is_64bit else "<I", optional, 24 if is_64bit else 28, base)
+    struct.pack_into("<II", optional, 32, PAGE_SIZE, 0x200)
+    struct.pack_into("<III", optional, 56, size, 0x400, checksum)
+    struct.pack_into("<I", optional, 108 if is_64bit else 92, 16)
+    return dos + b"PE\0\0" + file_header + bytes(optional)

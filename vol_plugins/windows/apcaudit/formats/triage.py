@@ -1,0 +1,274 @@
+"""Parses a kernel minidump (triage dump): its memory blocks, driver lists and debugger data, and its defects.
+
+Reads through a function, independent of where the bytes come from. A wrong count or offset loses the data that it
+refers to and is reported in `defects`; only a file that is not a minidump at all is an error.
+
+Sources of the layouts: Dump.h (Microsoft Research, Singularity) for DUMP_UNLOADED_DRIVERS64, DUMP_STRING and
+TRIAGE_DATA_BLOCK; KLDR_DATA_TABLE_ENTRY32 and KLDR_DATA_TABLE_ENTRY64 ("do not grow this structure, dump files use a
+packed array of it") as the debuggers' headers give them. The 64-bit ones were compared with a genuine dump.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .crash_header import DUMP_HEADER64_SIZE, DUMP_TYPE_TRIAGE, CrashHeader, parse_crash_header
+from .triage_header import (
+    TRIAGE_DUMP_BROKEN_DRIVER,
+    TRIAGE_DUMP_DATA_BLOCKS,
+    TRIAGE_DUMP_DATAPAGE,
+    TRIAGE_DUMP_DEBUGGER_DATA,
+    TRIAGE_DUMP_DRIVER_LIST,
+    TRIAGE_DUMP_VALID,
+    DebuggerData,
+    TriageHeader,
+    parse_debugger_data,
+    parse_triage_header,
+    triage_header_size,
+)
+
+ReadFile = Callable[[int, int], bytes]
+"""Reads (offset, length) of a file; returns fewer bytes at its end."""
+
+# Bounds for damaged or hostile files, larger than Windows writes (a genuine dump had 151 drivers and 1831 blocks).
+_MOST_DRIVERS = 4096
+_MOST_DATA_BLOCKS = 1 << 15
+_MOST_UNLOADED_DRIVERS = 50  # MI_UNLOADED_DRIVERS
+_LONGEST_DRIVER_NAME = 1024
+_LARGEST_DEBUGGER_DATA = 0x1000
+_MOST_MEMORY = 1 << 27
+_MOST_DEFECTS = 32
+_REGION = 21  # one page table maps 1 << 21 bytes on x64 and with PAE
+_MOST_REGIONS = 4096  # each costs up to three page tables
+
+
+class MinidumpError(ValueError):
+    """The file is not a kernel minidump."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataBlock:
+    """A range of virtual memory that the file holds."""
+
+    address: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class DumpDriver:
+    """An entry of the dump's driver list; the name is None where it could not be read."""
+
+    name: str | None
+    base: int
+    size: int
+    checksum: int
+    timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class DumpUnloadedDriver:
+    """A driver that had been unloaded; a dump has at most 12 characters of its name."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Minidump:
+    """A parsed kernel minidump."""
+
+    header: CrashHeader
+    triage: TriageHeader
+    debugger_data: DebuggerData | None
+    data_blocks: tuple[DataBlock, ...]
+    drivers: tuple[DumpDriver, ...]
+    unloaded_drivers: tuple[DumpUnloadedDriver, ...]
+    broken_driver: str | None
+    defects: tuple[str, ...]
+
+    @property
+    def kernel(self) -> DumpDriver | None:
+        """The kernel's entry of the driver list: the one at KernBase; without debugger data the first entry."""
+        if self.debugger_data is not None:
+            return next((d for d in self.drivers if d.base == self.debugger_data.kern_base), None)
+        return self.drivers[0] if self.drivers else None
+
+
+@dataclass(frozen=True, slots=True)
+class _DriverLayout:
+    """Offsets in DUMP_DRIVER_ENTRY32/64: the name's file offset, then a KLDR_DATA_TABLE_ENTRY32/64."""
+
+    size: int
+    pointer: str
+    dll_base: int
+    size_of_image: int
+    checksum: int
+    timestamp: int
+    unloaded_count_size: int
+    unloaded: struct.Struct
+
+
+_LAYOUT32 = _DriverLayout(0x4C, "<I", 0x1C, 0x24, 0x44, 0x48, 4, struct.Struct("<H6x24sII"))
+_LAYOUT64 = _DriverLayout(0x90, "<Q", 0x38, 0x48, 0x80, 0x88, 8, struct.Struct("<H14x24sQQ"))
+
+
+def parse_minidump(read: ReadFile, file_size: int) -> Minidump:
+    """Parse a kernel minidump of `file_size` bytes.
+
+    Raises:
+        MinidumpError: the file is not a kernel minidump or ends before its headers do.
+    """
+    start = read(0, DUMP_HEADER64_SIZE)
+    header = parse_crash_header(start)
+    if header is None:
+        raise MinidumpError("no crash dump header")
+    if header.dump_type != DUMP_TYPE_TRIAGE:
+        raise MinidumpError(f"DumpType {header.dump_type} is not that of a minidump")
+    triage = parse_triage_header(read(header.header_size, triage_header_size(header.is_64bit)), header.is_64bit)
+    if triage is None:
+        raise MinidumpError("the file ends before the header of the minidump does")
+    parser = _Parser(read, file_size, header, triage)
+    debugger_data = parser.debugger_data()
+    drivers = parser.drivers()
+    return Minidump(
+        header=header,
+        triage=triage,
+        debugger_data=debugger_data,
+        data_blocks=parser.data_blocks(),
+        drivers=drivers,
+        unloaded_drivers=parser.unloaded_drivers(),
+        broken_driver=parser.broken_driver(),
+        defects=parser.all_defects(),
+    )
+
+
+class _Parser:
+    """Reads the parts of one file within the bounds, and collects their defects."""
+
+    def __init__(self, read: ReadFile, file_size: int, header: CrashHeader, triage: TriageHeader) -> None:
+        self._read = read
+        self._file_size = file_size
+        self._header = header
+        self._triage = triage
+        self._layout = _LAYOUT64 if header.is_64bit else _LAYOUT32
+        self._address_mask = (1 << (64 if header.is_64bit else 32)) - 1
+        self._memory_left = min(file_size, _MOST_MEMORY)
+        self._regions: set[int] = set()
+        self._defects: list[str] = []
+        if triage.valid_offset and read(triage.valid_offset, 4) != TRIAGE_DUMP_VALID:
+            self._defects.append(f"no TRGD mark at ValidOffset {triage.valid_offset:#x}: the file is cut or damaged")
+
+    def all_defects(self) -> tuple[str, ...]:
+        more = len(self._defects) - _MOST_DEFECTS
+        return tuple(self._defects[:_MOST_DEFECTS]) + ((f"{more} more defects",) if more > 0 else ())
+
+    def _table(self, what: str, offset: int, count: int, entry_size: int, most: int) -> bytes:
+        # Only as many complete entries as the file has.
+        if not offset or not count:
+            return b""
+        kept = max(0, min(count, most, (self._file_size - offset) // entry_size))
+        if kept < count:
+            self._defects.append(f"{count} {what} claimed, {kept} taken")
+        table = self._read(offset, kept * entry_size)
+        return table[: len(table) // entry_size * entry_size]
+
+    def debugger_data(self) -> DebuggerData | None:
+        size = min(self._triage.debugger_data_size, _LARGEST_DEBUGGER_DATA)
+        if not self._header.claims(TRIAGE_DUMP_DEBUGGER_DATA) or not self._triage.debugger_data_offset or not size:
+            return None
+        found = parse_debugger_data(self._read(self._triage.debugger_data_offset, size), self._header.is_64bit)
+        if found is None:
+            self._defects.append("the debugger data block is damaged")
+        return found
+
+    def data_blocks(self) -> tuple[DataBlock, ...]:
+        blocks: list[DataBlock] = []
+        if self._header.claims(TRIAGE_DUMP_DATAPAGE) and self._triage.data_page_size:
+            page = self._triage
+            self._add_block(blocks, page.data_page_address, page.data_page_offset, page.data_page_size)
+        if self._header.claims(TRIAGE_DUMP_DATA_BLOCKS):
+            table = self._table(
+                "data blocks",
+                self._triage.data_blocks_offset,
+                self._triage.data_blocks_count,
+                16,
+                _MOST_DATA_BLOCKS,
+            )
+            for address, offset, size in struct.iter_unpack("<QII", table):
+                self._add_block(blocks, address & self._address_mask, offset, size)
+        blocks.sort(key=lambda block: block.address)
+        for one, two in pairwise(blocks):
+            if one.address + one.size > two.address:
+                self._defects.append(f"data blocks at {one.address:#x} and {two.address:#x} overlap")
+        return tuple(blocks)
+
+    def _add_block(self, blocks: list[DataBlock], address: int, offset: int, size: int) -> None:
+        # Blocks never share bytes of the file. More memory than the file has bytes is impossible, and costly to map.
+        kept = max(0, min(size, self._file_size - offset, self._address_mask + 1 - address, self._memory_left))
+        regions = range(address >> _REGION, (address + max(kept, 1) - 1 >> _REGION) + 1)
+        if len(self._regions) + len(regions) > _MOST_REGIONS and not self._regions.issuperset(regions):
+            # Single bytes at many distant addresses would need page tables a thousand times their size.
+            kept = 0
+        self._memory_left -= kept
+        if kept < size:
+            self._defects.append(f"data block at {address:#x}: {size:#x} bytes claimed, {kept:#x} taken")
+        if kept:
+            self._regions.update(regions)
+            blocks.append(DataBlock(address, offset, kept))
+
+    def drivers(self) -> tuple[DumpDriver, ...]:
+        if not self._header.claims(TRIAGE_DUMP_DRIVER_LIST):
+            return ()
+        layout = self._layout
+        table = self._table(
+            "drivers", self._triage.driver_list_offset, self._triage.driver_count, layout.size, _MOST_DRIVERS
+        )
+        found: list[DumpDriver] = []
+        for start in range(0, len(table), layout.size):
+            entry = table[start : start + layout.size]
+            (name_offset,) = struct.unpack_from("<I", entry)
+            (base,) = struct.unpack_from(layout.pointer, entry, layout.dll_base)
+            (size,) = struct.unpack_from("<I", entry, layout.size_of_image)
+            (checksum,) = struct.unpack_from("<I", entry, layout.checksum)
+            (timestamp,) = struct.unpack_from("<I", entry, layout.timestamp)
+            name = self._dump_string(name_offset)
+            if name is None:
+                self._defects.append(f"the name of the driver at {base:#x} is unreadable")
+            found.append(DumpDriver(name, base, size, checksum, timestamp))
+        return tuple(found)
+
+    def _dump_string(self, offset: int) -> str | None:
+        # DUMP_STRING: the length in characters (Dump.h says bytes; the genuine dump counts characters), then UTF-16.
+        prefix = self._read(offset, 4) if offset else b""
+        count = int.from_bytes(prefix, "little")
+        if len(prefix) < 4 or not 0 < count <= _LONGEST_DRIVER_NAME:
+            return None
+        text = self._read(offset + 4, count * 2)
+        if len(text) < count * 2:
+            return None
+        return text.decode("utf-16-le", "replace").split("\0")[0]
+
+    def unloaded_drivers(self) -> tuple[DumpUnloadedDriver, ...]:
+        offset = self._triage.unloaded_drivers_offset
+        if not offset:
+            return ()
+        count = int.from_bytes(self._read(offset, 4), "little")
+        entry = self._layout.unloaded
+        first = offset + self._layout.unloaded_count_size
+        table = self._table("unloaded drivers", first, count, entry.size, _MOST_UNLOADED_DRIVERS)
+        return tuple(
+            DumpUnloadedDriver(
+                name[: min(length, len(name)) & ~1].decode("utf-16-le", "replace").rstrip("\0"), start, end
+            )
+            for length, name, start, end in entry.iter_unpack(table)
+        )
+
+    def broken_driver(self) -> str | None:
+        if not self._header.claims(TRIAGE_DUMP_BROKEN_DRIVER):
+            return None
+        return self._dump_string(self._triage.broken_driver_offset)

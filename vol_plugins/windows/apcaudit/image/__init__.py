@@ -1,0 +1,1 @@
+"""Reads one image: virtual and physical memory, symbols, kernel structures and processes."""

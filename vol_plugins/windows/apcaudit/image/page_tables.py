@@ -1,0 +1,124 @@
+"""Finds the virtual addresses of physical pages, and names special regions of the kernel's address space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct
+
+from .memory import PAGE, Memory
+from .structures import SHARED_DATA
+
+TABLE_BOUND = 1 << 18
+"""How many page tables are read; a terabyte mapped in 4 KiB pages has twice as many."""
+
+_PRESENT = 1
+_LARGE_PAGE = 1 << 7  # the PS bit of a directory entry (Intel SDM volume 3, 4.3 to 4.5)
+
+
+def kernel_addresses(memory: Memory, pages: Iterable[int], lowest: int) -> dict[int, int]:
+    """Find the kernel-space virtual addresses at which physical pages are mapped.
+
+    Each table is read once, so that the self-map of Windows' page tables does not cause an endless walk.
+
+    Args:
+        memory: the image.
+        pages: physical addresses of pages.
+        lowest: virtual address at which kernel space begins.
+
+    Returns:
+        The lowest virtual address of each mapped page, by its physical address. Pages that are not mapped are missing.
+    """
+    wanted = {page & ~(PAGE - 1) for page in pages}
+    found: dict[int, int] = {}
+    if not wanted:
+        return found
+    paging = memory.paging
+    unpack = Struct("<" + ("I" if paging.entry_size == 4 else "Q") * (PAGE // paging.entry_size)).unpack
+    width = sum(paging.index_bits) + 12
+    lowest &= (1 << width) - 1
+    seen = {paging.top}
+    level = [(paging.top, 0)]
+    shift = width
+    for depth, bits in enumerate(paging.index_bits):
+        shift -= bits
+        leaf = depth == len(paging.index_bits) - 1
+        below: list[tuple[int, int]] = []
+        for table, base in level:
+            # PAE's page directory pointer table has 32 bytes and shares its page with other data.
+            length = paging.entry_size << bits
+            data = memory.read_physical(table, length)
+            if data is None:
+                continue
+            entries = unpack(data.ljust(PAGE, b"\0"))[: 1 << bits]
+            if leaf and wanted.isdisjoint([entry & paging.frame_mask for entry in entries]):
+                continue
+            for index, entry in enumerate(entries):
+                address = base + (index << shift)
+                if not entry & _PRESENT or address + (1 << shift) <= lowest:
+                    continue
+                frame = entry & paging.frame_mask
+                if leaf:
+                    if frame in wanted:
+                        found.setdefault(frame, address)
+                elif entry & _LARGE_PAGE and shift < 39 and (depth or len(paging.index_bits) == 2):
+                    _take_large(found, wanted, frame & -(1 << shift), address, 1 << shift)
+                elif frame not in seen and len(seen) < TABLE_BOUND:
+                    seen.add(frame)
+                    below.append((frame, address))
+        level = below
+    sign = (1 << 64) - (1 << 48) if memory.bits == 64 else 0
+    return {page: address | sign if memory.bits == 64 else address for page, address in found.items()}
+
+
+def _take_large(found: dict[int, int], wanted: set[int], frame: int, address: int, size: int) -> None:
+    """Add those wanted pages that are part of one large page to `found`."""
+    for page in wanted if len(wanted) < size // PAGE else range(frame, frame + size, PAGE):
+        if page in wanted and frame <= page < frame + size:
+            found.setdefault(page, address + page - frame)
+
+
+# The HAL's own mappings, up to the end of the address space (ReactOS MM_HAL_VA_START, i386 and amd64/mm.h). Public
+# remote kernel exploits put their first stage there.
+_HAL_START = {4: 0xFFC00000, 8: 0xFFFFFFFFFFC00000}
+
+# PTE_BASE, where x86 kernels map the page tables and, behind them, the page directories (ReactOS, i386/mm.h).
+_PAGE_TABLES_X86 = 0xC0000000
+
+SHARED_PAGE, PAGE_TABLES, HAL_HEAP = "KUSER_SHARED_DATA", "the page tables", "the HAL heap"
+
+
+class Regions:
+    """Names special regions of kernel space; on x64 the self-map of the page tables is located once."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._shared = SHARED_DATA[memory.pointer_size]
+        self._hal = _HAL_START[memory.pointer_size]
+        self._tables = self._find_tables()
+
+    def find(self, address: int) -> str | None:
+        """Return the region that contains a kernel address (SHARED_PAGE, PAGE_TABLES, HAL_HEAP); else None."""
+        if self._shared <= address < self._shared + PAGE:
+            return SHARED_PAGE
+        if any(start <= address < end for start, end in self._tables):
+            return PAGE_TABLES
+        return HAL_HEAP if address >= self._hal else None
+
+    def _find_tables(self) -> tuple[tuple[int, int], ...]:
+        paging = self._memory.paging
+        if self._memory.bits == 32:
+            size = (1 << 20) * paging.entry_size
+            return ((_PAGE_TABLES_X86, _PAGE_TABLES_X86 + size),)
+        data = self._memory.read_physical(paging.top, PAGE)
+        if data is None:
+            return ()
+        # An entry of the top table that points to the table itself (self-map) maps all page tables at its index. Since
+        # Windows 10 the index is random at each boot.
+        shift = sum(paging.index_bits[1:]) + 12
+        found = []
+        for index in range(PAGE // 2 // 8, PAGE // 8):
+            entry = int.from_bytes(data[8 * index : 8 * index + 8], "little")
+            if entry & 1 and entry & paging.frame_mask == paging.top:
+                start = index << shift | ((1 << 64) - (1 << 48))
+                found.append((start, start + (1 << shift)))
+        return tuple(found)

@@ -1,1 +1,0 @@
-"""Kernel minidumps (DumpType 4) as physical memory for every plugin of vol."""

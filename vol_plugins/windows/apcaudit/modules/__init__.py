@@ -1,0 +1,1 @@
+"""Finds the drivers in an image (loaded, unloaded, hidden) and names the code in them."""

@@ -1,0 +1,156 @@
+"""The audit of one image as one value: facts about the image, its threads with their findings, and JSON of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime, timedelta, timezone
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from .. import windows
+from ..findings import Audited, AuditedApc, Severity
+from ..members import ThreadMembers
+from ..model import Apc, BugCheck, Facts, View
+
+if TYPE_CHECKING:
+    from ..model import Facts
+    from ..modules.driver import Driver
+    from ..modules.module_list import UnloadedDriver
+
+
+CREATED, EXITED = "created", "exited"
+
+_EPOCH = datetime(1601, 1, 1, tzinfo=timezone.utc)  # FILETIME counts from here (Windows SDK, minwinbase.h)
+
+
+def created(members: ThreadMembers, facts: Facts) -> int | None:
+    """Return when a thread was created in FILETIME ticks of 100 ns, None if unknown."""
+    return (members.create_time >> facts.create_time_shift or None) if members.create_time else None
+
+
+def exited(members: ThreadMembers) -> int | None:
+    """Return when a thread ended in FILETIME ticks of 100 ns, None for a live thread.
+
+    ExitTime is in a union with LpcReplyChain or KeyedWaitChain, which a live thread uses (public PDBs).
+    """
+    return (members.exit_time or None) if members.state == windows.TERMINATED else None
+
+
+def moment(filetime: int | None) -> datetime | None:
+    """Convert FILETIME ticks to a time in UTC, None for None and for times beyond the year 9999."""
+    if filetime is None:
+        return None
+    try:
+        return _EPOCH + timedelta(microseconds=filetime // 10)
+    except OverflowError:
+        return None
+
+
+def timeline(audited: Audited, facts: Facts) -> Iterator[tuple[str, str, datetime]]:
+    """Yield (description, `created` or `exited`, time) for a reported thread."""
+    thread = audited.thread
+    members = thread.members
+    codes = {finding.code for finding in audited.all_findings}
+    text = f"APC audit: thread {members.tid} of {thread.owner or 'an unknown process'}, _ETHREAD {thread.address:#x}"
+    text += f": {', '.join(sorted(codes))}" if codes else ""
+    for kind, time in ((CREATED, created(members, facts)), (EXITED, exited(members))):
+        at = moment(time)
+        if at is not None:
+            yield text, kind, at
+
+
+SCHEMA = 1
+"""Version of the JSON: raised when the meaning of a key changes or a key is removed, not when keys are added."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """Facts about the image as a whole; addresses are virtual, None is unknown.
+
+    `version` is (major, minor, build). `symbols` names the symbol file, `borrowed_types` the symbol file from which
+    structures that it lacks were taken. `system_time` is in FILETIME ticks of 100 ns. `complete` says for each view
+    (`processes`, `modules`, `cid`) whether it was read to its end. `lacks` names the thread members that this Windows
+    lacks, `partial` is whether the image holds only parts of memory, `scanned` whether physical memory was searched.
+    `drivers` are the loaded modules, then the images that the module list lacks and that code in this document lies in.
+    """
+
+    kernel_base: int
+    bits: int
+    version: tuple[int, int, int] | None
+    symbols: str
+    borrowed_types: str | None
+    processors: int
+    system_time: int | None
+    bugcheck: BugCheck | None
+    crashing_thread: int | None
+    partial: bool
+    scanned: bool
+    complete: Mapping[str, bool]
+    lacks: tuple[str, ...]
+    drivers: tuple[Driver, ...]
+    unloaded: tuple[UnloadedDriver, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An audit: facts about the image, the audited threads in the order of the rows, and notes.
+
+    `facts` are those that the checks and the table's columns need. `notes` say what was wrong with the views.
+    """
+
+    image: ImageFacts
+    facts: Facts
+    threads: tuple[Audited, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document as values for json.dumps: addresses are numbers, unknown is null."""
+        return {
+            "schema": SCHEMA,
+            "image": plain(self.image),
+            "notes": list(self.notes),
+            "threads": [thread_json(audited, self.facts) for audited in self.threads],
+        }
+
+
+def thread_json(audited: Audited, facts: Facts) -> dict[str, Any]:
+    """Return a thread with its queues and findings as values for json.dumps.
+
+    Times are FILETIME ticks of 100 ns; `severity` is the highest among the findings of the thread and its APCs.
+    """
+    thread = audited.thread
+    result: dict[str, Any] = plain(thread)
+    result["views"] = [view.value for view in View if view in thread.views]
+    result["created"] = created(thread.members, facts)
+    result["exited"] = exited(thread.members)
+    result["severity"] = str(audited.severity)
+    for name in ("start", "crash", "stack", "yara", "yara_hits", "findings"):
+        result[name] = plain(getattr(audited, name))
+    for queue, described in zip(thread.queues, result["queues"], strict=True):
+        described["apcs"] = [apc_json(apc, audited.get(apc)) for apc in queue.apcs]
+    return result
+
+
+def apc_json(apc: Apc, audited: AuditedApc) -> dict[str, Any]:
+    """Return an APC with its findings, origin and reason for being queued as values for json.dumps."""
+    return {**plain(apc), "kind": apc.kind, **plain(audited)}
+
+
+def plain(value: Any) -> Any:
+    """Convert a value of the audit to dictionaries, lists, numbers and text; fields keep their names."""
+    if isinstance(value, Severity):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value if isinstance(value, str) else value.name.lower().replace("_", "-")
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {key: plain(each) for key, each in value._asdict().items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(each) for each in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(each) for each in value)
+    return value

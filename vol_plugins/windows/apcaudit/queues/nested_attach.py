@@ -1,0 +1,185 @@
+"""The APC state of a thread that attached twice: KeStackAttachProcess keeps it on the caller's kernel stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from struct import Struct
+
+from .. import windows
+from ..formats.layout import LayoutError
+from ..image.symbols import KernelSymbols
+from ..kernel import Kernel
+from ..model import FoundThread, Queue, QueueName, ThreadMembers
+from .apc_lists import ApcLists
+
+STACK_BOUND = 96 << 10
+"""How many bytes of a stack are searched, from its base down; on x64 a stack has 24 KiB, a large one 72 KiB."""
+
+
+SEGMENTS_BOUND = 8
+"""How many stacks of one thread are searched: each win32k callout may add one."""
+
+# The structure at InitialStack, and its member for the base of its own stack: since 8; of Vista and 7 (public PDBs).
+_CONTROLS = (("_KSTACK_CONTROL", "StackBase"), ("_KERNEL_STACK_CONTROL", "Current.StackBase"))
+
+
+@dataclass(frozen=True, slots=True)
+class NestedState:
+    """A _KAPC_STATE on a kernel stack: its virtual address, its two list heads, and the process it is for."""
+
+    address: int
+    kernel_head: int
+    user_head: int
+    process: int
+    empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StackSearch:
+    """The states found, and whether all of the stack that is in use could be read (None: no part of it).
+
+    `top_known` is whether the stack pointer is known, which it is not for a running thread without a crash context.
+    """
+
+    states: tuple[NestedState, ...]
+    whole: bool | None
+    top_known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """The evidence of a second attach on a thread's stack, in words, and the lists of the states found."""
+
+    text: str
+    queues: tuple[Queue, ...] = ()
+
+
+class NestedAttach:
+    """Searches kernel stacks for third APC states.
+
+    `stack_pointers` has the stack pointers that a crash saved, by _ETHREAD of the running thread.
+
+    KiMoveApcState moves the lists with the state, so the heads of a genuine state point to themselves or to entries
+    that point back. SavedApcState then holds the state of the owner, ApcState that of the process attached to last, and
+    the states of the attaches between them are on the stack.
+    """
+
+    def __init__(self, kernel: Kernel, lists: ApcLists, stack_pointers: Mapping[int, int]) -> None:
+        self._lists = lists
+        self._processes = kernel.processes
+        self._stack_pointers = stack_pointers
+        symbols = kernel.symbols
+        self._memory = kernel.memory
+        self._pointer = kernel.memory.pointer_size
+        self._kernel = self._offset(symbols, "ApcListHead[0].Flink")
+        self._user = self._offset(symbols, "ApcListHead[1].Flink")
+        self._process = self._offset(symbols, "Process")
+        self._control = _stack_control(symbols)
+
+    def find(self, thread: FoundThread) -> Nested:
+        """Search the kernel stack of an attached thread for a third APC state, and walk its lists."""
+        found = self.search(thread.members, self._processes.known, self._stack_pointers.get(thread.address))
+        if not found.states:
+            return Nested(_NONE[found.whole])
+        queues: list[Queue] = []
+        texts = []
+        # Below the stack pointer lie leftovers of calls that have returned.
+        doubt = "" if found.top_known else "?"
+        for state in found.states:
+            process = self._processes.read(state.process)
+            texts.append(f"_KAPC_STATE at {state.address:#x} on its stack for {process}{doubt}")
+            heads = ((QueueName.SAVED_KERNEL, state.kernel_head), (QueueName.SAVED_USER, state.user_head))
+            queues += self._lists.read_at(thread, heads, nested=True)
+        return Nested("; ".join(texts), tuple(queues))
+
+    def _offset(self, symbols: KernelSymbols, path: str) -> int:
+        member = symbols.member("_KAPC_STATE", path)
+        if member is None:
+            raise LayoutError(f"the symbol table's _KAPC_STATE has no {path}")
+        return member.offset
+
+    def search(
+        self, members: ThreadMembers, processes: AbstractSet[int], stack_pointer: int | None = None
+    ) -> StackSearch:
+        """Search the stack of an attached thread.
+
+        Args:
+            members: the thread's.
+            processes: virtual addresses of the known _EPROCESSes.
+            stack_pointer: the running thread's, where a crash saved it.
+        """
+        # KernelStack of a running thread is its stack pointer of the last wait.
+        top = stack_pointer if members.state == windows.RUNNING else members.kernel_stack
+        searches = [self._segment(limit, base, top, processes) for limit, base in self._segments(members)]
+        states = tuple(state for search in searches for state in search.states)
+        known = [search.whole for search in searches if search.whole is not None]
+        return StackSearch(states, all(known) if known else None, top is not None)
+
+    def _segments(self, members: ThreadMembers) -> Iterator[tuple[int, int]]:
+        """Yield (limit, base) of the stack in use and of those that it grew out of, as in callouts of win32k."""
+        limit, base, initial = members.stack_limit, members.stack_base, members.initial_stack
+        for _ in range(SEGMENTS_BOUND):
+            if not base or not limit or not limit < base or base % self._pointer:
+                return
+            yield limit, base
+            if not initial or self._control is None:
+                return
+            own, *before = (self._memory.pointer(initial + offset) for offset in self._control)
+            # It is such a structure only if it names the base of its own stack.
+            if own != base:
+                return
+            base, limit, initial = before
+
+    def _segment(self, limit: int, base: int, top: int | None, processes: AbstractSet[int]) -> StackSearch:
+        start = max(limit, base - STACK_BOUND)
+        data, holes = self._memory.read_sparse(start, base - start)
+        unread = sum(end - begin for begin, end in holes)
+        if unread == len(data):
+            return StackSearch((), None)
+        words = Struct("<" + ("I" if self._pointer == 4 else "Q") * (len(data) // self._pointer)).unpack_from(data)
+        ahead = self._process // self._pointer
+        states = [
+            state
+            for index, word in enumerate(words)
+            if word in processes and (state := self._state(start + (index - ahead) * self._pointer, word)) is not None
+        ]
+        used = top if top is not None and start <= top < base else start
+        whole = not any(start + end > used for _, end in holes)
+        return StackSearch(tuple(state for state in states if state.address >= used), whole)
+
+    def _state(self, address: int, process: int) -> NestedState | None:
+        """Return the _KAPC_STATE at an address if both of its lists are consistent."""
+        heads = address + self._kernel, address + self._user
+        empty = True
+        for head in heads:
+            links = self._memory.links(head)
+            if links is None:
+                return None
+            following, before = (self._memory.links(link) for link in links)
+            if following is None or before is None or following[1] != head or before[0] != head:
+                return None
+            empty = empty and links == (head, head)
+        return NestedState(address, heads[0], heads[1], process, empty)
+
+
+def _stack_control(symbols: KernelSymbols) -> tuple[int, ...] | None:
+    """Return offsets from InitialStack: of this stack's base, and of base, limit and InitialStack of the previous one.
+
+    None where the symbols lack the structure.
+    """
+    for structure, own in _CONTROLS:
+        paths = (own, *(f"Previous.{name}" for name in ("StackBase", "StackLimit", "InitialStack")))
+        members = [symbols.member(structure, path) for path in paths]
+        if None not in members:
+            return tuple(member.offset for member in members if member is not None)
+    return None
+
+
+_NONE = {
+    None: "not examined, its kernel stack is not in the image",
+    False: "none found in the part of its kernel stack that is in the image",
+    True: "none on its kernel stack",
+}
+"""The text where no state was found, by whether all of the stack could be read."""

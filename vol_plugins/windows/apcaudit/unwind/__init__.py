@@ -1,0 +1,1 @@
+"""Unwinds kernel stacks from bytes and function tables. Standard library only."""

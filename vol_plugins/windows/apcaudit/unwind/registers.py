@@ -1,0 +1,90 @@
+"""Decodes the registers from which a stack walk starts: CONTEXT records and switch frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from struct import Struct, unpack_from
+
+STACK_POINTER, FRAME_POINTER = 4, 5
+"""Numbers of RSP and RBP (ESP and EBP) as instructions encode them (Intel SDM volume 2, table 3-1)."""
+
+# CONTEXT (winnt.h) by size of a pointer: the ContextFlags that mean that the control registers are present; offset of
+# ContextFlags; the smallest record that contains all registers read here.
+_CONTROL = {4: 0x10001, 8: 0x100001}
+_FLAGS = {4: 0x0, 8: 0x30}
+_LEAST = {4: 0xCC, 8: 0x100}
+_EDI_TO_EIP = Struct("<8I")  # Edi, Esi, Ebx, Edx, Ecx, Eax, Ebp, Eip from 0x9C; Esp is behind SegCs and EFlags
+_ESP = 0xC4
+_RAX_TO_RIP = Struct("<17Q")  # Rax ... R15 from 0x78 in the order of their numbers, then Rip
+
+# KSWITCH_FRAME, which no PDB has, by size of a pointer: its size, offset of the return address, offset of the frame
+# pointer. x86: ExceptionList, Eflags (or ApcBypassDisable), RetAddr (WRK and ReactOS, ke/i386;
+# sdk/include/ndk/i386/ketypes.h), then EBP, EDI, ESI, EBX, which KiSwapContext pushed (WRK, ke/i386/ctxswap.asm).
+# x64: six words of home space and ApcBypass, then Rbp and the return address (WRK, ke/amd64/ctxswap.asm: SwapContext
+# pushes rbp and allocates the rest).
+_SWITCH_FRAMES = {4: (0xC, 0x8, 0xC), 8: (0x40, 0x38, 0x30)}
+SWITCH_FRAME_BYTES = {4: 0x10, 8: 0x40}
+"""How many bytes `registers_from_switch_frame` needs, by size of a pointer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """The instruction pointer, and the general registers by their number; None is an unknown value."""
+
+    ip: int
+    general: tuple[int | None, ...]
+
+    @property
+    def sp(self) -> int:
+        """The stack pointer."""
+        return self.general[STACK_POINTER] or 0
+
+    @property
+    def bp(self) -> int | None:
+        """EBP or RBP."""
+        return self.general[FRAME_POINTER]
+
+    def with_ip_sp(self, ip: int, sp: int) -> Registers:
+        """Return a copy with another instruction pointer and stack pointer."""
+        return replace(self, ip=ip).with_register(STACK_POINTER, sp)
+
+    def with_register(self, number: int, value: int | None) -> Registers:
+        """Return a copy with another value in one general register."""
+        return replace(self, general=(*self.general[:number], value, *self.general[number + 1 :]))
+
+
+def partial_registers(ip: int, sp: int, bp: int | None, pointer_size: int) -> Registers:
+    """Return registers of which only the given ones are known."""
+    unknown: tuple[int | None, ...] = (None,) * (16 if pointer_size == 8 else 8)
+    return Registers(ip, unknown).with_register(STACK_POINTER, sp).with_register(FRAME_POINTER, bp)
+
+
+def registers_from_context(record: bytes, pointer_size: int) -> Registers | None:
+    """Decode a CONTEXT record; None where it is too short or its flags lack the control registers."""
+    if len(record) < _LEAST[pointer_size]:
+        return None
+    (flags,) = unpack_from("<I", record, _FLAGS[pointer_size])
+    if flags & _CONTROL[pointer_size] != _CONTROL[pointer_size]:
+        return None
+    if pointer_size == 8:
+        *general, rip = _RAX_TO_RIP.unpack_from(record, 0x78)
+        return Registers(rip, tuple(general))
+    edi, esi, ebx, edx, ecx, eax, ebp, eip = _EDI_TO_EIP.unpack_from(record, 0x9C)
+    (esp,) = unpack_from("<I", record, _ESP)
+    return Registers(eip, (eax, ecx, edx, ebx, esp, ebp, esi, edi))
+
+
+def registers_from_switch_frame(data: bytes, address: int, pointer_size: int) -> Registers:
+    """Decode the switch frame of a thread that is not running.
+
+    Args:
+        data: at least SWITCH_FRAME_BYTES at `address`.
+        address: _KTHREAD.KernelStack.
+        pointer_size: 4 or 8.
+    """
+    size, return_address, frame_pointer = _SWITCH_FRAMES[pointer_size]
+
+    def word(offset: int) -> int:
+        return int.from_bytes(data[offset : offset + pointer_size], "little")
+
+    return partial_registers(word(return_address), address + size, word(frame_pointer), pointer_size)
