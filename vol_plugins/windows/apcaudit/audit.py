@@ -201,7 +201,11 @@ class Audit:
             self._prefilter(address, members, data)
             and address not in self._named_threads
             and self._starts.is_fine(members)
-            and not self.reports.is_hit_at(members.start_address, self._starts.backing(members))
+            # What holds the start is looked up only where it is needed, since this is asked of every thread.
+            and not (
+                self.reports.every_driver
+                and self.reports.is_hit_at(members.start_address, self._starts.backing(members))
+            )
             and (not self.kernel.layout.has_state_pointer or self.lists.nothing_lost(address, members))
         )
 

@@ -43,6 +43,7 @@ class Reports:
         self._rules = rules
         self._header = header
         self.origins = Origins(kernel)
+        self.every_driver = rules.every_driver
         self._signatures: Signatures | None = None
         self._stacks: Stacks | None = None
         self._start_routines: StartRoutines | None = None
@@ -67,7 +68,7 @@ class Reports:
 
     def is_hit_at(self, start: int | None, backing: Backing | None) -> bool:
         """Tell whether a system thread starts in a driver that is hit, where every driver is scanned."""
-        if not self._rules.every_driver or start is None or backing is not Backing.MODULE:
+        if not self.every_driver or start is None or backing is not Backing.MODULE:
             return False
         return self.signatures.is_hit_at(start)
 
