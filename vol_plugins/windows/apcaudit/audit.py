@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from volatility3.framework import constants, interfaces
 
@@ -29,7 +30,9 @@ from .queues.queued import Queues, Starts
 from .signatures.options import RuleOptions
 from .threads.enumeration import Threads, Views
 from .threads.kernel_views import CidTable, missing_processors, read_cid_table, read_processors
-from .threads.scan import Scanned, scan
+
+if TYPE_CHECKING:
+    from .threads.scan import Scanned
 
 THREADS_KEPT = 1 << 14
 """How many threads with possible findings are kept in memory; with more, all lists are read a second time."""
@@ -83,7 +86,7 @@ class Audit:
         self._processors = read_processors(kernel, () if prcb is None else (prcb,))
         self._cid = read_cid_table(kernel)
         self._scans = scan_memory
-        self._scanned = scan(context, kernel, progress) if scan_memory else Scanned()
+        self._scanned = _scan(context, kernel, progress) if scan_memory else None
         embedded, self._embedded_unknown = _embedded(kernel)
         facts = Facts(
             apc_size=kernel.layout.apc.size,
@@ -101,7 +104,7 @@ class Audit:
         running = tuple(each.current for each in self._processors if each.current)
         crash.find_thread(running, self._dumped, self._header)
         self.facts = replace(facts, crashing_thread=crash.thread)
-        self._off_list = OffList(kernel, self.lists, self._scanned.apcs)
+        self._off_list = OffList(kernel, self.lists, {} if self._scanned is None else self._scanned.apcs)
         self._named_threads = self._off_list.threads | crash.threads
         stack_pointers = {crash.thread: crash.stack_pointer} if crash.thread and crash.stack_pointer else {}
         self._starts = Starts(kernel)
@@ -124,7 +127,7 @@ class Audit:
             *_if(_NOT_CHECKED if self._embedded_unknown else None),
             *_if(self._bugcheck_note),
             *_if(borrowed and f"structures are those of {borrowed}"),
-            *self._scanned.notes,
+            *(() if self._scanned is None else self._scanned.notes),
             *self._off_list.notes,
         )
 
@@ -190,7 +193,9 @@ class Audit:
         return self._threads(Views(CidTable())).listed()
 
     def _all_threads(self) -> Threads:
-        return self._threads(Views(self._cid, self._processors, self._dumped, self._scanned.threads))
+        return self._threads(
+            Views(self._cid, self._processors, self._dumped, None if self._scanned is None else self._scanned.threads)
+        )
 
     def _threads(self, views: Views) -> Threads:
         return Threads(self.kernel, views, self._system_time, stopped=self.facts.stopped)
@@ -231,6 +236,15 @@ class _StuckThreads:
                 if len(self._addresses) > 1:
                     break
         return not self._addresses - {thread.address}
+
+
+def _scan(
+    context: interfaces.context.ContextInterface, kernel: Kernel, progress: constants.ProgressCallback
+) -> Scanned:
+    # Most runs do without it, and it takes as long to load as hundreds of threads to walk.
+    from .threads.scan import scan
+
+    return scan(context, kernel, progress)
 
 
 def _is_terminated_leftover(found: FoundThread) -> bool:
