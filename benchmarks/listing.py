@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.processes import Series
 from benchmarks.verdict import Bench, Result, Verdict, threads
 from benchmarks.vol import OURS
@@ -16,15 +18,8 @@ FIRST_ROW = 1.0
 
 def whole_process(bench: Bench) -> Result:
     """Measure the plugin against windows.threads and windows.modules, each as a user would run it."""
-    vol, image, name = bench.vol, bench.images.many(bench.main), threads(bench.main)
-    series = bench.processes.interleaved(
-        [
-            (vol.audit(image), name),
-            (vol.command("windows.threads", "windows.threads", image, rounds=bench.slow_rounds), name),
-            (vol.command("windows.modules", "windows.modules", image), name),
-        ],
-        bench.rounds,
-    )
+    image, name = bench.images.many(bench.main), threads(bench.main)
+    series = _beside_peers(bench, image, name)
     ours, peer, modules = (each.seconds for each in series)
     return Result(
         series,
@@ -49,15 +44,8 @@ def whole_process(bench: Bench) -> Result:
 
 def desktop(bench: Bench) -> Result:
     """Measure the default listing of an ordinary machine, where hundreds of threads have something queued."""
-    vol, image, name = bench.vol, bench.images.desktop(), "an ordinary machine"
-    series = bench.processes.interleaved(
-        [
-            (vol.audit(image), name),
-            (vol.command("windows.threads", "windows.threads", image, rounds=bench.slow_rounds), name),
-            (vol.command("windows.modules", "windows.modules", image), name),
-        ],
-        bench.rounds,
-    )
+    image, name = bench.images.desktop(), "an ordinary machine"
+    series = _beside_peers(bench, image, name)
     ours, peer, modules = (each.seconds for each in series)
     return Result(
         series,
@@ -70,6 +58,19 @@ def desktop(bench: Bench) -> Result:
                 {"ratio": ours / peer},
             )
         ],
+    )
+
+
+def _beside_peers(bench: Bench, image: Path, name: str) -> list[Series]:
+    """Run the plugin, windows.threads and windows.modules over an image in turns."""
+    vol = bench.vol
+    return bench.processes.interleaved(
+        [
+            (vol.audit(image), name),
+            (vol.command("windows.threads", "windows.threads", image, rounds=bench.slow_rounds), name),
+            (vol.command("windows.modules", "windows.modules", image), name),
+        ],
+        bench.rounds,
     )
 
 

@@ -9,12 +9,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from apcaudit.bulk import store
 from apcaudit.errors import ApcAuditError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-_IMAGE = re.compile(r"(path-)?[0-9a-f]{64}")
-"""The name of the folder that holds an image's results."""
 
 _LEAST = 512 << 20
 """The least limit of memory in bytes: Python, vol and its libraries alone take 350 MiB of address space."""
@@ -98,4 +96,4 @@ def _holds_results(path: Path) -> bool:
     """Tell whether a folder holds results: a folder named like an image's, or one with a table in it."""
     # Not Path.is_dir, which raises where a link's target may not be looked up; the image's own row reports that.
     folders = (each for each in path.glob("[!.]*") if os.path.isdir(each))
-    return any(_IMAGE.fullmatch(each.name) or next(each.glob("*.parquet"), None) for each in folders)
+    return any(store.IMAGE.fullmatch(each.name) or next(each.glob("*.parquet"), None) for each in folders)

@@ -48,13 +48,21 @@ class _SymbolFile:
         return not another or kernel is None or file.upper().startswith(kernel.upper())
 
 
-def basis(settings: Settings) -> tuple[tuple[str, str], ...]:
+def basis(settings: Settings, rules: str | None = None) -> tuple[tuple[str, str], ...]:
     """Return the components that make rows on this machine, and the version or digest of each.
+
+    Args:
+        settings: the scan's.
+        rules: the digest of its rules, where they have just been compiled.
 
     Raises:
         ApcAuditError: the rules cannot be used.
     """
-    return (*_programs(), ("rules", _rules(settings)), (_SYMBOLS, _digest_of(_list(settings.symbols))))
+    return (
+        *_programs(),
+        ("rules", _rules(settings) if rules is None else rules),
+        (_SYMBOLS, _digest_of(_list(settings.symbols))),
+    )
 
 
 def differences(settings: Settings) -> list[str]:

@@ -132,14 +132,15 @@ def _complete(settings: Settings) -> Settings:
     Raises:
         ApcAuditError: the rules cannot be used.
     """
+    rules = None
     if settings.rules is not None:
         # This imports vol, although this process opens no image.
         from apcaudit.bulk import framework
 
-        _, skipped = framework.check_rules(settings.rules, skip_broken=settings.skip_broken_rules)
+        rules, skipped = framework.check_rules(settings.rules, skip_broken=settings.skip_broken_rules)
         if skipped is not None:
             print(f"apcaudit: {one_line(skipped)}", file=sys.stderr)
-    return dataclasses.replace(settings, basis=fingerprint.basis(settings))
+    return dataclasses.replace(settings, basis=fingerprint.basis(settings, rules))
 
 
 def exit_code(outcomes: list[Outcome], fail_on: str | None) -> int:

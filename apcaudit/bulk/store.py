@@ -26,7 +26,7 @@ from apcaudit.errors import ApcAuditError
 
 _UNFINISHED = ".unfinished-"
 
-_IMAGE = re.compile(r"(path-)?[0-9a-f]{64}")
+IMAGE = re.compile(r"(path-)?[0-9a-f]{64}")
 """The name of an image's folder; a folder with a table in it counts as an image's under any name."""
 
 _ATTEMPTS = 100
@@ -184,7 +184,7 @@ def _folders(results: Path) -> list[Path]:
     names = [f"{table}.parquet" for table in TABLES]
     folders = [each for each in results.glob("[!.]*") if os.path.isdir(each)]
     return sorted(
-        each for each in folders if _IMAGE.fullmatch(each.name) or any(os.path.lexists(each / name) for name in names)
+        each for each in folders if IMAGE.fullmatch(each.name) or any(os.path.lexists(each / name) for name in names)
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import lzma
 import os
 import tempfile
@@ -219,6 +218,3 @@ def _from_entry(url: str, entry: dict[str, Any]) -> KernelSymbolFile | None:
         for name, (size, members) in entry["types"].items()
     }
     return KernelSymbolFile(url, str(pdb_name), str(guid), int(age), symbols, types)
-
-
-vollog = logging.getLogger(__name__)

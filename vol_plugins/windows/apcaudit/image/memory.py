@@ -27,7 +27,6 @@ than fits in memory."""
 _PAGE_MASK = PAGE - 1
 _CHUNK_MASK = CHUNK - 1
 _LARGE_PAGE = 1 << 7  # the PS bit of a directory entry (Intel SDM volume 3, 4.3 to 4.5)
-_PAT_OF_LARGE_PAGE = 1 << 12
 _NOT_MAPPED = -1
 
 

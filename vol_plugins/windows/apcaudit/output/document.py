@@ -14,7 +14,6 @@ from ..members import ThreadMembers
 from ..model import Apc, BugCheck, Facts, View
 
 if TYPE_CHECKING:
-    from ..model import Facts
     from ..modules.driver import Driver
     from ..modules.module_list import UnloadedDriver
 

@@ -75,8 +75,6 @@ class MinidumpStacker(interfaces.automagic.StackerLayerInterface):
         return stack_minidump(context, layer_name, progress_callback)
 
 
-vollog = logging.getLogger(__name__)
-
 _MAGIC = b"EMiL"  # begins the header of every range: LIME_MAGIC of LiME's lime.h
 
 
