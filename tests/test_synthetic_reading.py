@@ -270,4 +270,8 @@ def test_what_the_other_tests_tell_vol_is_what_it_finds(name: str, tmp_path: Pat
     plugin = construct(dump, "windows.apcaudit.ApcAudit", cache=CACHE)
     found = {key: value for key, value in plugin.build_configuration().items() if key.startswith("kernel.")}
     location = requirements.URIRequirement.location_from_file(str(dump))
-    assert configuration(kernel, dump, location, [REPOSITORY_SYMBOLS]) == found
+    told = configuration(kernel, dump, location, [REPOSITORY_SYMBOLS])
+    # Where apcaudit is installed, vol has the same symbol file twice, and takes either.
+    symbols = "kernel.symbol_table_name.isf_url"
+    assert Path(told.pop(symbols)).parts[-3:] == Path(found.pop(symbols)).parts[-3:]
+    assert told == found
