@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
-from apcaudit import ending, explain, show, streams, where
-from apcaudit.bulk import export_command as export
-from apcaudit.bulk import scan_command as scan
-from apcaudit.bulk import stack_command as stack
-from apcaudit.bulk import symbols_command as symbols
+from apcaudit import ending, streams
 from apcaudit.errors import ApcAuditError
-from apcaudit.reports import command as report
-from apcaudit.synthetic import command as synth
 from apcaudit.text import one_line
 
-#: Each module adds its subcommand's parser and sets `run`, a function from the parsed options to an exit code.
-COMMANDS = (
-    scan.add_parser,
-    stack.add_parser,
-    export.add_parser,
-    report.add_parser,
-    symbols.add_parser,
-    synth.add_parser,
-    show.add_parser,
-    explain.add_parser,
-    where.add_parser,
-)
+COMMANDS = {
+    "scan": "apcaudit.bulk.scan_command",
+    "stack": "apcaudit.bulk.stack_command",
+    "export": "apcaudit.bulk.export_command",
+    "report": "apcaudit.reports.command",
+    "symbols": "apcaudit.bulk.symbols_command",
+    "synth": "apcaudit.synthetic.command",
+    "show": "apcaudit.show",
+    "explain": "apcaudit.explain",
+    "where": "apcaudit.where",
+}
+"""The module of each subcommand, whose `add_parser` adds its parser and sets `run`, from options to an exit code."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,22 +36,25 @@ class Parser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: {message}\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Make the command's parser."""
+def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Make the command's parser, with the subcommands of these names."""
     made: argparse.ArgumentParser = Parser(
         prog="apcaudit", description="Audit kernel APC queues of Windows memory images, and make images to test on."
     )
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in COMMANDS:
-        add(commands)
+    for name in names:
+        importlib.import_module(COMMANDS[name]).add_parser(commands)
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code: 1 after an error, else the subcommand's."""
     streams.prepare()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # All commands together take longer to load than most of them take to run.
+    chosen = [name for name in arguments[:1] if name in COMMANDS] or COMMANDS
     try:
-        options = parser().parse_args(arguments)
+        options = parser(chosen).parse_args(arguments)
         with ending.in_order():
             code = int(options.run(options))
             sys.stdout.flush()

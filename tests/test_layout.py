@@ -150,12 +150,22 @@ KAPC = {
     "ApcMode": Member(0x51, 1),
     "Inserted": Member(0x52, 1),
 }
+STATE = {
+    "ApcListHead[0].Flink": Member(0x0, 8),
+    "ApcListHead[1].Flink": Member(0x10, 8),
+    "Process": Member(0x20, 8),
+}
 SIZES = {"_ETHREAD": 0x498, "_KTHREAD": 0x360, "_KAPC": 0x58, "_KAPC_STATE": 0x30, "_EPROCESS": 0x4D0}
 
 
-def layout_of(thread: dict[str, Member], apc: dict[str, Member] = KAPC, sizes: dict[str, int] = SIZES) -> Layout:
+def layout_of(
+    thread: dict[str, Member],
+    apc: dict[str, Member] = KAPC,
+    sizes: dict[str, int] = SIZES,
+    state: dict[str, Member] = STATE,
+) -> Layout:
     """Read the layout of a symbol table with these members."""
-    tables = {"_ETHREAD": thread, "_KAPC": apc}
+    tables = {"_ETHREAD": thread, "_KAPC": apc, "_KAPC_STATE": state}
     return read_layout(lambda structure, path: tables[structure].get(path), sizes.get)
 
 
@@ -172,6 +182,7 @@ def test_a_layout_says_where_and_what_is_lacking() -> None:
     layout = layout_of(SOME)
     assert (layout.kernel_head, layout.user_head) == (0x50, 0x60)
     assert (layout.saved_kernel_head, layout.saved_user_head) == (0x240, 0x250)
+    assert (layout.state_kernel_head, layout.state_user_head, layout.state_process) == (0x0, 0x10, 0x20)
     assert (layout.thread_list_entry, layout.apc_list_entry, layout.pointer_size) == (0x428, 0x10, 8)
     assert (layout.thread.size, layout.apc.size) == (0x498, 0x58)
     assert layout.lacks == {
@@ -214,25 +225,29 @@ def test_of_two_names_the_newest_wins(extra: dict[str, Member], planted: bytes, 
 
 
 @pytest.mark.parametrize(
-    ("thread", "apc", "sizes", "named"),
+    ("changed", "named"),
     [
-        pytest.param(SOME, KAPC, SIZES | {"_ETHREAD": 0, "_KTHREAD": 0}, "_ETHREAD, _KTHREAD", id="XP's PDB"),
-        pytest.param(SOME, KAPC, {"_KAPC": 0x58}, "_EPROCESS", id="structures"),
-        pytest.param({}, KAPC, SIZES, "_ETHREAD has no Tcb.ApcState.ApcListHead", id="the list heads"),
-        pytest.param(SOME, {**KAPC, "Inserted": None}, SIZES, "_KAPC has no Inserted", id="a KAPC's member"),
+        pytest.param({"sizes": SIZES | {"_ETHREAD": 0, "_KTHREAD": 0}}, "_ETHREAD, _KTHREAD", id="XP's PDB"),
+        pytest.param({"sizes": {"_KAPC": 0x58}}, "_EPROCESS", id="structures"),
+        pytest.param({"thread": {}}, "_ETHREAD has no Tcb.ApcState.ApcListHead", id="the list heads"),
+        pytest.param({"apc": {**KAPC, "Inserted": None}}, "_KAPC has no Inserted", id="a KAPC's member"),
+        pytest.param({"state": {**STATE, "Process": None}}, "_KAPC_STATE has no Process", id="an APC state's member"),
     ],
 )
-def test_a_table_without_the_indispensable(thread: Any, apc: Any, sizes: dict[str, int], named: str) -> None:
+def test_a_table_without_the_indispensable(changed: Any, named: str) -> None:
     """A symbol table without the structures of the audit is refused by the name of what is missing."""
     with pytest.raises(LayoutError, match=named.replace("[", r"\[")):
-        layout_of(thread, apc, sizes)
+        layout_of(**{"thread": SOME, **changed})
 
 
 def _lying(structure: str, path: str | None, member: Member | None, size: int | None = None) -> Any:
     """Read the layout of a symbol table that lies about one structure's size or one member."""
 
     def lookup(asked: str, name: str) -> Member | None:
-        genuine = {"_KAPC": Member(0x50, 1) if name in ("ApcStateIndex", "ApcMode", "Inserted") else Member(0x10, 8)}
+        genuine = {
+            "_KAPC": Member(0x50, 1) if name in ("ApcStateIndex", "ApcMode", "Inserted") else Member(0x10, 8),
+            "_KAPC_STATE": Member(0x10, 8),
+        }
         return member if (asked, name) == (structure, path) else genuine.get(asked, Member(0x98, 8))
 
     def size_of(asked: str) -> int:

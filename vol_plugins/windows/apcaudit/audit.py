@@ -19,11 +19,9 @@ from .image.symbols import KernelSymbols
 from .kernel import Kernel, read_kernel
 from .members import PrefilterMembers, ThreadMembers
 from .model import Facts, FoundThread, Thread, View
-from .output.document import ImageFacts
 from .output.report import Reports
 from .queues.apc_lists import ApcLists
 from .queues.crash import Crash
-from .queues.nested_attach import NestedAttach
 from .queues.off_list import OffList
 from .queues.placement import PlacementFinder
 from .queues.queued import Queues, Starts
@@ -32,6 +30,7 @@ from .threads.enumeration import Threads, Views
 from .threads.kernel_views import CidTable, missing_processors, read_cid_table, read_processors
 
 if TYPE_CHECKING:
+    from .output.document import ImageFacts
     from .threads.scan import Scanned
 
 THREADS_KEPT = 1 << 14
@@ -108,8 +107,7 @@ class Audit:
         self._named_threads = self._off_list.threads | crash.threads
         stack_pointers = {crash.thread: crash.stack_pointer} if crash.thread and crash.stack_pointer else {}
         self._starts = Starts(kernel)
-        nested = NestedAttach(kernel, self.lists, stack_pointers)
-        self.queues = Queues(kernel, self._starts, self.lists, self._off_list, crash, nested, placements)
+        self.queues = Queues(kernel, self._starts, self.lists, self._off_list, crash, placements, stack_pointers)
         self.reports = Reports(kernel, self.facts, crash, rules or RuleOptions(), self._header)
         self._prefilter = Prefilter(kernel.layout, self.facts)
         self._thread_notes: tuple[str, ...] = ()
@@ -134,6 +132,8 @@ class Audit:
     @property
     def image(self) -> ImageFacts:
         """Facts about the image; `complete` and `drivers` are final once all threads have been given."""
+        from .output.document import ImageFacts
+
         kernel, header = self.kernel, self._header
         return ImageFacts(
             kernel_base=kernel.symbols.base,

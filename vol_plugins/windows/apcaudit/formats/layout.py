@@ -227,6 +227,7 @@ class Layout:
 
     `thread` decodes ThreadMembers, `prefilter` PrefilterMembers. `kernel_head`, `user_head`, `saved_kernel_head`,
     `saved_user_head` and `thread_list_entry` are offsets in _ETHREAD, `apc_list_entry` is an offset in _KAPC.
+    `state_kernel_head`, `state_user_head` and `state_process` are offsets in _KAPC_STATE.
     `embedded` maps the offset of each KAPC in _ETHREAD to the member's name; `embedded_kapcs` has the offsets of its
     fields. `has_state_pointer` is whether _KTHREAD has ApcStatePointer; then the kernel inserts an APC into the list of
     the APC's own ApcStateIndex, whatever the thread's is. `lacks` names the ThreadMembers that this Windows does not
@@ -243,6 +244,9 @@ class Layout:
     saved_kernel_head: int
     saved_user_head: int
     thread_list_entry: int
+    state_kernel_head: int
+    state_user_head: int
+    state_process: int
     embedded: Mapping[int, str]
     embedded_kapcs: tuple[EmbeddedKapc, ...]
     has_state_pointer: bool
@@ -276,9 +280,11 @@ def read_layout(
         if member is not None and name in _SIGNED:
             thread[index] = Member(member.offset, member.size, signed=True)
     lists = [_needed(lookup, "_ETHREAD", path) for path in _LIST_HEADS]
+    state = [_needed(lookup, "_KAPC_STATE", path) for path in _STATE_MEMBERS]
     entry = _needed(lookup, "_KAPC", "ApcListEntry.Flink")
     apc = [_needed(lookup, "_KAPC", name) for name in _APC_MEMBERS]
     _check("_ETHREAD", sizes["_ETHREAD"] or 0, [*thread, *lists])
+    _check("_KAPC_STATE", sizes["_KAPC_STATE"] or 0, state)
     _check("_KAPC", sizes["_KAPC"] or 0, [*apc, entry])
     if (sizes["_KAPC"] or 0) > _LARGEST_KAPC:
         raise LayoutError(f"the symbol table's _KAPC has {sizes['_KAPC']:#x} bytes, more than its own Size can say")
@@ -299,6 +305,9 @@ def read_layout(
         saved_kernel_head=lists[2].offset,
         saved_user_head=lists[3].offset,
         thread_list_entry=lists[4].offset,
+        state_kernel_head=state[0].offset,
+        state_user_head=state[1].offset,
+        state_process=state[2].offset,
         embedded=embedded,
         embedded_kapcs=_embedded_kapcs(embedded, dict(zip(_APC_MEMBERS, apc, strict=True)), sizes),
         has_state_pointer=has_state_pointer,
@@ -339,6 +348,7 @@ _LIST_HEADS = (
     "Tcb.SavedApcState.ApcListHead[1].Flink",
     "ThreadListEntry.Flink",
 )
+_STATE_MEMBERS = ("ApcListHead[0].Flink", "ApcListHead[1].Flink", "Process")
 
 
 def _check(structure: str, size: int, members: Sequence[Member | None]) -> None:

@@ -12,6 +12,7 @@ from ..modules.loaded import Drivers
 from ..unwind.scan import find_call
 from .holders import IRP_TAGS, read_pool_tag
 from .irp import Devices, Irp, Irps, flag_names
+from .producers import IrpRoutine
 
 STACK_BOUND = 64 << 10
 """How many bytes of a stack are searched: on x64 a stack has 24 KiB, a large one up to 72 (Windows Internals)."""
@@ -71,47 +72,22 @@ LOCATIONS_NAMED = 12
 """How many stack locations the evidence names, those of the highest drivers; few device stacks are deeper."""
 
 
-@dataclass(frozen=True, slots=True)
-class IrpRoutine:
-    """A KernelRoutine whose KAPC is an IRP's Tail.Apc: what it means, and the state of the IRP while it is queued.
-
-    `listed` is whether a threaded IRP is still on the thread's IrpList; `has_file` whether SystemArgument1 is the
-    FileObject.
-    """
-
-    routine: str
-    meaning: str
-    listed: bool
-    has_file: bool
-
-
-# ReactOS ntoskrnl/io/iomgr/irp.c: IofCompleteRequest queues the first two. IopCompleteRequest removes the IRP from the
-# thread's list, then queues the KAPC again for the user's completion routine, with UserIosb as argument.
-IRP_ROUTINES = (
-    IrpRoutine("IopCompleteRequest", "completion of IRP", listed=True, has_file=True),
-    IrpRoutine("IopCompletePageWrite", "completion of paging write IRP", listed=False, has_file=False),
-    IrpRoutine("IopUserCompletion", "user completion routine of IRP", listed=False, has_file=False),
-)
-
-
 class Completions:
     """Attributes APCs to the IRPs that they complete."""
 
-    def __init__(self, kernel: Kernel, devices: Devices) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         symbols = kernel.symbols
         self._kernel = kernel
         self._memory, self._symbols, self._drivers = kernel.memory, symbols, kernel.drivers
-        self._devices = devices
+        self._devices = devices = Devices(kernel)
         self._irps = Irps(kernel, devices)
         self._irp_list = symbols.member("_ETHREAD", "IrpList.Flink")
         self._listed: tuple[int, frozenset[int], bool] = (0, frozenset(), False)
-        self._routines = {address: use for use in IRP_ROUTINES if (address := symbols.address(use.routine)) is not None}
 
-    def attribute(self, apc: Apc, thread: Thread) -> Origin | None:
-        """Return the origin of an APC whose KernelRoutine belongs to an IRP, None for any other."""
-        use = self._routines.get(apc.kernel_routine.address) if apc.kernel_routine is not None else None
-        irp = self._irps.read_around(apc.address) if use is not None else None
-        if use is None or irp is None:
+    def attribute(self, apc: Apc, thread: Thread, use: IrpRoutine) -> Origin | None:
+        """Return the origin of an APC whose KernelRoutine belongs to an IRP, None where there is no IRP around it."""
+        irp = self._irps.read_around(apc.address)
+        if irp is None:
             return None
         evidence = [f"KernelRoutine is nt!{use.routine}, whose KAPC is an IRP's Tail.Apc: IRP {irp.address:#x}"]
         if not irp.plausible:

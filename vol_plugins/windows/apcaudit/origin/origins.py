@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from .. import windows
 from ..formats.lists import walk
 from ..image.structures import read_member
 from ..kernel import Kernel
 from ..model import Apc, Backing, Code, Origin, Process, Thread
-from .completion import Completions
 from .holders import Embedded, read_pool_tag
-from .irp import Devices
-from .producers import Producer, producers
+from .producers import IRP_ROUTINES, Producer, producers
+
+if TYPE_CHECKING:
+    from .completion import Completions
 
 # KOBJECTS EventNotificationObject and EventSynchronizationObject (ReactOS sdk/include/ndk/ketypes.h).
 _EVENT_TYPES = (0, 1)
@@ -86,9 +89,9 @@ class Origins:
         self._kernel = kernel
         self._memory, self._symbols, self._drivers = kernel.memory, kernel.symbols, kernel.drivers
         self._processes = kernel.processes
-        self._devices = Devices(kernel)
         self._waiters = Waiters(kernel)
-        self._completions = Completions(kernel, self._devices)
+        routines = ((kernel.symbols.address(use.routine), use) for use in IRP_ROUTINES)
+        self._of_irps = {address: use for address, use in routines if address is not None}
         self.embedded = Embedded(kernel)
         self._apc_size = kernel.layout.apc.size
 
@@ -97,7 +100,7 @@ class Origins:
         known = self._producers(apc)
         origin = (
             self.embedded.attribute_member(apc, thread)
-            or self._completions.attribute(apc, thread)
+            or self._attribute_to_irp(apc, thread)
             or self.embedded.attribute_holder(apc)
             or (self._attribute_to_producers(apc, known) if known else None)
             or self._attribute_to_module(apc)
@@ -105,6 +108,17 @@ class Origins:
         if origin is None:
             return None
         return self._add_attachment(origin, apc, thread, original=any(row.original for row in known))
+
+    @cached_property
+    def _completions(self) -> Completions:
+        # Most images have no IRP's APC queued, and this is the larger half of the package to load.
+        from .completion import Completions
+
+        return Completions(self._kernel)
+
+    def _attribute_to_irp(self, apc: Apc, thread: Thread) -> Origin | None:
+        use = self._of_irps.get(apc.kernel_routine.address) if apc.kernel_routine is not None else None
+        return None if use is None else self._completions.attribute(apc, thread, use)
 
     def _producers(self, apc: Apc) -> tuple[Producer, ...]:
         kernel, normal = self._names(apc.kernel_routine), self._names(apc.normal_routine)
@@ -150,7 +164,9 @@ class Origins:
         if apc.normal_context:
             evidence.append(f"NormalContext is the IRP {apc.normal_context:#x}")
         if apc.system_argument2:
-            device = self._devices.read_device(apc.system_argument2)
+            from .irp import Devices
+
+            device = Devices(self._kernel).read_device(apc.system_argument2)
             evidence.append(f"SystemArgument2 is the device {device}")
             if device.defect is None:
                 text += f" on {device.driver_name}?"

@@ -110,6 +110,29 @@ for _row in PRODUCERS:
     _BY_ROUTINE.setdefault(_row.routine, []).append(_row)
 
 
+@dataclass(frozen=True, slots=True)
+class IrpRoutine:
+    """A KernelRoutine whose KAPC is an IRP's Tail.Apc: what it means, and the state of the IRP while it is queued.
+
+    `listed` is whether a threaded IRP is still on the thread's IrpList; `has_file` whether SystemArgument1 is the
+    FileObject.
+    """
+
+    routine: str
+    meaning: str
+    listed: bool
+    has_file: bool
+
+
+# ReactOS ntoskrnl/io/iomgr/irp.c: IofCompleteRequest queues the first two. IopCompleteRequest removes the IRP from the
+# thread's list, then queues the KAPC again for the user's completion routine, with UserIosb as argument.
+IRP_ROUTINES = (
+    IrpRoutine("IopCompleteRequest", "completion of IRP", listed=True, has_file=True),
+    IrpRoutine("IopCompletePageWrite", "completion of paging write IRP", listed=False, has_file=False),
+    IrpRoutine("IopUserCompletion", "user completion routine of IRP", listed=False, has_file=False),
+)
+
+
 def producers(kernel: Collection[str], normal: Collection[str], mode: int | None) -> tuple[Producer, ...]:
     """Return the producers that may have queued an APC with these routines; a known NormalRoutine decides.
 

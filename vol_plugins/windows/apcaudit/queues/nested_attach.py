@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from struct import Struct
 
 from .. import windows
-from ..formats.layout import LayoutError
 from ..image.symbols import KernelSymbols
 from ..kernel import Kernel
 from ..model import FoundThread, Queue, QueueName, ThreadMembers
@@ -70,13 +69,12 @@ class NestedAttach:
         self._lists = lists
         self._processes = kernel.processes
         self._stack_pointers = stack_pointers
-        symbols = kernel.symbols
         self._memory = kernel.memory
         self._pointer = kernel.memory.pointer_size
-        self._kernel = self._offset(symbols, "ApcListHead[0].Flink")
-        self._user = self._offset(symbols, "ApcListHead[1].Flink")
-        self._process = self._offset(symbols, "Process")
-        self._control = _stack_control(symbols)
+        layout = kernel.layout
+        self._kernel, self._user = layout.state_kernel_head, layout.state_user_head
+        self._process = layout.state_process
+        self._control = _stack_control(kernel.symbols)
 
     def find(self, thread: FoundThread) -> Nested:
         """Search the kernel stack of an attached thread for a third APC state, and walk its lists."""
@@ -93,12 +91,6 @@ class NestedAttach:
             heads = ((QueueName.SAVED_KERNEL, state.kernel_head), (QueueName.SAVED_USER, state.user_head))
             queues += self._lists.read_at(thread, heads, nested=True)
         return Nested("; ".join(texts), tuple(queues))
-
-    def _offset(self, symbols: KernelSymbols, path: str) -> int:
-        member = symbols.member("_KAPC_STATE", path)
-        if member is None:
-            raise LayoutError(f"the symbol table's _KAPC_STATE has no {path}")
-        return member.offset
 
     def search(
         self, members: ThreadMembers, processes: AbstractSet[int], stack_pointer: int | None = None

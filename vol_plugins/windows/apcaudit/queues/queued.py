@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 from ..kernel import Kernel
 from ..members import PrefilterMembers, ThreadMembers
 from ..model import Backing, FoundThread, Process, Thread
 from .apc_lists import ApcLists
 from .crash import Crash
-from .nested_attach import NestedAttach
 from .off_list import OffList
 from .placement import PlacementFinder
+
+if TYPE_CHECKING:
+    from .nested_attach import NestedAttach
 
 STARTS_KEPT = 1 << 16
 """For how many different starts of threads the answer of is_fine is remembered."""
@@ -51,7 +57,10 @@ class Starts:
 
 
 class Queues:
-    """Makes threads with walked lists of those that were found."""
+    """Makes threads with walked lists of those that were found.
+
+    `stack_pointers` has the stack pointers that a crash saved, by _ETHREAD of the running thread.
+    """
 
     def __init__(
         self,
@@ -60,17 +69,25 @@ class Queues:
         lists: ApcLists,
         off_list: OffList,
         crash: Crash,
-        nested: NestedAttach,
         placements: PlacementFinder,
+        stack_pointers: Mapping[int, int],
     ) -> None:
+        self._kernel = kernel
         self._drivers = kernel.drivers
         self._processes = kernel.processes
         self._starts = starts
         self._lists = lists
         self._off_list = off_list
         self._crash = crash
-        self._nested = nested
         self._placements = placements
+        self._stack_pointers = stack_pointers
+
+    @cached_property
+    def _nested(self) -> NestedAttach:
+        # Loaded for the first thread that is attached, which many images do not have.
+        from .nested_attach import NestedAttach
+
+        return NestedAttach(self._kernel, self._lists, self._stack_pointers)
 
     def is_empty(self, found: FoundThread) -> bool:
         """Tell whether nothing is queued to a thread, without reading more of the image."""

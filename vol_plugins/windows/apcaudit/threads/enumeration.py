@@ -39,6 +39,7 @@ class Views:
         self._has_objects = bool(cid.objects)
         self._met = bytearray(cid.objects.ids // ID_STEP)
         self._others_met: set[int] = set()
+        self._named_met: set[int] = set()
         self._scanned: AbstractSet[int] = scanned.keys() if scanned is not None else frozenset()
         self.running = {each.current: each for each in processors if each.current}
         self.idle = frozenset(each.idle for each in processors if each.idle)
@@ -68,6 +69,7 @@ class Views:
             self._others_met.add(address)
         if address in self._cpu_or_dump:
             mask |= self._cpu_or_dump[address]
+            self._named_met.add(address)
         if address in self._scanned:
             mask |= _SCAN
         return _SETS[mask]
@@ -83,15 +85,11 @@ class Views:
     def others(self) -> Iterator[tuple[int, int | None]]:
         """Yield (address, ID in the CID table) of the threads of these views that have not been met."""
         met, others_met = self._met, self._others_met
-        by_address = {
-            address: cid
-            for cid, address in self._objects.items()
-            if not met[cid // ID_STEP] and address not in others_met
-        }
-        left = {
-            each for each in (*self._cpu_or_dump, *self._scanned) if each not in others_met and each not in by_address
-        }
-        if left:
+        unmet = self._objects.without(met)
+        by_address = {address: cid for cid, address in unmet if address not in others_met}
+        known = others_met | self._named_met
+        left = {each for each in (*self._cpu_or_dump, *self._scanned) if each not in known and each not in by_address}
+        if left and self._scanned:
             # A thread that was met under its ID is not among the remembered addresses: look for it in the table.
             left -= {address for cid, address in self._objects.items() if address in left and met[cid // ID_STEP]}
         by_address.update(dict.fromkeys(left, 0))
@@ -193,6 +191,8 @@ class Threads:
         # Local names, since nearly all time of the walk is spent in this loop.
         read, size, decode = self._memory.read, self._layout.thread.size, self._layout.prefilter
         meet, usual, is_clean = self._views.meet, self._views.usual, self._is_clean
+        # What _make does, without its check of the number of members, which takes as long as decoding them.
+        make = tuple.__new__
         for forward in (True, False):
             entry: int | None = links[0] if forward else links[1]
             while entry != head and entry is not None and self._left > 0:
@@ -200,7 +200,7 @@ class Threads:
                 if entry % self._layout.pointer_size:
                     break
                 data = read(address, size)
-                key_members = None if data is None else PrefilterMembers._make(decode(data))
+                key_members = None if data is None else make(PrefilterMembers, decode(data))
                 seen = self.members(address) if key_members is None else key_members
                 if seen.tid is None and seen.thread_list_flink is None:
                     break

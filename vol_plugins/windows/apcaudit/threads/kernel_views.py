@@ -137,6 +137,12 @@ class Objects:
         """Yield (ID, object address), the IDs ascending."""
         return ((index * ID_STEP, address) for index, address in enumerate(self._addresses) if address)
 
+    def without(self, met: bytearray) -> list[tuple[int, int]]:
+        """Return (ID, object address) of the objects whose byte in `met`, one byte per possible ID, is 0."""
+        # One pass over both arrays: an image has hundreds of thousands of IDs, nearly all of them met.
+        pairs = zip(self._addresses, met, strict=True)
+        return [(index * ID_STEP, address) for index, (address, seen) in enumerate(pairs) if address and not seen]
+
     @property
     def ids(self) -> int:
         """One more than the highest ID there is room for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from struct import unpack_from
 from typing import Protocol
 
 from .frame import How
@@ -180,6 +181,17 @@ class StackView:
             return None
         return int.from_bytes(self._data[start:end], "little")
 
+    def words(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (address, value) of the words in [start, end), without zeros and those in holes."""
+        size = self.pointer_size
+        first = -(-max(start, self.limit) // size) * size
+        count = max(min(end, self.base) - first, 0) // size
+        # All of them at once, since most words are zero and cost nothing then.
+        values = unpack_from(f"<{count}{'Q' if size == 8 else 'I'}", self._data, first - self.limit) if count else ()
+        for address, value in zip(range(first, first + count * size, size), values, strict=True):
+            if value and self.word(address) is not None:
+                yield address, value
+
     def find_word(self, value: int, start: int, end: int) -> Iterator[int]:
         """Yield the addresses in [start, end) of words with a given value."""
         wanted = value.to_bytes(self.pointer_size, "little")
@@ -225,9 +237,8 @@ class Scanner:
         """
         size = self.stack.pointer_size
         pending: list[Found] = []
-        for slot in range(-(-start // size) * size, self.stack.top, size):
-            value = self.stack.word(slot)
-            if value is None or not self.code.is_code(value):
+        for slot, value in self.stack.words(start, self.stack.top):
+            if not self.code.is_code(value):
                 continue
             call = self.code.call_before(value)
             if call.follows is None and size == 8 and slot % _ALIGNMENT != 8:

@@ -218,9 +218,8 @@ class _Walk:
 
     def _find_caller(self, place: _Place, end: int) -> Found | None:
         """Find a return address below `end` whose direct call entered the function of a place."""
-        for slot in range(-(-max(place.sp, self._stack.limit) // 4) * 4, end, 4):
-            value = self._stack.word(slot)
-            if value is not None and self._code.is_code(value) and self._entered(place, value):
+        for slot, value in self._stack.words(place.sp, end):
+            if self._code.is_code(value) and self._entered(place, value):
                 return Found(value, How.SCANNED, None, slot, follows_call=True)
         return None
 
