@@ -77,9 +77,10 @@ def _unwalked(run: Any, thread: Any, codes: set[str]) -> Iterator[str]:
         heads += [layout.saved_kernel_head, layout.saved_user_head]
     for offset in heads:
         head = thread.address + offset
-        at, steps = run.kernel.memory.pointer(head), 0
-        while at is not None and at != head and steps < 5000:
-            at, steps = run.kernel.memory.pointer(at), steps + 1
+        at, met = run.kernel.memory.pointer(head), set()
+        while at is not None and at != head and at not in met and len(met) < 5000:
+            met.add(at)
+            at = run.kernel.memory.pointer(at)
         if at != head and not codes & _LIST_CODES:
             yield f"the list at {head:#x} does not come back to its head and no finding says so"
 
