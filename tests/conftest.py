@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,9 @@ import volatility3.symbols
 from tests.installed_copy import other_symbol_files
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The tests start hundreds of processes: without this each would compile the project anew where this is set.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Before the first import of volatility3.plugins.windows: the checkout is tested, whether a copy is installed or not.
 volatility3.plugins.__path__.insert(0, str(ROOT / "vol_plugins"))

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from apcaudit.cli import main
-from tests.volatility import rows
+from tests.volatility import CACHE, rows
 
 
 def test_raw_is_the_default(tmp_path: Path) -> None:
     """`synth SCENE -o FILE` writes raw memory that Volatility recognises."""
     path = tmp_path / "memory.raw"
     assert main(["synth", "healthy", "-o", str(path)]) == 0
-    names = [row["ImageFileName"] for row in rows(path, "windows.pslist.PsList", cache=tmp_path / "cache")]
+    names = [row["ImageFileName"] for row in rows(path, "windows.pslist.PsList", cache=CACHE)]
     assert names == ["System", "svchost.exe", "explorer.exe"]
 
 
@@ -30,7 +30,7 @@ def test_thread_count(tmp_path: Path) -> None:
     """--threads sets how many threads the measuring scene has."""
     path = tmp_path / "memory.raw"
     assert main(["synth", "many", "-o", str(path), "--threads", "900"]) == 0
-    found = rows(path, "windows.pslist.PsList", cache=tmp_path / "cache")
+    found = rows(path, "windows.pslist.PsList", cache=CACHE)
     assert sum(row["Threads"] for row in found) == 900
 
 

@@ -15,8 +15,8 @@ from fuzz.symbol_file import SymbolFileSubject
 from fuzz.trial import attempt
 
 SEED = 7
-COUNT = 65
-"""The kinds of damage take turns: twelve of each."""
+COUNT = 39
+"""The kinds of damage take turns: three of each. `python -m fuzz` makes thousands."""
 
 
 @pytest.mark.parametrize("kernel", ["10-19041-x64", "xp-sp3-x86"])
@@ -39,7 +39,7 @@ def test_a_mutation_can_be_made_again() -> None:
 def test_damaged_symbol_file(kernel: str) -> None:
     """Whatever a kernel's symbol file says: rows or one clear error, and no thread without its queue's end."""
     subject = SymbolFileSubject(kernel)
-    trials = [attempt(subject, SEED, index) for index in range(24)]
+    trials = [attempt(subject, SEED, index) for index in range(12)]
     assert [trial for trial in trials if not trial.good] == []
     assert {"refused", "reported"} <= {trial.outcome for trial in trials}
 
@@ -56,7 +56,7 @@ def minidump(shared: Path) -> Path:
 def test_damaged_minidump(minidump: Path, shared: Path) -> None:
     """Mutated copies of a genuine minidump are refused with one clear error, or audited within bounds."""
     subject = MinidumpSubject(minidump, shared / "symbols")
-    trials = [attempt(subject, SEED, index) for index in range(14)]
+    trials = [attempt(subject, SEED, index) for index in range(7)]
     assert [trial for trial in trials if not trial.good] == []
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from volatility3.plugins.windows.apcaudit.signatures.options import RuleError
 from volatility3.plugins.windows.apcaudit.signatures.rules import compile_rules
 from volatility3.plugins.windows.apcaudit.vol.borrowing import read_document
 
+from tests import command
 from tests.canaries import NO_FILES, no_file
 from tests.conftest import ROOT
 from tests.signed_drivers import only, write
@@ -110,8 +112,13 @@ def test_symbol_files(kind: str, folder: Path) -> None:
         assert kernel._stamp(f"jar:file:{path}!x.json") is None
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of these tests' vol."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def _vol(image: Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    cache.mkdir()
     arguments = ["-q", "--offline", "--cache-path", cache, "-p", ROOT / "vol_plugins", "-s", ROOT / "symbols"]
     return subprocess.run(
         [sys.executable, "-c", VOL, *map(str, arguments), "-f", str(image), "windows.apcaudit"],
@@ -123,10 +130,10 @@ def _vol(image: Path, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 @KINDS
-def test_an_image(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_an_image(kind: str, folder: Path, cache: Path) -> None:
     """Vol opens no image for the plugin that is no file, and one line says what it is."""
     with no_file(kind, folder / "odd.raw"):
-        done = _vol(folder / "odd.raw", tmp_path / "cache")
+        done = _vol(folder / "odd.raw", cache)
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     said = [line for line in done.stdout.splitlines() if "odd.raw" in line]
@@ -134,33 +141,29 @@ def test_an_image(kind: str, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["odd.vmss", "odd.vmsn"])
-def test_the_state_beside_an_image(state: str, folder: Path, tmp_path: Path) -> None:
+def test_the_state_beside_an_image(state: str, folder: Path, cache: Path) -> None:
     """Nor is the state of a VMware machine opened, which vol looks for beside its memory."""
     (folder / "odd.vmem").write_bytes(bytes(0x10000))
     with no_file("a FIFO", folder / state):
-        done = _vol(folder / "odd.vmem", tmp_path / "cache")
+        done = _vol(folder / "odd.vmem", cache)
     assert done.returncode == 1
     assert f"{state} beside odd.vmem is a FIFO" in done.stdout
 
 
-def _apcaudit(*arguments: object, cache: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "apcaudit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
+@pytest.fixture
+def apcaudit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., command.Done]:
+    """The command, with a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return functools.partial(command.run, capsys)
 
 
 @pytest.mark.parametrize("kind", ["a socket", "a folder", "a device"])
-def test_rows_to_show(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_rows_to_show(kind: str, folder: Path, apcaudit: Callable[..., command.Done]) -> None:
     """`apcaudit show` reads files and pipes; whatever else is one line."""
     with no_file(kind, folder / "rows"):
-        done = _apcaudit("show", folder / "rows", cache=tmp_path)
+        done = apcaudit("show", folder / "rows")
     assert done.returncode == 1
     assert done.stderr.startswith(f"apcaudit: {folder / 'rows'} is {kind}; this takes a file of rows, ")
     assert done.stderr.count("\n") == 1
@@ -185,26 +188,28 @@ def test_rows_out_of_a_pipe(folder: Path, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_a_kernel_to_build(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_a_kernel_to_build(kind: str, folder: Path, tmp_path: Path, apcaudit: Callable[..., command.Done]) -> None:
     """`apcaudit synth --kernel` takes a symbol file, and nothing that is none."""
     with no_file(kind, folder / "odd.json"):
-        done = _apcaudit("synth", "healthy", "--kernel", folder / "odd.json", "-o", tmp_path / "x.raw", cache=tmp_path)
+        done = apcaudit("synth", "healthy", "--kernel", folder / "odd.json", "-o", tmp_path / "x.raw")
     assert done.returncode == 1
     assert done.stderr.startswith(f"apcaudit: no kernel {folder / 'odd.json'}: ")
 
 
 @KINDS
-@pytest.mark.parametrize("command", ["scan", "symbols", "report"])
+@pytest.mark.parametrize("subcommand", ["scan", "symbols", "report"])
 @pytest.mark.parametrize("name", ["odd.json.xz", "odd.zip"])
-def test_a_symbol_folder(kind: str, command: str, name: str, folder: Path, tmp_path: Path) -> None:
+def test_a_symbol_folder(
+    kind: str, subcommand: str, name: str, folder: Path, tmp_path: Path, apcaudit: Callable[..., command.Done]
+) -> None:
     """A folder of symbol files with something else in it is refused before vol opens all of them for its index."""
     pytest.importorskip("pyarrow")
     symbols = folder / "symbols" / "windows"
     symbols.mkdir(parents=True)
     (folder / "image.raw").write_bytes(bytes(0x1000))
-    output = {"scan": ["-o", tmp_path / "results"], "symbols": [], "report": ["-o", tmp_path / "report.html"]}[command]
+    output = {"scan": ["-o", tmp_path / "results"], "symbols": [], "report": ["-o", tmp_path / "report.html"]}
     with no_file(kind, symbols / name):
-        done = _apcaudit(command, folder / "image.raw", "-s", folder / "symbols", *output, cache=tmp_path)
+        done = apcaudit(subcommand, folder / "image.raw", "-s", folder / "symbols", *output[subcommand])
     assert done.returncode == 1
     assert done.stderr == f"apcaudit: {symbols / name} is {kind}, no symbol file: remove it\n"
 
@@ -233,13 +238,15 @@ def test_the_process_that_reads_images(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device"])
-@pytest.mark.parametrize("command", ["symbols", "report"])
-def test_evidence(kind: str, command: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("subcommand", ["symbols", "report"])
+def test_evidence(
+    kind: str, subcommand: str, folder: Path, tmp_path: Path, apcaudit: Callable[..., command.Done]
+) -> None:
     """Evidence that is no file is a failed image: it is not opened, and the command goes on to its end."""
     pytest.importorskip("pyarrow")
     output = tmp_path / "report.html"
     with no_file(kind, folder / "odd.raw"):
-        done = _apcaudit(command, folder / "odd.raw", *(["-o", output] if command == "report" else []), cache=tmp_path)
+        done = apcaudit(subcommand, folder / "odd.raw", *(["-o", output] if subcommand == "report" else []))
     assert done.returncode == 2
     assert f"odd.raw is {kind}, no file with an image in it" in done.stdout + (
         output.read_text() if output.exists() else ""
@@ -247,23 +254,22 @@ def test_evidence(kind: str, command: str, folder: Path, tmp_path: Path) -> None
 
 
 @KINDS
-def test_rules_of_a_scan(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_rules_of_a_scan(kind: str, folder: Path, tmp_path: Path, apcaudit: Callable[..., command.Done]) -> None:
     """`apcaudit scan` refuses rules that are no file before it reads an image."""
     pytest.importorskip("pyarrow")
     (folder / "image.raw").write_bytes(bytes(0x1000))
     with no_file(kind, folder / "odd.yar"):
-        command = ["scan", folder / "image.raw", "-o", tmp_path / "results", "--yara-file", folder / "odd.yar"]
-        done = _apcaudit(*command, cache=tmp_path)
+        done = apcaudit("scan", folder / "image.raw", "-o", tmp_path / "results", "--yara-file", folder / "odd.yar")
     assert done.returncode == 1
     says = "no .yar or .yara file in this folder" if kind == "a folder" else f"it is {kind}"
     assert done.stderr == f"apcaudit: YARA rules: {folder / 'odd.yar'}: {says}\n"
 
 
-def test_a_damaged_archive_among_symbol_files(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_archive_among_symbol_files(folder: Path, apcaudit: Callable[..., command.Done]) -> None:
     """An archive of symbol files that is none ends vol's index of all of them: it is told first."""
     pytest.importorskip("pyarrow")
     (folder / "image.raw").write_bytes(bytes(0x1000))
     (folder / "windows.zip").write_bytes(b"PK\x03\x04, and no more")
-    done = _apcaudit("symbols", folder / "image.raw", "-s", folder, cache=tmp_path)
+    done = apcaudit("symbols", folder / "image.raw", "-s", folder)
     assert done.returncode == 1
     assert done.stderr == f"apcaudit: {folder / 'windows.zip'} is no zip archive, or a damaged one: remove it\n"

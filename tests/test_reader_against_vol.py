@@ -62,8 +62,8 @@ def _step(found: Any, name: str) -> Any:
     return None
 
 
-def _by_vol(context: Any, structure: str, offset: int, path: str) -> int | None:
-    found: Any = context.object(f"nt!{structure}", "bytes", offset)
+def _by_vol(context: Any, found: Any, path: str) -> int | None:
+    """Give what a member of one of vol's objects is, by its path; None where there is none."""
     for step in path.split("."):
         name, _, index = step.partition("[")
         found = _step(found, name)
@@ -78,8 +78,9 @@ def _by_vol(context: Any, structure: str, offset: int, path: str) -> int | None:
 
 
 def _expected(context: Any, offset: int) -> Iterator[tuple[str, int | None]]:
+    thread = context.object("nt!_ETHREAD", "bytes", offset)
     for name in ThreadMembers._fields:
-        values = (_by_vol(context, "_ETHREAD", offset, path) for path in layouts._THREAD_PATHS[name])
+        values = (_by_vol(context, thread, path) for path in layouts._THREAD_PATHS[name])
         yield name, next((value for value in values if value is not None), None)
 
 
@@ -106,7 +107,8 @@ def test_threads(opened: tuple[IsfTypes, Any, bytes], offset: int) -> None:
     assert layout.lacks == {name for name, value in expected.items() if value is None}
     members = PrefilterMembers._make(layout.prefilter(content, offset))
     # Without _KTHREAD.ApcStatePointer (since 8) nothing can be queued on a SavedApcState that is not in use.
-    keeps_unused = _by_vol(context, "_ETHREAD", offset, "Tcb.ApcStatePointer[0]") is not None
+    thread = context.object("nt!_ETHREAD", "bytes", offset)
+    keeps_unused = _by_vol(context, thread, "Tcb.ApcStatePointer[0]") is not None
     unused = () if keeps_unused else ("saved_kernel_flink", "saved_user_flink")
     assert members._asdict() == {
         name: None if name in unused else getattr(decoded, name) for name in PrefilterMembers._fields
@@ -118,8 +120,8 @@ def test_apcs(opened: tuple[IsfTypes, Any, bytes], offset: int) -> None:
     """Each member of a _KAPC is decoded to what vol's object of the same bytes gives."""
     types, context, content = opened
     layout = layouts.read_layout(types.member, types.size_of)
-    expected = tuple(_by_vol(context, "_KAPC", offset, name) for name in layouts._APC_MEMBERS)
-    assert layout.apc(content, offset) == expected
-    entry = context.object("nt!_KAPC", "bytes", offset).ApcListEntry
+    apc = context.object("nt!_KAPC", "bytes", offset)
+    assert layout.apc(content, offset) == tuple(_by_vol(context, apc, name) for name in layouts._APC_MEMBERS)
+    entry = apc.ApcListEntry
     assert offset + layout.apc_list_entry == entry.vol.offset
     assert layout.apc.size == context.symbol_space.get_type("nt!_KAPC").size

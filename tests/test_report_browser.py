@@ -96,13 +96,21 @@ def requests(browser: Any) -> set[str]:
     return {each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"}
 
 
+# One call for all rows: each call goes through two processes.
+SHOWN_ROWS = "[...document.querySelectorAll(`${arguments[0]} tbody tr`)].filter(row => row.getClientRects().length)"
+
+
 def rows(browser: Any, table: str) -> list[WebElement]:
     """Return the rows of a table that are shown."""
-    return [row for row in browser.find_elements(By.CSS_SELECTOR, f"{table} tbody tr") if row.is_displayed()]
+    found: list[WebElement] = browser.execute_script(f"return {SHOWN_ROWS}", table)
+    return found
 
 
 def column(browser: Any, table: str, index: int) -> list[str]:
-    return [row.find_elements(By.XPATH, "./*")[index].text for row in rows(browser, table)]
+    """Return what the cells of a column show."""
+    cells = f"{SHOWN_ROWS}.map(row => row.children[arguments[1]].innerText.trim())"
+    found: list[str] = browser.execute_script(f"return {cells}", table, index)
+    return found
 
 
 def header(browser: Any, table: str, text: str) -> WebElement:

@@ -29,32 +29,33 @@ MINIDUMP = SHARED / "samples" / "triage_x64.dmp"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED.name}/ is not beside the repository")
 
 
+@pytest.fixture(scope="module", params=SYMBOL_FILES + LAYOUT_FILES, ids=lambda path: path.name.partition(".json")[0])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kernel, tuple[Path, ...]]:
+    """A kernel of a real file, and the folder for vol: the real symbol files, or one derived from types alone."""
+    kernel = load_kernel(request.param)
+    if request.param in SYMBOL_FILES:
+        return kernel, (SHARED / "symbols",)
+    folder = tmp_path_factory.mktemp("symbols")
+    isf.write_derived(kernel, folder)
+    return kernel, (folder,)
+
+
 @needs_shared
-@pytest.mark.parametrize("path", SYMBOL_FILES + LAYOUT_FILES, ids=lambda path: path.name.partition(".json")[0])
-def test_situations_on_real_layouts(path: Path, tmp_path: Path) -> None:
+def test_situations_on_real_layouts(real: tuple[Kernel, tuple[Path, ...]], tmp_path: Path) -> None:
     """On every real kernel's layout, XP SP3 to 11 24H2, each situation has the findings planted and no others."""
-    kernel = load_kernel(path)
-    audited = audit_situations(kernel, tmp_path, symbols=(_symbols_of(path, kernel, tmp_path),))
+    kernel, symbols = real
+    audited = audit_situations(kernel, tmp_path, symbols)
     assert audited.differences() == {}
     assert audited.others() == {}
 
 
 @needs_shared
-@pytest.mark.parametrize("path", SYMBOL_FILES + LAYOUT_FILES, ids=lambda path: path.name.partition(".json")[0])
-def test_desktop_on_real_layouts(path: Path, tmp_path: Path) -> None:
+def test_desktop_on_real_layouts(real: tuple[Kernel, tuple[Path, ...]], tmp_path: Path) -> None:
     """On every real kernel's layout an ordinary machine has no finding at medium or above."""
-    kernel = load_kernel(path)
-    audited = audit_desktop(kernel, tmp_path, symbols=(_symbols_of(path, kernel, tmp_path),))
+    kernel, symbols = real
+    audited = audit_desktop(kernel, tmp_path, symbols)
     assert audited.raised() == {}
     assert audited.without_reason() == []
-
-
-def _symbols_of(path: Path, kernel: Kernel, folder: Path) -> Path:
-    """Return the folder to give vol: the real symbol files, or a derived one for layouts without symbols."""
-    if path in SYMBOL_FILES:
-        return SHARED / "symbols"
-    isf.write_derived(kernel, folder / "symbols")
-    return folder / "symbols"
 
 
 @pytest.fixture(scope="module")

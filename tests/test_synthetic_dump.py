@@ -11,7 +11,7 @@ from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Bugcheck, Process, Scene, Thread
-from tests.volatility import rows
+from tests.volatility import CACHE, rows
 
 
 def _crashed(kernel: str) -> Image:
@@ -84,7 +84,7 @@ def test_volatility_reads_the_header(kernel: str, kind: str, tmp_path: Path) -> 
     """windows.crashinfo gives the full dump's fields."""
     path = tmp_path / "memory.dmp"
     _crashed(kernel).write_dump(path)
-    (row,) = rows(path, "windows.crashinfo.Crashinfo", cache=tmp_path / "cache")
+    (row,) = rows(path, "windows.crashinfo.Crashinfo", cache=CACHE)
     assert row["DumpType"] == "Full Dump (0x1)"
     assert str(row["MachineImageType"]) == kind
     assert row["SystemTime"].isoformat() == "2026-01-02T03:04:05+00:00"

@@ -9,7 +9,7 @@ import pytest
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Process, Scene, Thread
-from tests.volatility import construct, rows
+from tests.volatility import CACHE, construct, rows
 
 
 @pytest.fixture(scope="module", params=["7-sp1-x64", "8.1-x64", "11-26100-x64", "xp-sp3-x86"])
@@ -24,9 +24,9 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-def test_image_names(image: Path, tmp_path: Path) -> None:
+def test_image_names(image: Path) -> None:
     """A process is audited under its image's path; System has no image."""
-    found = rows(image, "windows.pstree.PsTree", cache=tmp_path)
+    found = rows(image, "windows.pstree.PsTree", cache=CACHE)
     assert {row["PID"]: row["Audit"] for row in found} == {
         4: None,
         800: "\\Device\\HarddiskVolume2\\Windows\\System32\\svchost.exe",
@@ -34,17 +34,17 @@ def test_image_names(image: Path, tmp_path: Path) -> None:
     }
 
 
-def test_vads(image: Path, tmp_path: Path) -> None:
+def test_vads(image: Path) -> None:
     """Every process has the page of KUSER_SHARED_DATA, read-only, among its VADs."""
-    found = rows(image, "windows.vadinfo.VadInfo", cache=tmp_path)
+    found = rows(image, "windows.vadinfo.VadInfo", cache=CACHE)
     assert [(row["PID"], row["Start VPN"], row["End VPN"], row["Tag"], row["Protection"]) for row in found] == [
         (pid, 0x7FFE0000, 0x7FFE0FFF, "VadS", "PAGE_READONLY") for pid in (4, 800, 900)
     ]
 
 
-def test_processes_of_one_name_keep_apart(image: Path, tmp_path: Path) -> None:
+def test_processes_of_one_name_keep_apart(image: Path) -> None:
     """Each process has its own threads, PEB and handle table, whatever its name; System has no PEB."""
-    plugin = construct(image, "windows.pslist.PsList", cache=tmp_path)
+    plugin = construct(image, "windows.pslist.PsList", cache=CACHE)
     found = {
         int(process.UniqueProcessId): process
         for process in plugin.list_processes(plugin.context, plugin.config["kernel"])

@@ -177,7 +177,7 @@ def _type_document(text: str, layout: Layout) -> dict[str, Any]:
     return {"kind": "union" if struct.union else "struct", "name": text}
 
 
-def pack(document: dict[str, Any]) -> bytes:
-    """Compress a document; the same document gives the same bytes."""
+def pack(document: dict[str, Any], *, preset: int = 9) -> bytes:
+    """Compress a document with one of xz's presets; the same document gives the same bytes."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return lzma.compress(text.encode(), preset=9)
+    return lzma.compress(text.encode(), preset=preset)

@@ -18,11 +18,12 @@ def relative_path(kernel: Kernel) -> Path:
     return Path("windows", kernel.pdb.name, f"{kernel.pdb.guid}-{kernel.pdb.age}.json.xz")
 
 
-def content(kernel: Kernel, source: str) -> bytes:
-    """Make the symbol file of a kernel; the same facts give the same bytes."""
+def content(kernel: Kernel, source: str, *, preset: int = 9) -> bytes:
+    """Make the symbol file of a kernel, packed with one of xz's presets; the same facts give the same bytes."""
     version = (*kernel.version, 0)
     addresses = {} if kernel.name in kernels.TYPES_ONLY else kernel.addresses
-    return intermediate.pack(intermediate.to_document(kernel.layout, addresses, kernel.pdb, version, source))
+    document = intermediate.to_document(kernel.layout, addresses, kernel.pdb, version, source)
+    return intermediate.pack(document, preset=preset)
 
 
 def write_own(directory: Path) -> list[Path]:
@@ -32,14 +33,14 @@ def write_own(directory: Path) -> list[Path]:
 
 
 def write_derived(kernel: Kernel, directory: Path) -> Path:
-    """Write the symbol file of a kernel that was loaded from a types-only file."""
-    return _write(kernel, f"layouts of {kernel.name}", directory)
+    """Write the symbol file of a kernel that was loaded from a types-only file; it is packed fast, not small."""
+    return _write(kernel, f"layouts of {kernel.name}", directory, preset=1)
 
 
-def _write(kernel: Kernel, source: str, directory: Path) -> Path:
+def _write(kernel: Kernel, source: str, directory: Path, *, preset: int = 9) -> Path:
     path = directory / relative_path(kernel)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content(kernel, source))
+    path.write_bytes(content(kernel, source, preset=preset))
     return path
 
 
