@@ -19,16 +19,15 @@ from tests.situation_audit import ORDER, Findings, codes_of
 
 @dataclass(frozen=True, slots=True)
 class DesktopAudit:
-    """The threads that two audits gave, without and with a scan; `implanted` is the _ETHREAD with the implant."""
+    """The threads that each audit gave, the first without a scan if any was; `implanted` is the implant's _ETHREAD."""
 
     facts: Facts
-    listed: tuple[Audited, ...]
-    scanned: tuple[Audited, ...]
+    audits: tuple[tuple[Audited, ...], ...]
     implanted: int | None
 
     def raised(self) -> dict[int, Findings]:
         """Return the findings of the threads that have one at medium or above, by _ETHREAD."""
-        found = {each.thread.address: codes_of(each) for each in (*self.listed, *self.scanned)}
+        found = {each.thread.address: codes_of(each) for audit in self.audits for each in audit}
         return {
             address: codes
             for address, codes in found.items()
@@ -37,13 +36,13 @@ class DesktopAudit:
 
     def with_findings(self) -> int:
         """Return how many threads have a finding."""
-        return sum(bool(codes_of(each)) for each in self.listed)
+        return sum(bool(codes_of(each)) for each in self.audits[0])
 
     def without_reason(self) -> list[str]:
         """Name the APCs on kernel lists that have no finding and of which nothing says why they are still queued."""
         return [
             f"{queue.name.value} {apc.kernel_routine} of {audited.thread.members.tid}"
-            for audited in self.listed
+            for audited in self.audits[0]
             if not codes_of(audited)
             for queue in audited.thread.queues
             if queue.name in (QueueName.KERNEL, QueueName.SAVED_KERNEL)
@@ -58,8 +57,9 @@ def audit_desktop(
     symbols: tuple[Path, ...] = (volatility.REPOSITORY_SYMBOLS,),
     *,
     implant: bool = False,
+    scans: tuple[bool, ...] = (False, True),
 ) -> DesktopAudit:
-    """Build the machine and audit it twice."""
+    """Build the machine and audit it, for each of `scans` once, with a scan of physical memory or without."""
     image = build(desktop.of(kernel, implant=implant), kernel)
     path = folder / "desktop.dmp"
     image.write_dump(path)
@@ -67,8 +67,8 @@ def audit_desktop(
         path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, symbols=symbols, kernel=kernel
     )
     source = plugin.context, plugin.config["kernel"]
-    audits = [Audit(*source, scan_memory=scan) for scan in (False, True)]
-    listed, scanned = (tuple(audit.run(Selection())) for audit in audits)
+    audits = [Audit(*source, scan_memory=scan) for scan in scans]
+    threads = tuple(tuple(audit.run(Selection())) for audit in audits)
     apc = image.address_of.get("apc:implant")
     implanted = None if apc is None else image.memory.read(apc, "_KAPC", "Thread")
-    return DesktopAudit(audits[0].facts, listed, scanned, implanted)
+    return DesktopAudit(audits[0].facts, threads, implanted)

@@ -277,7 +277,13 @@ def test_the_crashed_thread_of_several_without_a_header(kernel: str, tmp_path: P
     )
     path = tmp_path / "stopped.raw"
     image.write_raw(path)
-    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE)
+    plugin = volatility.construct(
+        path,
+        "windows.apcaudit.ApcAudit",
+        cache=volatility.CACHE,
+        kernel=image.kernel,
+        page_tables=image.memory.space.mode.root,
+    )
     audit = Audit(plugin.context, plugin.config["kernel"])
     assert audit.facts.crashing_thread == image.address_of[8]
 

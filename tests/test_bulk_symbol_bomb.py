@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 need_extra()
 
-LIMIT = 768 << 20
+LIMIT = 512 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the process that reads images")

@@ -62,25 +62,37 @@ def _step(found: Any, name: str) -> Any:
     return None
 
 
-def _by_vol(context: Any, found: Any, path: str) -> int | None:
-    """Give what a member of one of vol's objects is, by its path; None where there is none."""
-    for step in path.split("."):
-        name, _, index = step.partition("[")
-        found = _step(found, name)
+class _Members:
+    """The members of one of vol's objects by their paths; what several paths go through is made once."""
+
+    def __init__(self, context: Any, root: Any) -> None:
+        self._context = context
+        self._made = {"": root}
+
+    def value(self, path: str) -> int | None:
+        """Return a member's value, None where there is no such member."""
+        found = self._find(path)
         if found is None:
             return None
-        if index:
-            found = found[int(index.rstrip("]"))]
-    # Of a union, vol gives an object without a value of its own: its bytes are the value.
-    if hasattr(found.vol, "members"):
-        return int.from_bytes(context.layers["bytes"].read(found.vol.offset, found.vol.size), "little")
-    return int(found)
+        # Of a union, vol gives an object without a value of its own: its bytes are the value.
+        if hasattr(found.vol, "members"):
+            return int.from_bytes(self._context.layers["bytes"].read(found.vol.offset, found.vol.size), "little")
+        return int(found)
+
+    def _find(self, path: str) -> Any:
+        if path not in self._made:
+            above, _, step = path.rpartition(".")
+            name, _, index = step.partition("[")
+            found = self._find(above)
+            found = None if found is None else _step(found, name)
+            self._made[path] = found if found is None or not index else found[int(index.rstrip("]"))]
+        return self._made[path]
 
 
 def _expected(context: Any, offset: int) -> Iterator[tuple[str, int | None]]:
-    thread = context.object("nt!_ETHREAD", "bytes", offset)
+    thread = _Members(context, context.object("nt!_ETHREAD", "bytes", offset))
     for name in ThreadMembers._fields:
-        values = (_by_vol(context, thread, path) for path in layouts._THREAD_PATHS[name])
+        values = (thread.value(path) for path in layouts._THREAD_PATHS[name])
         yield name, next((value for value in values if value is not None), None)
 
 
@@ -92,7 +104,7 @@ def _low(value: int | None) -> int | None:
     return None if value is None else value & 0xFFFF
 
 
-@pytest.mark.parametrize("offset", [0, 0x1238])
+@pytest.mark.parametrize("offset", [0x1238])
 def test_threads(opened: tuple[IsfTypes, Any, bytes], offset: int) -> None:
     """Each member of an _ETHREAD is decoded to what vol's object of the same bytes gives, or is lacking in both."""
     types, context, content = opened
@@ -107,21 +119,22 @@ def test_threads(opened: tuple[IsfTypes, Any, bytes], offset: int) -> None:
     assert layout.lacks == {name for name, value in expected.items() if value is None}
     members = PrefilterMembers._make(layout.prefilter(content, offset))
     # Without _KTHREAD.ApcStatePointer (since 8) nothing can be queued on a SavedApcState that is not in use.
-    thread = context.object("nt!_ETHREAD", "bytes", offset)
-    keeps_unused = _by_vol(context, thread, "Tcb.ApcStatePointer[0]") is not None
+    thread = _Members(context, context.object("nt!_ETHREAD", "bytes", offset))
+    keeps_unused = thread.value("Tcb.ApcStatePointer[0]") is not None
     unused = () if keeps_unused else ("saved_kernel_flink", "saved_user_flink")
     assert members._asdict() == {
         name: None if name in unused else getattr(decoded, name) for name in PrefilterMembers._fields
     }
 
 
-@pytest.mark.parametrize("offset", [0, 0x1238])
+@pytest.mark.parametrize("offset", [0x1238])
 def test_apcs(opened: tuple[IsfTypes, Any, bytes], offset: int) -> None:
     """Each member of a _KAPC is decoded to what vol's object of the same bytes gives."""
     types, context, content = opened
     layout = layouts.read_layout(types.member, types.size_of)
     apc = context.object("nt!_KAPC", "bytes", offset)
-    assert layout.apc(content, offset) == tuple(_by_vol(context, apc, name) for name in layouts._APC_MEMBERS)
+    members = _Members(context, apc)
+    assert layout.apc(content, offset) == tuple(members.value(name) for name in layouts._APC_MEMBERS)
     entry = apc.ApcListEntry
     assert offset + layout.apc_list_entry == entry.vol.offset
     assert layout.apc.size == context.symbol_space.get_type("nt!_KAPC").size

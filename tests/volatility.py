@@ -49,12 +49,13 @@ def construct(
     cache: Path,
     symbols: tuple[Path, ...] = (REPOSITORY_SYMBOLS,),
     kernel: Kernel | None = None,
+    page_tables: int | None = None,
     **options: Any,
 ) -> Any:
     """Make a plugin, by name or class, over an image; options are its own, `min_severity` for `min-severity`.
 
-    Where `kernel` is given, the image is a crash dump of it, and vol is told where it lies: finding it takes vol five
-    times as long as an audit.
+    Where `kernel` is given, vol is told where it lies: finding it takes vol five times as long as an audit. The image
+    is a crash dump of it then, or raw memory where the physical address of its page tables is given too.
     """
     if not _classes:
         framework.import_files(volatility3.plugins, True)
@@ -68,7 +69,7 @@ def construct(
         location = requirements.URIRequirement.location_from_file(str(image))
         context.config["automagic.LayerStacker.single_location"] = location
         if kernel is not None:
-            options |= configuration(kernel, image, location, symbols)
+            options |= configuration(kernel, image, location, symbols, page_tables)
             magics = [each for each in magics if isinstance(each, ConstructionMagic)]
         for name, value in options.items():
             path = interfaces.configuration.path_join("plugins", chosen.__name__, _option(name))
@@ -80,28 +81,37 @@ def _option(name: str) -> str:
     return name if "." in name else name.replace("_", "-")
 
 
-def configuration(kernel: Kernel, dump: Path, location: str, symbols: Iterable[Path]) -> dict[str, Any]:
-    """Return what vol's automagic finds in a crash dump of a kernel, by the names of vol's configuration."""
+def configuration(
+    kernel: Kernel, image: Path, location: str, symbols: Iterable[Path], page_tables: int | None = None
+) -> dict[str, Any]:
+    """Return what vol's automagic finds in an image, by the names of vol's configuration; arguments as of construct."""
     layer = "kernel.layer_name"
     paging = "Intel32e" if kernel.is_64bit else "IntelPAE" if kernel.is_pae else "Intel"
     file = f"windows/{kernel.pdb.name}/{kernel.pdb.guid}-{kernel.pdb.age}.json.xz"
     isf = next(path for folder in symbols if (path := folder / file).is_file())
     base = kernel.base & ((1 << 48) - 1)
-    with dump.open("rb") as header:
-        header.seek(_DIRECTORY_TABLE_BASE)
-        top = int.from_bytes(header.read(8 if kernel.is_64bit else 4), "little")
-    return {
+    memory = f"{layer}.memory_layer"
+    file_layer = "volatility3.framework.layers.physical.FileLayer"
+    if page_tables is not None:
+        physical = {f"{memory}.class": file_layer, f"{memory}.location": location}
+    else:
+        with image.open("rb") as header:
+            header.seek(_DIRECTORY_TABLE_BASE)
+            page_tables = int.from_bytes(header.read(8 if kernel.is_64bit else 4), "little")
+        bits = 64 if kernel.is_64bit else 32
+        physical = {
+            f"{memory}.class": f"volatility3.framework.layers.crash.WindowsCrashDump{bits}Layer",
+            f"{memory}.base_layer.class": file_layer,
+            f"{memory}.base_layer.location": location,
+        }
+    return physical | {
         "kernel.class": "volatility3.framework.contexts.Module",
         "kernel.offset": base,
         f"{layer}.class": f"volatility3.framework.layers.intel.Windows{paging}",
         f"{layer}.kernel_virtual_offset": base,
-        f"{layer}.page_map_offset": top,
+        f"{layer}.page_map_offset": page_tables,
         f"{layer}.swap_layers": True,
         f"{layer}.swap_layers.number_of_elements": 0,
-        f"{layer}.memory_layer.class": f"volatility3.framework.layers.crash.WindowsCrashDump"
-        f"{64 if kernel.is_64bit else 32}Layer",
-        f"{layer}.memory_layer.base_layer.class": "volatility3.framework.layers.physical.FileLayer",
-        f"{layer}.memory_layer.base_layer.location": location,
         "kernel.symbol_table_name.class": "volatility3.framework.symbols.windows.WindowsKernelIntermedSymbols",
         "kernel.symbol_table_name.isf_url": isf.resolve().as_uri(),
         "kernel.symbol_table_name.symbol_mask": 0,

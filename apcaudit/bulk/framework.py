@@ -14,7 +14,7 @@ from typing import Any
 
 import volatility3.plugins
 import volatility3.symbols
-from volatility3 import framework, schemas
+from volatility3 import schemas
 from volatility3.framework import automagic, constants, contexts, exceptions, interfaces, plugins
 from volatility3.framework.configuration import requirements
 from volatility3.framework.layers import resources
@@ -144,8 +144,8 @@ def _freeze_heap() -> None:
 
 @functools.cache
 def _plugin() -> Any:
-    framework.import_files(volatility3.plugins, True)
-    return framework.list_plugins()["windows.apcaudit.ApcAudit"]
+    # Vol's other plugins take longer to load than a small image to audit, and none is needed.
+    return importlib.import_module(_PACKAGE).ApcAudit
 
 
 def _magics(context: interfaces.context.ContextInterface) -> Any:

@@ -29,6 +29,10 @@ _CHUNK_MASK = CHUNK - 1
 _LARGE_PAGE = 1 << 7  # the PS bit of a directory entry (Intel SDM volume 3, 4.3 to 4.5)
 _NOT_MAPPED = -1
 
+# In the place of a page table: all that it would map is unmapped, or what its absence means is for vol to say. Asking
+# vol takes a hundred times as long, and forged modules span hundreds of megabytes of nothing.
+_NO_TABLE, _ASK_VOL = -1, 0
+
 
 class Paging(NamedTuple):
     """The paging mode: physical address of the top table, index bits per level, bytes per entry, mask of the frame."""
@@ -115,7 +119,7 @@ class Memory:
                 return None
             leaf = self._walk(address)
         if isinstance(leaf, int):
-            page = self._translate_page(address)
+            page = _NOT_MAPPED if leaf == _NO_TABLE else self._translate_page(address)
         else:
             entry = leaf[(address >> 12) & self._leaf_index]
             page = entry & self._frame_mask if entry & 1 else self._translate_page(address)
@@ -252,24 +256,28 @@ class Memory:
         return int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
 
     def _walk(self, address: int) -> array[int] | int:
-        """Return and cache the page table that maps an address; 0 where there is none and vol has to translate."""
+        """Return and cache the page table that maps an address; else _NO_TABLE, or _ASK_VOL where vol may know more."""
         table = self._top
         shift = sum(bits for bits, _ in self._levels) + 12
-        leaf: array[int] | int = 0
+        leaf: array[int] | int = _ASK_VOL
         for depth, (bits, _) in enumerate(self._levels):
             shift -= bits
             index = (address >> shift) & ((1 << bits) - 1)
             if depth == len(self._levels) - 1:
                 page = self.read_physical(table, PAGE)
                 # vol treats a table of identical entries as unused, and so does this.
-                if page is not None and page != page[: self._entry.size] * (PAGE // self._entry.size):
+                if page is not None and page == page[: self._entry.size] * (PAGE // self._entry.size):
+                    leaf = _NO_TABLE
+                elif page is not None:
                     leaf = array(self._entry_code, page)
                     if sys.byteorder == "big":
                         leaf.byteswap()
                 break
             data = self.read_physical(table + index * self._entry.size, self._entry.size)
-            entry = 0 if data is None else self._entry.unpack(data)[0]
-            if not entry & 1 or entry & _LARGE_PAGE:
+            entry = None if data is None else self._entry.unpack(data)[0]
+            if entry == 0:
+                leaf = _NO_TABLE
+            if not entry or not entry & 1 or entry & _LARGE_PAGE:
                 break
             table = entry & self._frame_mask
         if len(self._leaves) >= TABLES_KEPT:
