@@ -120,6 +120,8 @@ _EXCUSES: Mapping[str, tuple[str, ...]] = {
     "routine-not-code": _OF_MODULES,
     "hidden-thread": _OF_THREADS,
     "hidden-process": _OF_THREADS,
+    # Whether the process is a 32-bit program, whose user APCs have encoded routines, is read from its _EPROCESS.
+    "kernel-normal-in-user-apc": _OF_THREADS,
     "embedded-apc-altered": ("KAPCs that are members of threads are not checked",),
 }
 

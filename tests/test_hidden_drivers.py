@@ -214,6 +214,23 @@ def test_an_entry_whose_base_is_none(kernel: str, base: int, tmp_path: Path) -> 
 
 
 @KERNELS
+def test_an_entry_moved_over_another_image(kernel: str, tmp_path: Path) -> None:
+    """An entry whose image nobody can read does not take over the image that another entry has there."""
+
+    def move(image: Image) -> None:
+        base = image.address_of["driver:disk.sys"] - 0x1000
+        assert not image.memory.space.is_mapped(base)
+        _describe("Plain.sys", "DllBase", base)(image)
+
+    threads = (Thread(8, start="disk+0x1230"), Thread(12), Thread(16, start="fltmgr+0x1230"))
+    drivers = (HAL, FLTMGR, DISK, replace(PLAIN, size=DISK.size))
+    found = audited(kernel, tmp_path, threads, drivers=drivers, changes=(move,))
+    assert found.codes(8) == {"module-conflict": "high"}
+    assert (found.codes(12), found.codes(16)) == ({}, {})
+    assert any(note.startswith("the headers of Plain cannot be read") for note in found.audit.notes)
+
+
+@KERNELS
 def test_the_kernels_own_entry_with_a_size_of_none(kernel: str, tmp_path: Path) -> None:
     """The kernel has been found without its entry: what starts in it is not doubted, and a note tells of the entry."""
     found = audited(

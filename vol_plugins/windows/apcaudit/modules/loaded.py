@@ -158,8 +158,16 @@ class Drivers:
             return ModuleConflict(self._describe_smaller_size(driver))
         if self.image(driver).has_no_header:
             return ModuleConflict(self._describe_missing_image(driver))
-        wide = next((each for each in self._ranges.overlaps if each.wide is driver), None)
-        return None if wide is None else ModuleConflict(str(wide), overlapping=True)
+        overlap = next((each for each in self._ranges.overlaps if self._is_doubtful(driver, address, each)), None)
+        return None if overlap is None else ModuleConflict(str(overlap), overlapping=True)
+
+    def _is_doubtful(self, driver: Driver, address: int, overlap: Overlap) -> bool:
+        """Return whether an overlap makes it doubtful that an address is the driver's to which it is assigned."""
+        if overlap.wide is driver:
+            return True
+        # The narrow entry is believed for its image. Where no header can be read, nothing speaks for it.
+        claimed = overlap.wide.base <= address < overlap.wide.end
+        return claimed and overlap.narrow is driver and self.image(driver).header is None
 
     def find(self, address: int) -> Driver | None:
         """Return the image that contains a virtual address, including hidden images."""
