@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections import Counter
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subjects += [SymbolFileSubject(kernel) for kernel in options.symbol_file]
     if options.minidump is not None:
         subjects.append(MinidumpSubject(options.minidump, options.symbols))
+    # What stays for all trials would be looked through by each of their garbage collections.
+    gc.freeze()
     trials = []
     for subject in subjects:
         trials += run(subject, chosen, _say, options.minutes)

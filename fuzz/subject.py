@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import struct
 import tempfile
 from pathlib import Path
@@ -48,8 +47,6 @@ class Subject:
             chosen, self._layer.content, pointer, struct.calcsize(space.mode.entry), spare(image, room, SPARE)
         )
         self._before = {scan: self._audit(scan=scan) for scan in (False, True)}
-        # What stays for all trials would be looked through by each of their garbage collections.
-        gc.freeze()
 
     def mutation(self, seed: int, index: int) -> Mutation:
         """Make a mutation of this machine."""

@@ -237,7 +237,7 @@ def test_what_was_short_of_memory_is_scanned_again_with_more(tmp_path: Path) -> 
     """An image that came near its limit of memory, where parts may be missing, is scanned again with another limit."""
     calm = bulk_images.write(tmp_path / "healthy.dmp", "healthy")
     # The limit is of address space, of which libraries take more or less: the first that suffices is nearly too small.
-    for limit in range(320, 1024, 32):
+    for limit in range(192, 1024, 32):
         settings = Settings(tmp_path / "results", offline=True, memory=limit << 20)
         outcome = scan(calm, settings)
         if isinstance(outcome, Scanned):
