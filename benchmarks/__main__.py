@@ -105,8 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     print("\n".join(f"{name}: {value}" for name, value in described.items()))
-    print(f"\nKernel {options.kernel}. Medians of whole processes, run in turns.")
-    print(f"Rounds: {options.rounds}, and at most {SLOW_ROUNDS} with peers that take long.")
+    print(f"\nKernel {options.kernel}. Each value is the median of whole processes; the programs run alternately.")
+    print(f"Rounds: {options.rounds}, and at most {SLOW_ROUNDS} of slow plugins.")
     if options.quick:
         print("A quick run: it shows that the benchmark works, and nothing about speed.")
     print(f"\n{table.of_targets(verdicts)}\n\n{table.of_runs(series)}")

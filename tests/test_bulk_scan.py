@@ -200,7 +200,7 @@ def test_unreadable_evidence_is_a_row_until_it_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("limits", "reason"),
-    [({"timeout": 0.01}, "time was over"), ({"memory": 1 << 20}, "more memory than the limit of 1 MiB")],
+    [({"timeout": 0.01}, "longer than --timeout"), ({"memory": 1 << 20}, "more memory than the limit of 1 MiB")],
 )
 def test_limits(limits: dict[str, float], reason: str, tmp_path: Path) -> None:
     """An image that takes more than its share of time or memory fails, and the next one is scanned."""

@@ -71,7 +71,7 @@ def test_an_answer_is_of_its_request(says: tuple[str, ...], first: object, isola
 
 def test_who_does_not_end_has_not_answered(isolation: Isolation) -> None:
     """A process that answers and then goes on is killed when the time is over, and its image has failed."""
-    assert ask(isolation, DONE, seconds=0.5) == "its time was over (--timeout)"
+    assert ask(isolation, DONE, seconds=0.5) == "it took longer than --timeout allows"
 
 
 #: Is ready, says that it has begun when it is asked, and then does what does not end.
@@ -125,7 +125,7 @@ def test_the_time_ends_whatever_is_done(way: str, tmp_path: Path, monkeypatch: p
         time.sleep(0.01)
     stages: list[str] = []
     started = time.monotonic()
-    with pytest.raises(ImageError, match="time was over"):
+    with pytest.raises(ImageError, match="took longer than --timeout"):
         isolation.ask({}, started + 1, stages.append)
     assert stages[:1] == ["audit"]
     assert time.monotonic() - started < 15

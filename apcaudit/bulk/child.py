@@ -224,7 +224,7 @@ def handle(request: dict[str, Any], answers: Answers) -> str:
     except MemoryError:
         answers.send(failed=f"it needs more memory than the limit of {request['memory'] >> 20} MiB (--memory)")
     except NoRoomError as error:
-        answers.send(failed=str(error), passing=True)
+        answers.send(failed=str(error), temporary=True)
     except (ApcAuditError, OSError) as error:
         _send_failure(str(error), request, answers)
     except Exception as error:

@@ -1,7 +1,8 @@
 """What the rows of an image depend on: to decide whether an image has to be scanned again, and whether machines differ.
 
 Rows depend on the programs and their versions, on rules and symbol files, and on options. A failure also depends on the
-limits. Symbol files are identified by name and by their last bytes, which have the checksums of packed files.
+limits. Symbol files are identified by name, size and content: all bytes of a .json file, the last 64 KiB of a packed
+one, where its checksums are.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _TAIL = 1 << 16
 """Bytes at the end of a packed file that are read: the checksums of its contents are there (xz, gzip, bzip2, zip)."""
 
 _KERNELS = ("ntkrnlmp.pdb", "ntkrnlpa.pdb", "ntkrpamp.pdb", "ntoskrnl.pdb")
-"""The folders of kernels' symbol files, whose names begin with the kernel's GUID (volatility3, KERNEL_MODULE_NAMES)."""
+"""Folders of kernels' symbol files. The files' names begin with the GUID (volatility3, KERNEL_MODULE_NAMES)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,13 @@ class _SymbolFile:
     digest: str
 
     def serves(self, kernel: str | None) -> bool:
-        """Tell whether rows of an image may depend on this file; `kernel` is the GUID of the image's kernel."""
+        """Tell whether rows of an image may depend on this file.
+
+        `kernel` is the GUID of the image's kernel; if it is None, any file may matter.
+        """
         folder, _, file = self.name.rpartition("/")
-        another = folder.rpartition("/")[2].lower() in _KERNELS
-        return not another or kernel is None or file.upper().startswith(kernel.upper())
+        of_a_kernel = folder.rpartition("/")[2].lower() in _KERNELS
+        return not of_a_kernel or kernel is None or file.upper().startswith(kernel.upper())
 
 
 def basis(settings: Settings, rules: str | None = None) -> tuple[tuple[str, str], ...]:
@@ -66,7 +70,7 @@ def basis(settings: Settings, rules: str | None = None) -> tuple[tuple[str, str]
 
 
 def differences(settings: Settings) -> list[str]:
-    """Say in what this machine differs from the one that started the scan."""
+    """Describe the differences between this machine and the one that started the scan; empty if there are none."""
     if settings.basis in _same:
         return []
     here = dict(basis(settings))
@@ -85,7 +89,7 @@ _same: set[tuple[tuple[str, str], ...]] = set()
 
 
 def lacking(settings: Settings) -> Iterator[str]:
-    """Say what a scan will not do because a program or an option is missing."""
+    """Say what a scan will not do: for a program that is not installed, without --scan, or with --offline."""
     has = dict(settings.basis)
     if has.get("capstone") == NONE:
         yield "the code at start addresses is not checked: capstone is not installed (pip install capstone)"
@@ -118,7 +122,7 @@ def describe(settings: Settings, kernel: str | None, *, limits: bool) -> str:
 
 @functools.cache
 def _programs() -> tuple[tuple[str, str], ...]:
-    """Return the programs and their versions, read once, since loaded code stays when an installation is replaced."""
+    """Return the programs and their versions, read once: loaded code stays when its installation is replaced."""
     # It imports vol, which takes a while.
     from apcaudit.bulk import framework
 

@@ -32,13 +32,13 @@ _LONGEST = 1 << 29
 class ImageError(ApcAuditError):
     """An image could not be read: the text says why, `stage` at which stage.
 
-    `passing` is whether the cause is the machine and not the image; then the next scan tries the image again.
+    `temporary` is whether the cause is the machine and not the image, so that the next scan tries the image again.
     """
 
-    def __init__(self, reason: str, stage: str, *, passing: bool = False) -> None:
+    def __init__(self, reason: str, stage: str, *, temporary: bool = False) -> None:
         super().__init__(reason)
         self.stage = stage
-        self.passing = passing
+        self.temporary = temporary
 
 
 class StoppedError(Exception):
@@ -112,11 +112,11 @@ class Isolation:
 
         Args:
             request: what child.handle takes.
-            deadline: when the child and its own children are killed (time.monotonic()).
+            deadline: value of time.monotonic() at which the process and its children are killed.
             stage: called with each stage that begins.
 
         Raises:
-            ImageError: the child failed, died, or was killed at the deadline.
+            ImageError: the process failed, died, or was killed at the deadline.
             StoppedError: stop() was called.
         """
         at = "start"
@@ -146,8 +146,8 @@ class Isolation:
             if ended and "done" in answer:
                 return answer["done"]
             if ended and "failed" in answer:
-                raise ImageError(answer["failed"], at, passing=answer.get("passing") is True)
-        except ValueError as error:
+                raise ImageError(answer["failed"], at, temporary=answer.get("temporary") is True)
+        except (ValueError, RecursionError) as error:
             self.close()
             raise ImageError("the process that reads images gave no answer that can be read", at) from error
         except BrokenPipeError:
@@ -159,9 +159,9 @@ class Isolation:
         if self._stopped:
             raise StoppedError
         if line is None:
-            raise ImageError("its time was over (--timeout)", at)
+            raise ImageError("it took longer than --timeout allows", at)
         # A process that forks reads no image itself, so its end is not the image's fault.
-        raise ImageError(f"the process that reads images ended{self._last_error()}", at, passing=_FORKS)
+        raise ImageError(f"the process that reads images ended{self._last_error()}", at, temporary=_FORKS)
 
     def stop(self) -> None:
         """Kill the process and its children for good; a pending ask() raises StoppedError."""

@@ -49,7 +49,7 @@ def scan_or_fail(evidence: Evidence, settings: Settings, stage: Callable[[str], 
     except (room.NoRoomError, StoppedError):
         raise
     except Exception as error:
-        return fail(evidence, settings, describe_error(error), "worker", time.monotonic() - started, passing=True)
+        return fail(evidence, settings, describe_error(error), "worker", time.monotonic() - started, temporary=True)
 
 
 def describe_error(error: BaseException) -> str:
@@ -90,9 +90,11 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
             contents = isolation.ask(request | asked, deadline, stage)
     except ImageError as error:
         seconds = time.monotonic() - started
-        return fail(evidence, settings, str(error), error.stage, seconds, image=image, size=size, passing=error.passing)
+        return fail(
+            evidence, settings, str(error), error.stage, seconds, image=image, size=size, temporary=error.temporary
+        )
     except room.NoRoomError as error:
-        return fail(evidence, settings, str(error), "worker", time.monotonic() - started, passing=True)
+        return fail(evidence, settings, str(error), "worker", time.monotonic() - started, temporary=True)
     stage("store")
     records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
     _write(settings, records)
@@ -109,7 +111,7 @@ def fail(
     *,
     image: str | None = None,
     size: int | None = None,
-    passing: bool = False,
+    temporary: bool = False,
 ) -> Failed:
     """Write the row of an image that failed.
 
@@ -121,14 +123,14 @@ def fail(
         seconds: after how long.
         image: SHA-256 of its bytes, None where they could not be read.
         size: its size in bytes.
-        passing: whether the cause is the machine, so that the next scan tries again.
+        temporary: whether the cause is the machine, so that the next scan tries again.
     """
     name = image or _path_name(evidence)
     if image is None:
         _remember(evidence, name, settings)
     row = ImageRow(
         **_common_columns(evidence, name, size, seconds),
-        settings="" if passing else fingerprint.describe(settings, None, limits=True),
+        settings="" if temporary else fingerprint.describe(settings, None, limits=True),
         status=FAILED,
         reason=reason,
         stage=stage,

@@ -26,11 +26,14 @@ class Reason(str, Enum):
 
 
 ORDINARY = frozenset({Reason.PAGE_FAULT, Reason.SPECIAL_IN_PROGRESS, Reason.CRITICAL_REGION, Reason.IN_PROGRESS})
-"""Reasons that are part of the kernel's normal work."""
+"""Reasons for which `undelivered` is low even if the thread waits."""
 
 
 def member(thread: Thread, name: str, facts: Facts) -> int | None:
-    """Return a member's value, 0 where this Windows lacks the member because it lacks what it counts or marks."""
+    """Return a member's value, None if it cannot be read.
+
+    It is 0 if this Windows has neither the member nor what it counts or marks, such as guarded regions.
+    """
     value: int | None = getattr(thread.members, name)
     if value is None and name in windows.ZERO_WHERE_LACKING and name in facts.lacks:
         return 0
@@ -73,14 +76,14 @@ def irql(thread: Thread, facts: Facts) -> int | None:
 
 
 def was_preempted(thread: Thread, facts: Facts) -> bool:
-    """Tell whether the thread was preempted, so that its WaitIrql does not show that it holds a lock."""
+    """Tell whether WaitReason says that the thread was preempted. WaitIrql 1 is then no evidence of a lock."""
     reason = thread.members.wait_reason
     return reason in windows.PREEMPTED_REASONS and reason < len(facts.wait_reasons)
 
 
 def knows_preemption(facts: Facts) -> bool:
     """Tell whether WaitReason shows preemption on this Windows, which it does not on XP."""
-    return len(facts.wait_reasons) > max(windows.PREEMPTED_REASONS - {38})
+    return len(facts.wait_reasons) > min(windows.PREEMPTED_REASONS)
 
 
 def head_kind(thread: Thread, facts: Facts) -> str | None:
@@ -112,12 +115,14 @@ def reason(thread: Thread, facts: Facts) -> Reason | None:
     """Return the first visible reason why the first APC of the current kernel list is not delivered."""
     members = thread.members
     if waiting(thread):
-        if members.wait_reason in windows.PAGE_FAULT_REASONS:
+        # A wait at IRQL 0 would be ended for the APC, also one for a page.
+        if members.wait_reason in windows.PAGE_FAULT_REASONS and members.wait_irql != 0:
             return Reason.PAGE_FAULT
         if members.special_apc_in_progress:
             return Reason.SPECIAL_IN_PROGRESS
     level = irql(thread, facts)
-    # A higher IRQL that a crash saved is that of the crashing code, not one that the thread holds APCs off with.
+    # After a crash, an IRQL above APC_LEVEL belongs to the code that crashed. It does not show that the thread blocked
+    # APCs before.
     if level is not None and (level >= windows.APC_LEVEL if waiting(thread) else level == windows.APC_LEVEL):
         return Reason.IRQL
     if member(thread, "special_apc_disable", facts):
@@ -143,7 +148,7 @@ def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
         return why_own_queued(apc, thread, _blocked(thread, facts))
     if apc.queue is not QueueName.KERNEL:
         return None
-    if is_special_user(apc, facts) and apc.apc_mode == windows.KERNEL_MODE and not members.kernel_apc_pending:
+    if is_special_user(apc, facts) and apc.apc_mode == windows.KERNEL_MODE and members.kernel_apc_pending == 0:
         return "a special user APC in its first phase, which waits for kernel APCs to be enabled"
     why = reason(thread, facts)
     reasons = {
@@ -159,7 +164,7 @@ def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
     if members.state in ABOUT_TO_RUN:
         return "not-yet-scheduled: it is delivered when the thread runs below APC_LEVEL"
     if members.state == windows.RUNNING:
-        return "the thread is running: it may be about to be delivered"
+        return "the thread is running: the APC may be delivered at any instruction"
     return None
 
 
@@ -181,14 +186,16 @@ def _blocked(thread: Thread, facts: Facts) -> str | None:
 
 
 ABOUT_TO_RUN = (windows.READY, windows.STANDBY, windows.TRANSITION, windows.DEFERRED_READY, windows.INITIALIZED)
-"""States of a thread that will run soon; the APC interrupts it when it does."""
+"""States before the next run: a queued kernel APC is delivered when a processor switches to the thread."""
 
 
 def deliverable(thread: Thread, facts: Facts) -> bool | None:
     """Return whether queuing the first APC of the kernel list should have ended the thread's wait.
 
     KiInsertQueueApc ends a wait at WaitIrql 0 outside a guarded region for a special kernel APC, and for a normal one
-    when kernel APCs are enabled and none is in progress. The kernel's own KAPCs are left out: it ends no wait for them.
+    when kernel APCs are enabled and none is in progress. The thread must not be a processor's current thread, and no
+    special kernel APC may be in progress. The kernel's own KAPCs are left out: it ends no wait for them. None if a
+    value that decides this is unknown.
     """
     apcs = queued_kernel_apcs(thread, facts)
     kind = head_kind(thread, facts)
@@ -212,10 +219,11 @@ def is_stuck(thread: Thread, facts: Facts) -> bool:
 
 
 def delivered_first(thread: Thread, facts: Facts) -> bool | None:
-    """Return whether the APCs queued to an attached thread would be delivered before it can detach.
+    """Return whether the APCs that are queued to an attached thread are delivered before the thread can detach.
 
-    A thread that is about to run is interrupted when a processor switches to it, and one that waits at IRQL 0 is woken.
-    Otherwise KeUnstackDetachProcess drains the list while KernelApcPending is set and nothing forbids delivery.
+    True only if the thread is about to run or waits at IRQL 0, KernelApcPending is 1, SpecialApcDisable is 0, the user
+    list is empty, the kernel list is intact and, if a normal APC is queued, KernelApcDisable is 0. None if a value that
+    decides this is unknown.
     """
     members = thread.members
     about_to_run = None if members.state is None else members.state in ABOUT_TO_RUN

@@ -13,7 +13,7 @@ UNBACKED = (Backing.NOTHING, Backing.UNLOADED)
 
 
 def kernel_routines(apc: Apc, facts: Facts) -> Iterator[tuple[str, Code]]:
-    """Yield the routines of an APC that run in kernel mode, by the names of their members.
+    """Yield (name of the _KAPC member, code) for each routine of an APC that runs in kernel mode.
 
     The NormalRoutine of a special user APC is not one of them while its ApcMode is KernelMode: its KernelRoutine clears
     it before anything calls it.
@@ -33,7 +33,10 @@ def kernel_routines(apc: Apc, facts: Facts) -> Iterator[tuple[str, Code]]:
 
 
 def routines_in(apc: Apc, facts: Facts, backings: tuple[Backing, ...], code: str, severity: Severity) -> Finding | None:
-    """Report the kernel-mode routines of an APC that lie in certain memory."""
+    """Report the kernel-mode routines of an APC whose backing is in `backings`, None without any.
+
+    `code` is the finding's code; the sentence names the first of `backings`.
+    """
     routines = [(name, routine) for name, routine in kernel_routines(apc, facts) if routine.backing in backings]
     if not routines:
         return None
@@ -78,7 +81,7 @@ def orphan_start(thread: Thread, facts: Facts) -> Finding | None:
 
 
 def start_not_code(thread: Thread, facts: Facts) -> Finding | None:
-    """A system thread starts in a module where no function begins."""
+    """A live system thread starts at an address in a module at which no function can begin."""
     if thread.members.state in (None, windows.TERMINATED) or thread.start is None or thread.start.not_code is None:
         return None
     return not_code_finding([("the system thread's start address", thread.start)])

@@ -62,7 +62,8 @@ WALK_BOUND = 16 << 20
 """How many bytes are searched below an address for a header; nearly every driver is smaller."""
 
 GAP_BOUND = 2 << 20
-"""How many consecutive unmapped bytes the search crosses: paged-out and discarded sections are not larger."""
+"""How many consecutive unmapped bytes the search crosses. An image with a larger paged-out or discarded part below the
+address is not found."""
 
 _EXECUTABLE = 0x20000000  # IMAGE_SCN_MEM_EXECUTE (winnt.h)
 
@@ -135,7 +136,10 @@ class HiddenImages:
         return None
 
     def _image(self, base: int, address: int) -> Driver | None:
-        """Return the image with a header at `base`, if its machine is right and the address is in its code."""
+        """Return the image with a header at `base`, None unless its machine is right and the address is in its code.
+
+        Where its sections cannot be read, any address within its size will do.
+        """
 
         def read(rva: int, length: int) -> bytes | None:
             return self._memory.read(base + rva, length)
@@ -155,6 +159,7 @@ class HiddenImages:
             return False
         if not header.sections:
             return True
-        # A cached file in memory has the same header, but is not laid out by section addresses.
+        # The address has to lie in an executable section: a cached copy of the file has the same header, but its
+        # sections lie at file offsets.
         section = header.section_at(rva)
         return section is not None and bool(section.characteristics & _EXECUTABLE)

@@ -17,10 +17,10 @@ MODULE_BOUND = 4096
 
 
 def read_module_list(memory: Memory, symbols: KernelSymbols) -> tuple[tuple[Driver, ...], bool]:
-    """Read PsLoadedModuleList; a broken list is followed from both ends.
+    """Read PsLoadedModuleList by Flink, and by Blink too if any link disagrees.
 
     Returns:
-        The modules, and whether the list was read completely.
+        The modules, and whether the Flinks return to the head, every entry could be read and there is at least one.
     """
     head = symbols.address("PsLoadedModuleList")
     structure = "_KLDR_DATA_TABLE_ENTRY" if symbols.has_type("_KLDR_DATA_TABLE_ENTRY") else "_LDR_DATA_TABLE_ENTRY"
@@ -38,7 +38,7 @@ def read_module_list(memory: Memory, symbols: KernelSymbols) -> tuple[tuple[Driv
 
 
 def _read_driver(memory: Memory, symbols: KernelSymbols, structure: str, entry: int) -> Driver | None:
-    # InLoadOrderLinks is the first member in every version, so that without it in the table the entry is the start.
+    # If the symbol table lacks the member, its offset is 0: it is the first member in every version.
     links = symbols.member(structure, "InLoadOrderLinks.Flink")
     start = entry - links.offset if links is not None else entry
     base = read_member(memory, symbols, structure, "DllBase", start)
@@ -59,10 +59,9 @@ def _of_believable_size(driver: Driver, memory: Memory) -> Driver:
 
 
 REMEMBERED = 50
-"""The length of the kernel's ring buffer of unloaded drivers (WRK, mm/mi.h: MI_UNLOADED_DRIVERS)."""
+"""How many unloaded drivers the kernel remembers (WRK, mm/mi.h: MI_UNLOADED_DRIVERS)."""
 
-_NAME_BOUND = 512
-_IMAGE_BOUND = 256 << 20
+_NAME_BOUND = 512  # bytes of a name that are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def read_unloaded(memory: Memory, symbols: KernelSymbols, kernel_start: int) -> 
             continue
         start = int.from_bytes(data[name_size : name_size + pointer], "little")
         end = int.from_bytes(data[name_size + pointer : name_size + 2 * pointer], "little")
-        if kernel_start <= start < end <= start + _IMAGE_BOUND and memory.is_canonical(start):
+        if kernel_start <= start < end <= start + IMAGE_BOUND and memory.is_canonical(start):
             drivers.append(UnloadedDriver(start, end, _name(memory, symbols, data) or f"{start:x}"))
     return tuple(drivers)
 

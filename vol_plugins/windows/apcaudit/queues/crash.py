@@ -24,10 +24,10 @@ _REGISTERS32 = ("Eax", "Ecx", "Edx", "Ebx", "Esi", "Edi")
 
 
 STACK_BOUND = 1 << 20
-"""The largest kernel stack that is believed, in bytes; x64 gives up to 72 KiB, and callouts add a few of these."""
+"""The largest plausible kernel stack, in bytes. One on x64 has up to 72 KiB; callouts to user mode may add others."""
 
-# Routines that stop the machine (WDK), and the distance in bytes from a routine's start up to which an address counts
-# as one in the routine.
+# Routines that stop the machine (KeBugCheck and KeBugCheckEx: WDK; KeBugCheck2: public PDBs), and the distance in bytes
+# from a routine's start up to which an address counts as one in the routine.
 _STOPPING = frozenset({"KeBugCheck", "KeBugCheckEx", "KeBugCheck2"})
 FUNCTION_BOUND = 0x4000
 
@@ -57,8 +57,13 @@ class Crash:
         """Find the crashed thread among those on the processors.
 
         The first of these rules that names one thread decides: the thread that a minidump names; the thread on whose
-        stack the dump's stack pointer lies; the only thread there is; the thread of the KAPC that the bugcheck names;
-        the thread whose stack has a return address into KeBugCheck.
+        stack the dump's stack pointer lies; the only thread that runs on a processor; the thread of the KAPC that the
+        bugcheck names; the only running thread whose stack has an address in KeBugCheck, KeBugCheckEx or KeBugCheck2.
+
+        Args:
+            running: virtual addresses of the processors' current threads.
+            dumped: virtual addresses of the threads that a minidump names.
+            header: the crash dump's, None for other images.
         """
         on_processors = tuple(running)
         wanted = next(iter(dumped), None)
@@ -80,7 +85,10 @@ class Crash:
 
     @property
     def threads(self) -> frozenset[int]:
-        """The threads that the bugcheck is about, by virtual address."""
+        """The crashed thread and the thread of the KAPC that the bugcheck names, by virtual address.
+
+        Empty if the bugcheck does not concern APCs.
+        """
         if self._threads is None:
             named = (self.thread, self._apcs[0].thread if self._apcs else None)
             told = self._facts.bugcheck is not None and self._facts.bugcheck.code in windows.BUGCHECK_NAMES
@@ -88,7 +96,10 @@ class Crash:
         return self._threads
 
     def add_bugcheck_apcs(self, thread: FoundThread, queues: tuple[Queue, ...]) -> tuple[Queue, ...]:
-        """Add to the lists of the crashed thread the KAPCs that the bugcheck names and that no list holds."""
+        """Add the KAPCs that the bugcheck names and that no list holds to the crashed thread's queues, as off-list.
+
+        The queues of any other thread are returned as they are.
+        """
         if self._facts.bugcheck is None or thread.address != self.thread:
             return queues
         on_lists = {apc.address for queue in queues for apc in queue.apcs}

@@ -14,11 +14,11 @@ from .apc_lists import ApcLists
 
 _NOWHERE = 0
 _TOO_FAR = -1
-"""In place of a list head's address: the Flinks lead to no head, or the head lies beyond the bound."""
+"""In place of a list head's address: the Flinks lead to no list head; no head within the bound."""
 
 
 class HeldEntries:
-    """Decides whether a LIST_ENTRY is on some thread's APC list, within the budget of the image's lists."""
+    """Decides whether a LIST_ENTRY is on a thread's APC list; the entries followed count against `ApcLists.budget`."""
 
     def __init__(self, kernel: Kernel, lists: ApcLists) -> None:
         self._memory = kernel.memory
@@ -28,7 +28,7 @@ class HeldEntries:
         self._head_of: dict[int, int] = {}
 
     def follow(self, head: int) -> bool:
-        """Walk the list of a head once; return whether it was followed to its end."""
+        """Walk the list of a head once and remember its entries; return False if the bound ended the walk."""
         whole = self._whole.get(head)
         if whole is None:
             budget = self._lists.budget
@@ -43,7 +43,7 @@ class HeldEntries:
 
         The entry's own links may be stale: they are only used to find the head from which the list is walked.
         """
-        # A list that breaks off leads to no head, and yet holds the entries before the break.
+        # The entries before a break are on the list although their Flinks lead to no head.
         if entry in self._held or self._lists.has_met(entry):
             return True
         head = self._head_from(entry)
@@ -86,8 +86,9 @@ class HeldEntries:
 class OffList:
     """Judges the scan's KAPCs thread by thread.
 
-    `unmapped` counts those that no kernel address maps, `undecided` those for which the list is too long to decide
-    whether it holds them, `left_out` those that no list holds beyond the number reported for one thread.
+    `unmapped` has those that no kernel address maps, `undecided` those for which the list is too long to decide whether
+    it holds them, by physical address; `left_out` has those beyond the number reported for one thread, by virtual
+    address. They are sets, since a thread may be judged twice.
     """
 
     def __init__(self, kernel: Kernel, lists: ApcLists, found: dict[int, list[int]]) -> None:
@@ -98,19 +99,19 @@ class OffList:
         self._kernel_start = kernel.drivers.kernel_start
         self._held = HeldEntries(kernel, lists)
         self._pages: dict[int, int] | None = None
-        self.unmapped = 0
-        self.undecided = 0
-        self.left_out = 0
+        self.unmapped: set[int] = set()
+        self.undecided: set[int] = set()
+        self.left_out: set[int] = set()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """The KAPCs that have been left out so far, and why."""
         texts = (
             (self.unmapped, "APCs of the scan are left out: no kernel address maps them"),
-            (self.undecided, "APCs of the scan may hang on lists that are followed no further"),
-            (self.left_out, "more APCs of the scan that no list holds are left out"),
+            (self.undecided, "APCs of the scan were not judged: the lists that may hold them are too long"),
+            (self.left_out, "further APCs of the scan that are on no list are not shown"),
         )
-        return tuple(f"{count} {text}" for count, text in texts if count)
+        return tuple(f"{len(found)} {text}" for found, text in texts if found)
 
     @property
     def threads(self) -> frozenset[int]:
@@ -129,7 +130,7 @@ class OffList:
             queues: its lists as they were read.
         """
         if thread.members.state == windows.TERMINATED:
-            # APCs that it did not live to run stay in memory until that is used again.
+            # A KAPC that was still queued when the thread ended stays in memory until the memory is used again.
             return None
         listed = {self._memory.physical(apc.address): apc.address for queue in queues for apc in queue.apcs}
         for queue in queues:
@@ -142,11 +143,11 @@ class OffList:
                 continue
             address = self._address(physical, thread)
             if address is None:
-                self.unmapped += 1
+                self.unmapped.add(physical)
                 continue
             on_a_list = self._held.holds(address + self._layout.apc_list_entry)
             if on_a_list is None:
-                self.undecided += 1
+                self.undecided.add(physical)
             else:
                 (held if on_a_list else loose).append(address)
         apcs = tuple(self._reported(self._without_copies(loose, held), thread)) if loose else ()
@@ -189,14 +190,17 @@ class OffList:
                 yield apc
                 position += 1
             else:
-                self.left_out += 1
+                self.left_out.add(address)
         self._lists.budget.spend(position)
 
     def _address(self, physical: int, thread: FoundThread) -> int | None:
-        """Return a kernel address of a KAPC: by the thread that it is a member of, else by the page tables."""
+        """Return a kernel virtual address of the KAPC at a physical address, None if no kernel address maps it."""
         start = self._memory.physical(thread.address)
         if start is not None and 0 <= physical - start < self._layout.thread.size:
-            return thread.address + physical - start
+            address = thread.address + physical - start
+            # The pages of an _ETHREAD need not follow one another in physical memory.
+            if self._memory.physical(address) == physical:
+                return address
         if self._pages is None:
             pages = (each for found in self._found.values() for each in found)
             self._pages = kernel_addresses(self._memory, pages, self._kernel_start)

@@ -14,7 +14,7 @@ from ..kernel import Kernel
 from ..model import Backing, Code, FoundThread
 
 STACK_BOUND = 1 << 20
-"""The largest kernel stack that is believed, in bytes; x64 gives up to 72 KiB, and callouts add a few of these."""
+"""The largest plausible kernel stack, in bytes. One on x64 has up to 72 KiB; callouts to user mode may add others."""
 
 PAGES_KEPT = 4096
 """For how many pages the positions of their pool blocks are remembered."""
@@ -36,11 +36,13 @@ class StackRanges:
         self._decode = Decoder(members, self._header) if fits and self._header <= PAGE else None
 
     def holder(self, address: int, thread: FoundThread | None) -> int | None:
-        """Return the _ETHREAD on whose kernel stack a virtual address lies, None when it is on none.
+        """Return the _ETHREAD on whose kernel stack a virtual address lies.
+
+        None if it is on none, and if a loaded module or a pool block contains it.
 
         Args:
-            address: of a KAPC.
-            thread: the thread that it is queued to, whose own stack is tried first.
+            address: virtual address of a KAPC or of code.
+            thread: the thread whose stack is tested first, None if unknown.
         """
         if thread is not None:
             limit, base = thread.members.stack_limit, thread.members.stack_base
@@ -55,7 +57,10 @@ class StackRanges:
         return threads[index] if index >= 0 and address < bases[index] else None
 
     def in_pool(self, address: int) -> bool:
-        """Tell whether a pool block on the address's page contains it, by the pool headers before it."""
+        """Tell whether a pool block with its header on the same page contains a virtual address.
+
+        Blocks that are larger than a page have no header there and are not found.
+        """
         offset = address % PAGE
         blocks = self._blocks.get(address - offset)
         if blocks is None:
@@ -96,7 +101,10 @@ def _is_tag(tag: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The memory that a KAPC lies in, where no queued KAPC belongs there (else None); whether it is a kernel stack."""
+    """`text` names the memory of a KAPC if no queued KAPC belongs there, else None.
+
+    `on_stack` is whether that memory is a kernel stack.
+    """
 
     text: str | None = None
     on_stack: bool = False
@@ -131,7 +139,10 @@ class PlacementFinder:
         return _USUAL if holder is None else Placement(_stack_of(holder, thread), on_stack=True)
 
     def add_region(self, code: Code, thread: FoundThread | None) -> Code:
-        """Add to code that no module holds the name of the memory that it lies in, if that is known."""
+        """Add the name of the memory to a code address that lies in no module.
+
+        The code is returned unchanged if a module has it or the memory has no name.
+        """
         if code.backing not in _UNBACKED:
             return code
         region = self._regions.find(code.address)

@@ -103,11 +103,11 @@ class Queues:
                 start = self._placements.add_region(self._drivers.routine(address), found)
             conflict = self._drivers.conflict_at(address)
         queues = () if self.is_empty(found) else self._lists.read(found)
+        nested = self._nested.find(found) if members.apc_state_index == 1 and not found.idle else None
         if self._off_list.names(found.address):
-            off_list = self._off_list.find(found, queues)
+            off_list = self._off_list.find(found, queues if nested is None else (*queues, *nested.queues))
             queues = queues if off_list is None else (*queues, off_list)
         queues = self._crash.add_bugcheck_apcs(found, queues)
-        nested = self._nested.find(found) if members.apc_state_index == 1 and not found.idle else None
         return Thread.from_found(
             found,
             attached=self._attached(found),

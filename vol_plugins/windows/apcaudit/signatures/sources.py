@@ -34,9 +34,10 @@ SIZE_BOUND = 512 << 20
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One rule file or string: its text, its name in messages, its folder for includes, the option that gave it.
+    """One rule file or string: its text, and its name in messages.
 
-    `root` is the folder below which all files that it may include have to lie.
+    `folder` is where the files that it includes are looked up, `root` the folder below which all of them have to lie:
+    both None if it may include nothing. `option` is the option that gave it, None for the rules that ship.
     """
 
     text: str
@@ -107,8 +108,8 @@ def read_text(path: str | Path) -> str:
     """Read a rule file.
 
     Raises:
-        OSError: it cannot be read, or is no file.
-        ValueError: it is too large, or no text of rules.
+        OSError: it cannot be read or is not a regular file.
+        ValueError: it is larger than SIZE_BOUND, is compiled or is not UTF-8 text.
     """
     with open_file(path) as file:
         data = file.read(SIZE_BOUND + 1) or b""
@@ -165,7 +166,9 @@ def _rule_files(folder: Path, closed: list[Broken]) -> list[Path]:
 def _read_path(path: Path, option: str | None, root: Path) -> Source:
     try:
         if path.is_symlink() and not _lies_below(path, root):
-            raise ValueError(f"it is a link to a file that is not below {root}: give that one, or its folder")
+            raise ValueError(
+                f"it is a link to a file that is not below {root}: give the target file or its folder instead"
+            )
         text = read_text(path)
     except (OSError, ValueError) as error:
         raise BrokenRulesError([Broken(str(path), _reason(error), getattr(error, "line", None), option)]) from error
@@ -195,7 +198,7 @@ def decode(data: bytes) -> str:
     zero = data.find(0)
     if zero >= 0:
         # yara-python would silently ignore everything behind it.
-        raise TextError("rules have no zero byte", data.count(b"\n", 0, zero) + 1)
+        raise TextError("a rule file must not contain a zero byte", data.count(b"\n", 0, zero) + 1)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -272,9 +275,9 @@ class Includes:
 
     def __init__(self, named: Mapping[str, Source]) -> None:
         self._named = named
-        self._paths: dict[str, str] = {}
+        self._paths: dict[str, str | None] = {}
         self._files = 0
-        self._bytes = 0
+        self._characters = 0
         self.refused: Refused | None = None
         self.texts: dict[str, str] = {}
         self._statements: dict[str, Sequence[tuple[int, int]]] = {}
@@ -284,15 +287,18 @@ class Includes:
 
         Args:
             requested: the name in the include statement.
-            including: the name of the included file with the statement, None for the source itself.
+            including: the name of the file that contains the statement, None if that is the source itself.
             namespace: the source's.
         """
         try:
+            if including is not None and self._paths.get(including, "") is None:
+                raise _RefusedError(f"several files were included as {_quoted(including)}, one of which includes it")
             path = self._resolve(requested, self.path_of(including), self._named[namespace])
         except _RefusedError as error:
             self.refused = self.refused or Refused(requested, str(error))
             return None
-        self._paths[requested] = path
+        # All that the engine says of a file that includes is the name by which it was included.
+        self._paths[requested] = path if self._paths.get(requested, path) == path else None
         return self.texts[path]
 
     def path_of(self, included: str | None) -> str | None:
@@ -342,7 +348,9 @@ class Includes:
         yield from self._pieces(Piece(self.texts[path], path), source, find, (*chain, path))
 
     def _resolve(self, requested: str, including: str | None, source: Source) -> str:
-        """Read an included file and return its path: it lies beside the including file or beside the source.
+        """Read an included file and return its path.
+
+        The name is looked up in the folder of the including file, then in the folder of the source.
 
         Raises:
             _RefusedError: it may not or cannot be included.
@@ -362,9 +370,9 @@ class Includes:
         except (OSError, ValueError) as error:
             raise _RefusedError(getattr(error, "strerror", None) or str(error)) from error
         self._files += 1
-        self._bytes += len(text)
-        if self._files > INCLUDES_BOUND or self._bytes > CHARACTERS_BOUND:
-            raise _RefusedError("the rules include more than is taken")
+        self._characters += len(text)
+        if self._files > INCLUDES_BOUND or self._characters > CHARACTERS_BOUND:
+            raise _RefusedError("the rules include more files or characters than the limit")
         self.texts[path] = text
         return path
 

@@ -82,11 +82,17 @@ class UserModeEntries:
         return self._from_user(self._member("_ETHREAD", "Tcb.TrapFrame", thread.address), stack)
 
     def latest_callout(self, thread: Thread) -> int | None:
-        """Return the address of the latest KCALLOUT_FRAME on x86; Windows 8 and later do not have CallbackStack."""
+        """Return the virtual address of the latest KCALLOUT_FRAME.
+
+        None on x64, and where the kernel has no CallbackStack (Windows 8 and later).
+        """
         return self._member("_ETHREAD", "Tcb.CallbackStack", thread.address) if self.traps is not None else None
 
     def before_callout(self, callout: int, stack: StackView) -> tuple[Callout, StackView] | None:
-        """Return the caller that a callout frame saved, and the stack up to the entry before; None if it is invalid."""
+        """Return the caller that a callout frame saved, and the stack with the previous entry from user mode.
+
+        None if the callout frame is invalid.
+        """
         found = read_callout(stack, callout)
         if found is None or not self._code.is_code(found.ip) or self._code.call_before(found.ip).follows is False:
             return None
@@ -107,7 +113,7 @@ class UserModeEntries:
 
 
 STACK_BOUND = 1 << 20
-"""The largest plausible kernel stack, in bytes; on x64 one has up to 72 KiB, callouts add a few more."""
+"""The largest plausible kernel stack, in bytes. One on x64 has up to 72 KiB; callouts to user mode may add others."""
 
 _CONTEXT_BYTES = {4: 0x2CC, 8: 0x4D0}  # sizeof(CONTEXT), winnt.h
 
@@ -153,8 +159,7 @@ class Stacks:
     def _saved_registers(self, thread: Thread, stack: StackView) -> Iterator[tuple[Registers, str, bool]]:
         """Yield candidates for the thread's registers: registers, where they were saved, whether the ip is exact."""
         size = self._memory.pointer_size
-        running = thread.members.state == windows.RUNNING or thread.processor is not None or View.DUMP in thread.views
-        if not running:
+        if not _is_running(thread):
             address = thread.members.kernel_stack or 0
             data = self._memory.read(address, SWITCH_FRAME_BYTES[size]) if stack.holds(address) else None
             registers = None if data is None else registers_from_switch_frame(data, address, size)
@@ -214,11 +219,15 @@ class Stacks:
         return walk_x86(registers, stack, self._code, self._entries.traps, exact=exact)
 
     def _search(self, thread: Thread, stack: StackView) -> Stack:
-        """Search a stack without saved registers, from KernelStack if that is on the stack, else all of it."""
-        kernel_stack = thread.members.kernel_stack or 0
+        """Search a stack for return addresses.
+
+        The search starts at KernelStack if the thread does not run and KernelStack lies on the stack, else at
+        StackLimit: KernelStack of a running thread is its stack pointer of the last wait.
+        """
+        kernel_stack = 0 if _is_running(thread) else thread.members.kernel_stack or 0
         at = kernel_stack if stack.holds(kernel_stack) else stack.limit
         where = f"KernelStack {at:#x}" if at == kernel_stack else f"StackLimit {at:#x}"
-        start = f"a search from {where}, since no registers of it were saved"
+        start = f"a search from {where}, since the thread has no usable saved registers"
         found = Scanner(stack, self._code).next_frames(0, at)
         if not found:
             return Stack((), start, f"no return address from {where} on")
@@ -244,6 +253,11 @@ class Stacks:
             for found, return_address in zip(walked.frames, following, strict=True)
         )
         return Stack(frames, start, walked.ending)
+
+
+def _is_running(thread: Thread) -> bool:
+    """Tell whether the thread ran when the image was made, so that KernelStack and what lies there are stale."""
+    return thread.members.state == windows.RUNNING or thread.processor is not None or View.DUMP in thread.views
 
 
 def _no_frames(why: str) -> Stack:

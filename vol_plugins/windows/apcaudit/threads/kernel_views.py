@@ -23,11 +23,12 @@ _HIGHEST_IRQL = {4: 31, 8: 15}  # HIGH_LEVEL by size of a pointer (WDK, wdm.h)
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """One _KPRCB: its number, virtual address, and the _ETHREADs it names (0: none, None: unreadable).
+    """One _KPRCB: its number, virtual address, and the virtual addresses of the _ETHREADs that it names.
 
-    `saved_irql` is DebuggerSavedIRQL, the IRQL before the crash or the debugger stopped the processor. Windows XP
-    keeps none (WinDbg's help on `!irql`: Server 2003 and later), so there it stays None: _KPCR.Irql is no substitute,
-    since KeBugCheck itself raises it.
+    `current` is never 0; of `next` and `idle`, 0 is none and None is unreadable.
+    `saved_irql` is DebuggerSavedIRQL, the IRQL before the crash or the debugger stopped the processor, None where it is
+    unreadable or impossible. XP keeps none (WinDbg's help on `!irql`: Server 2003 and later), and _KPCR.Irql is no
+    substitute, since KeBugCheck itself raises it.
     """
 
     number: int
@@ -108,6 +109,9 @@ def _read(memory: Memory, symbols: KernelSymbols, address: int) -> Processor | N
 LEVEL_MASK = 7
 """Low bits of TableCode: the number of levels above the pages of entries, at most 2 (WRK, ex/handle.c)."""
 
+_OBJECT_FLAGS = 7
+"""Low bits of _HANDLE_TABLE_ENTRY.Object: lock, inherit, audit (WRK, ex/handle.c)."""
+
 PAGE_BOUND = 1 << 16
 """How many pages of entries are read: sixteen million IDs, as many as a table of three levels has on x64."""
 
@@ -145,7 +149,7 @@ class Objects:
 
     @property
     def ids(self) -> int:
-        """One more than the highest ID there is room for."""
+        """The lowest ID that does not fit, in steps of ID_STEP."""
         return len(self._addresses) * ID_STEP
 
     def __bool__(self) -> bool:
@@ -166,7 +170,7 @@ class CidTable:
 
     @property
     def evidence(self) -> bool:
-        """Whether an object that is not in the table is known to be missing from it."""
+        """Whether the absence of an ID proves that the table lacks the object."""
         return self.complete and self.confirmed
 
 
@@ -189,8 +193,8 @@ class EntryDecoder:
         """Return the object address of each entry of a page, 0 for an unused entry."""
         words = self._words.unpack(page)[self._first :: self._step][: self.entries_of_page]
         if self._bits is None:
-            # To Windows 7 the object's address itself, the lowest bit being the entry's lock.
-            return [word & ~LEVEL_MASK for word in words]
+            # Up to Windows 7 the entry is the object's address; its three lowest bits are flags.
+            return [word & ~_OBJECT_FLAGS for word in words]
         shift, mask, low, sign = self._shift, (1 << self._bits) - 1, self._low, self._sign
         addresses = [(word >> shift & mask) << low for word in words]
         return [address | sign if address >> 47 else address for address in addresses]
@@ -234,12 +238,12 @@ def _read_level(memory: Memory, pages: list[int]) -> tuple[list[int], bool]:
     pointers = Struct("<" + ("I" if memory.pointer_size == 4 else "Q") * (PAGE // memory.pointer_size))
     lower: list[int] = []
     complete = True
-    for page in pages:
+    for number, page in enumerate(pages, 1):
         data = memory.read(page, PAGE) if page else None
         complete = complete and (data is not None or not page)
         lower.extend(pointers.unpack(data) if data is not None else [0] * (PAGE // memory.pointer_size))
         if len(lower) > PAGE_BOUND:
-            complete = complete and not any(lower[PAGE_BOUND:])
+            complete = complete and not any(lower[PAGE_BOUND:]) and not any(pages[number:])
             del lower[PAGE_BOUND:]
             break
     met: set[int] = set()
@@ -256,7 +260,7 @@ def _read_level(memory: Memory, pages: list[int]) -> tuple[list[int], bool]:
 def _system_is_in(objects: Objects, memory: Memory, symbols: KernelSymbols) -> bool:
     """Tell whether the table has the System process and one of its first threads under their own IDs.
 
-    The thread is asked for too: where a table holds processes only, for whatever reason, no thread is missing from it.
+    The thread is tested too: if the table holds only processes, the absence of a thread proves nothing.
     """
     symbol = symbols.address("PsInitialSystemProcess")
     system = None if symbol is None else memory.pointer(symbol)
