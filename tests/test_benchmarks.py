@@ -23,13 +23,16 @@ LINES = {"list": 2, "desktop": 1, "thread": 3, "memory": 1, "scan": 1, "search":
 SMALL, MAIN, BIG = 100, 150, 200
 LARGE_MIB = 8
 
+LEFT_OUT = ("yara", "desktop")
+"""What takes longer than all other measures: the engine's has a test of its own, the desktop's is that of `list`."""
+
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """Tables and JSON of one round on images as small as they can be."""
     folder = tmp_path_factory.mktemp("benchmarks")
     sizes = [str(size) for size in (SMALL, MAIN, BIG)]
-    measures = [name for name in MEASURES if name != "yara"]
+    measures = [name for name in MEASURES if name not in LEFT_OUT]
     arguments = ["--rounds", "1", "--sizes", *sizes, "--large", str(LARGE_MIB), "--json", str(folder / "out.json")]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments, "--work", str(folder / "work"), "--only", *measures],
@@ -46,7 +49,7 @@ def test_every_target_has_its_lines(outcome: tuple[str, dict[str, Any]]) -> None
     """Each measure gives its lines of the table of targets, in the tables and in the JSON."""
     text, document = outcome
     assert set(LINES) == set(MEASURES)
-    assert len(document["targets"]) == sum(count for name, count in LINES.items() if name != "yara")
+    assert len(document["targets"]) == sum(count for name, count in LINES.items() if name not in LEFT_OUT)
     for target in document["targets"]:
         assert target["status"] in ("met", "missed", "not built yet")
         assert target["what"] in text

@@ -19,20 +19,24 @@ COUNT = 39
 """The kinds of damage take turns: three of each. `python -m fuzz` makes thousands."""
 
 
-@pytest.mark.parametrize("kernel", ["10-19041-x64", "xp-sp3-x86"])
-def test_damaged_images(kernel: str) -> None:
+@pytest.fixture(scope="module", params=["10-19041-x64", "xp-sp3-x86"])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """A machine to damage."""
+    return Subject(request.param)
+
+
+def test_damaged_images(subject: Subject) -> None:
     """Whatever is damaged: the audit ends, raises nothing, blames no other thread, loses nothing and says so."""
-    subject = Subject(kernel)
     trials = [attempt(subject, SEED, index) for index in range(COUNT)]
     assert [trial for trial in trials if not trial.good] == []
     assert "reported" in {trial.outcome for trial in trials}
-    assert kernel in table(trials)
+    assert subject.name in table(trials)
 
 
-def test_a_mutation_can_be_made_again() -> None:
-    """A seed and a number give the same damage each time."""
-    one, two = Subject("10-19041-x64"), Subject("10-19041-x64")
-    assert [one.mutation(SEED, index) for index in range(32)] == [two.mutation(SEED, index) for index in range(32)]
+def test_a_mutation_can_be_made_again(subject: Subject) -> None:
+    """A seed and a number give the same damage each time, whatever was damaged before."""
+    other = Subject(subject.name)
+    assert [subject.mutation(SEED, at) for at in range(32)] == [other.mutation(SEED, at) for at in range(32)]
 
 
 @pytest.mark.parametrize("kernel", ["10-19041-x64", "xp-sp3-x86"])
@@ -44,25 +48,17 @@ def test_damaged_symbol_file(kernel: str) -> None:
     assert {"refused", "reported"} <= {trial.outcome for trial in trials}
 
 
-@pytest.fixture
-def minidump(shared: Path) -> Path:
-    """The genuine minidump."""
+def test_damaged_minidump(shared: Path) -> None:
+    """Mutated copies of a genuine minidump are refused with one clear error, or audited within bounds.
+
+    Other images of the process get their own kernel's names afterwards, from the symbol files that were in the path.
+    """
     path = shared / "samples" / "triage_x64.dmp"
     if not path.exists():
         pytest.skip(f"{path.name} is missing")
-    return path
-
-
-def test_damaged_minidump(minidump: Path, shared: Path) -> None:
-    """Mutated copies of a genuine minidump are refused with one clear error, or audited within bounds."""
-    subject = MinidumpSubject(minidump, shared / "symbols")
+    sort, folders = KernelSymbols._sort, list(volatility3.symbols.__path__)
+    subject = MinidumpSubject(path, shared / "symbols")
     trials = [attempt(subject, SEED, index) for index in range(7)]
     assert [trial for trial in trials if not trial.good] == []
-
-
-def test_nothing_is_left_behind(minidump: Path, shared: Path) -> None:
-    """Other images of the process get their own kernel's names, from the symbol files that were in the path before."""
-    sort, folders = KernelSymbols._sort, list(volatility3.symbols.__path__)
-    attempt(MinidumpSubject(minidump, shared / "symbols"), SEED, 0)
     assert KernelSymbols._sort is sort
     assert list(volatility3.symbols.__path__) == folders
