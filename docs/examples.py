@@ -171,6 +171,8 @@ def updated(page: Path, rows: dict[str, list[dict[str, Any]]]) -> str:
     """
 
     def example(match: re.Match[str]) -> str:
+        if not rows.get(match[2]):
+            raise SystemExit(f"{page.name}: the audit has no row of the situation {match[2]}")
         return f"{match[1]}{block(page.stem, match[2], rows[match[2]])}{match[4]}"
 
     return _EXAMPLE.sub(example, page.read_text(encoding="utf-8"))
@@ -308,8 +310,9 @@ def main() -> int:
             print(README.name)
     with tempfile.TemporaryDirectory() as folder:
         rows = audited((name for page in pages() for name in names(page.read_text(encoding="utf-8"))), Path(folder))
-    for page in pages():
-        text = updated(page, rows)
+    # All of them before any is written: an error leaves no half of the guide changed.
+    texts = {page: updated(page, rows) for page in pages()}
+    for page, text in texts.items():
         if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")
             print(page.relative_to(DOCS.parent))

@@ -99,12 +99,11 @@ def make() -> Schema:
     kind = definitions.of(str | None)
     definitions.of(model.Apc, more={"kind": kind} | {name: definitions.of(hint) for name, hint in of_apc.items()})
     of_thread = typing.get_type_hints(findings.Audited, None, names)
-    told = ("start", "crash", "stack", "yara", "yara_hits", "findings")
     time = definitions.of(int | None)
     thread = definitions.of(
         model.Thread,
         skip=frozenset({"start", "lost"}),
-        more={name: definitions.of(of_thread[name]) for name in told}
+        more={name: definitions.of(of_thread[name]) for name in document.TOLD}
         | {"created": time, "exited": time, "severity": definitions.of(findings.Severity)},
     )
     return {

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from volatility3 import framework
+from volatility3.plugins.windows.apcaudit.signatures.rules import AT_COMPILATION
 
 from apcaudit.synthetic.situations import SITUATIONS
 from docs import examples
@@ -137,6 +138,13 @@ def test_named_plugins_exist(rows: Rows) -> None:
     known = {name.rpartition(".")[0] for name in framework.list_plugins()}
     named = {name for page in GUIDE for name in re.findall(r"\bwindows(?:\.[a-z_]+)+", text_of(page))}
     assert named - known == set()
+
+
+def test_the_externals_of_yara_rules() -> None:
+    """The guide's table has each external variable that rules are given, and no other."""
+    table = text_of(DOCS / "README.md").partition("Rules can use these external variables:")[2].partition("\n\nSo")[0]
+    named = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert named == list(AT_COMPILATION)
 
 
 def test_every_column_is_explained(rows: Rows) -> None:

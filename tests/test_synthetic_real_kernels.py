@@ -16,16 +16,16 @@ from tests.volatility import CACHE, ROOT, rows
 SHARED = ROOT.parent / "shared"
 _EXPECTED_TIDS = [8, 12, 16, 20, 24, 28, 32, 36, 804, 808, 812, 2044, 2048]
 
-#: Versions of the files by the first digits of their GUIDs, as shared/README.md lists them.
+#: Versions of the files by the first digits of their GUIDs, as their layouts show.
 VERSIONS = {
     "22597D0B": (6, 3, 9600),
     "32C1A669": (10, 0, 22000),
-    "35A038B1": (10, 0, 17763),
+    "35A038B1": (10, 0, 18362),
     "3844DBB9": (6, 1, 7601),
     "517E128F": (10, 0, 14393),
     "5278AFF8": (10, 0, 19041),
     "879AD95F": (10, 0, 20348),
-    "8B11040A": (10, 0, 18362),
+    "8B11040A": (10, 0, 17763),
     "30B5FB31": (5, 1, 2600),
     "FC47DB45": (6, 1, 7601),
 }

@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("isf", type=Path, help="symbol file, .json or .json.xz")
     parser.add_argument("-o", "--output", type=Path, required=True, help="facts table to write")
-    parser.add_argument("--source", action="append", default=[], help="where the facts are from, a line each")
+    parser.add_argument("--source", action="append", required=True, help="where the facts are from, a line each")
     options = parser.parse_args(arguments)
     try:
         symbols = intermediate.read(options.isf)

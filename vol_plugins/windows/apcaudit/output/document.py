@@ -113,6 +113,10 @@ class Document:
         }
 
 
+TOLD = tuple(field.name for field in fields(Audited) if field.name not in ("thread", "apcs"))
+"""The fields of Audited that the JSON has of a thread beside those of the thread itself."""
+
+
 def thread_json(audited: Audited, facts: Facts) -> dict[str, Any]:
     """Return a thread with its queues and findings as values for json.dumps.
 
@@ -124,7 +128,7 @@ def thread_json(audited: Audited, facts: Facts) -> dict[str, Any]:
     result["created"] = created(thread.members, facts)
     result["exited"] = exited(thread.members)
     result["severity"] = str(audited.severity)
-    for name in ("start", "crash", "stack", "yara", "yara_hits", "findings"):
+    for name in TOLD:
         result[name] = plain(getattr(audited, name))
     for queue, described in zip(thread.queues, result["queues"], strict=True):
         described["apcs"] = [apc_json(apc, audited.get(apc)) for apc in queue.apcs]
