@@ -19,9 +19,9 @@ demo: $(VENV)/.demo
 	@echo; echo "An ordinary machine, all of its threads:"; echo
 	@$(BIN)/apcaudit show demo/desktop.jsonl --min-severity medium
 
-# A file stays with one process: what it builds for its tests is built once.
+# A file stays with one process: what it builds for its tests is built once. tests/conftest.py gives the order of files.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -34,6 +34,15 @@ def pytest_configure() -> None:
         )
 
 
+#: Files whose tests take longest, so that no process is left with one of them at the end.
+LONGEST = ("test_shared", "test_benchmarks", "test_fuzz", "test_synthetic_real_kernels", "test_reader_against_vol")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: those above, then those that start commands; the order is fixed."""
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, not item.path.stem.startswith("test_bulk_")))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of genuine symbol files and images beside the checkout; skips the test where it is missing."""

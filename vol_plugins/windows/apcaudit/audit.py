@@ -226,7 +226,8 @@ class _StuckThreads:
     def is_only(self, thread: Thread) -> bool:
         """Tell whether the image is live and this thread is the only stuck one in it."""
         facts = self._audit.facts
-        if facts.stopped or not is_stuck(thread, facts):
+        # Where two are known, none is the only one.
+        if facts.stopped or len(self._addresses or ()) > 1 or not is_stuck(thread, facts):
             return False
         if self._addresses is None:
             self._addresses = set()

@@ -23,7 +23,8 @@ def is_own(apc: Apc, facts: Facts) -> bool:
     SchedulerApc queued without being woken (KiSuspendThread of 8.1 to 11), and UpdateTebApc stays queued until the
     thread runs.
     """
-    return any(
+    # Asked several times of each APC; nearly none is a member of a thread.
+    return apc.member is not None and any(
         row.own is not None and row.member == apc.member and facts.is_routine(apc.normal_routine, row.own)
         for row in EMBEDDED_APCS
     )
@@ -37,6 +38,8 @@ def is_special_user(apc: Apc, facts: Facts) -> bool:
 def is_termination(apc: Apc, facts: Facts) -> bool:
     """Tell whether an APC is the user-mode APC that ends its thread at the next return to user mode."""
     pairs = windows.TERMINATION_APCS
+    if apc.kernel_routine is None or apc.normal_routine is None:
+        return False
     routines = any(
         facts.is_routine(apc.kernel_routine, kernel) and facts.is_routine(apc.normal_routine, normal)
         for kernel, normal in pairs
