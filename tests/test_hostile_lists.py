@@ -136,7 +136,7 @@ def test_a_ring_without_its_head_is_walked_once(kernel: str, tmp_path: Path) -> 
     assert len(queue.apcs) == ENTRY_BOUND
     assert found.codes(ONE)["off-list-apc"] == "high"
     left_out = many - ENTRY_BOUND + COPIES
-    assert found.audit.notes == (f"{left_out} more APCs of the scan that no list holds are left out",)
+    assert found.audit.notes == (f"{left_out} further APCs of the scan that are on no list are not shown",)
     # Each of them is followed once, and as many are reported as a list may have.
     assert TOTAL_BOUND - found.audit.lists.budget.left == many + COPIES + ENTRY_BOUND
 
@@ -150,7 +150,7 @@ def test_kapcs_that_are_on_no_list_are_bounded(kernel: str, tmp_path: Path) -> N
     queue = found.of[ONE].thread.queue(QueueName.OFF_LIST)
     assert queue is not None
     assert len(queue.apcs) == ENTRY_BOUND
-    assert found.audit.notes == (f"{100 + COPIES} more APCs of the scan that no list holds are left out",)
+    assert found.audit.notes == (f"{100 + COPIES} further APCs of the scan that are on no list are not shown",)
 
 
 @KERNELS
@@ -169,7 +169,7 @@ def test_a_spent_budget_is_told(kernel: str, tmp_path: Path) -> None:
     queues = lists.read(thread)
     assert [(len(queue.apcs), queue.ending) for queue in queues] == [(1000, Ending.BOUND)]
     assert off_list.find(thread, queues) is None
-    assert off_list.notes == (f"{many - 1000} APCs of the scan may hang on lists that are followed no further",)
+    assert off_list.notes == (f"{many - 1000} APCs of the scan were not judged: the lists that may hold them are too long",)
 
 
 @KERNELS

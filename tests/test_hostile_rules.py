@@ -64,7 +64,7 @@ def test_includes_that_multiply(engine: engines.Engine, tmp_path: Path) -> None:
     """Files that each include the next one many times over are refused once they are more than any collection has."""
     files = {f"n{number}": f'include "n{number + 1}.yar"\n' * 30 for number in range(8)}
     write(tmp_path, **files, n8="")
-    with pytest.raises(RuleError, match="more than is taken"):
+    with pytest.raises(RuleError, match="more files or characters than the limit"):
         engine.compile(gather(RuleOptions(defaults=False, file=str(tmp_path / "n0.yar"))))
 
 
