@@ -168,7 +168,8 @@ def test_a_spent_budget_is_told(kernel: str, tmp_path: Path) -> None:
     off_list = OffList(audit.kernel, lists, found)
     queues = lists.read(thread)
     assert [(len(queue.apcs), queue.ending) for queue in queues] == [(1000, Ending.BOUND)]
-    assert off_list.find(thread, queues) is None
+    # A thread may be judged twice; its KAPCs are counted once.
+    assert [off_list.find(thread, queues) for _ in range(2)] == [None, None]
     note = "APCs of the scan were not judged: the lists that may hold them are too long"
     assert off_list.notes == (f"{many - 1000} {note}",)
 

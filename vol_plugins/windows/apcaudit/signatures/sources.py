@@ -36,8 +36,8 @@ SIZE_BOUND = 512 << 20
 class Source:
     """One rule file or string: its text, and its name in messages.
 
-    `folder` is where the files that it includes are looked up, `root` the folder below which all of them have to lie:
-    both None if it may include nothing. `option` is the option that gave it, None for the rules that ship.
+    Files that it includes are looked up in `folder` and have to lie below `root`: both None if it may include nothing.
+    `option` is the option that gave it, None for the rules that ship.
     """
 
     text: str
@@ -275,7 +275,7 @@ class Includes:
 
     def __init__(self, named: Mapping[str, Source]) -> None:
         self._named = named
-        self._paths: dict[str, str | None] = {}
+        self._paths: dict[str, str] = {}
         self._files = 0
         self._characters = 0
         self.refused: Refused | None = None
@@ -291,14 +291,12 @@ class Includes:
             namespace: the source's.
         """
         try:
-            if including is not None and self._paths.get(including, "") is None:
-                raise _RefusedError(f"several files were included as {_quoted(including)}, one of which includes it")
             path = self._resolve(requested, self.path_of(including), self._named[namespace])
         except _RefusedError as error:
             self.refused = self.refused or Refused(requested, str(error))
             return None
-        # All that the engine says of a file that includes is the name by which it was included.
-        self._paths[requested] = path if self._paths.get(requested, path) == path else None
+        # The engine names a file only as it was included, and reads it to its end before the next of that name.
+        self._paths[requested] = path
         return self.texts[path]
 
     def path_of(self, included: str | None) -> str | None:
@@ -348,9 +346,7 @@ class Includes:
         yield from self._pieces(Piece(self.texts[path], path), source, find, (*chain, path))
 
     def _resolve(self, requested: str, including: str | None, source: Source) -> str:
-        """Read an included file and return its path.
-
-        The name is looked up in the folder of the including file, then in the folder of the source.
+        """Read an included file, looked up in the including file's folder, then in the source's; return its path.
 
         Raises:
             _RefusedError: it may not or cannot be included.
