@@ -252,6 +252,9 @@ ROUTINES = frozenset(
 """The symbols of the kernel routines that the checks need. Compare their addresses, not printed names: of folded code
 only one of many names is printed."""
 
+STACK_BOUND = 1 << 20
+"""The largest plausible kernel stack, in bytes. One on x64 has up to 72 KiB; callouts to user mode may add others."""
+
 
 def is_wow64_encoded(address: int) -> bool:
     """Return whether a NormalRoutine is a 32-bit address in the encoding of WoW64.

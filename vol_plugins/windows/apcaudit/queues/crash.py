@@ -23,9 +23,6 @@ _REGISTERS32 = ("Eax", "Ecx", "Edx", "Ebx", "Esi", "Edi")
 """Members of _KTRAP_FRAME: x64 and x86."""
 
 
-STACK_BOUND = 1 << 20
-"""The largest plausible kernel stack, in bytes. One on x64 has up to 72 KiB; callouts to user mode may add others."""
-
 # Routines that stop the machine (KeBugCheck and KeBugCheckEx: WDK; KeBugCheck2: public PDBs), and the distance in bytes
 # from a routine's start up to which an address counts as one in the routine.
 _STOPPING = frozenset({"KeBugCheck", "KeBugCheckEx", "KeBugCheck2"})
@@ -172,7 +169,7 @@ class Crash:
             return 0, 0
         members = ThreadMembers._make(self._layout.thread(data))
         limit, base = members.stack_limit or 0, members.stack_base or 0
-        return (limit, base) if limit < base <= limit + STACK_BOUND else (0, 0)
+        return (limit, base) if limit < base <= limit + windows.STACK_BOUND else (0, 0)
 
     def _is_stopping(self, thread: int) -> bool:
         """Tell whether a thread's stack holds an address within the routines that stop the machine."""

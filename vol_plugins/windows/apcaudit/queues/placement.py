@@ -7,14 +7,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from .. import windows
 from ..formats.layout import Decoder, is_number
 from ..image.memory import PAGE
 from ..image.page_tables import Regions
 from ..kernel import Kernel
 from ..model import Backing, Code, FoundThread
-
-STACK_BOUND = 1 << 20
-"""The largest plausible kernel stack, in bytes. One on x64 has up to 72 KiB; callouts to user mode may add others."""
 
 PAGES_KEPT = 4096
 """For how many pages the positions of their pool blocks are remembered."""
@@ -46,7 +44,7 @@ class StackRanges:
         """
         if thread is not None:
             limit, base = thread.members.stack_limit, thread.members.stack_base
-            if limit and base and limit <= address < base <= limit + STACK_BOUND:
+            if limit and base and limit <= address < base <= limit + windows.STACK_BOUND:
                 return thread.address
         if self._drivers.find_loaded(address) is not None or self.in_pool(address):
             return None
@@ -90,7 +88,7 @@ class StackRanges:
     def _known(self) -> Iterator[tuple[int, int, int]]:
         for thread in self._threads():
             limit, base = thread.members.stack_limit, thread.members.stack_base
-            if limit and base and limit < base <= limit + STACK_BOUND:
+            if limit and base and limit < base <= limit + windows.STACK_BOUND:
                 yield limit, base, thread.address
 
 

@@ -112,9 +112,6 @@ class UserModeEntries:
         return read_member(self._memory, self._symbols, structure, path, address)
 
 
-STACK_BOUND = 1 << 20
-"""The largest plausible kernel stack, in bytes. One on x64 has up to 72 KiB; callouts to user mode may add others."""
-
 _CONTEXT_BYTES = {4: 0x2CC, 8: 0x4D0}  # sizeof(CONTEXT), winnt.h
 
 _PROCESSORS = 2048  # as many as Windows 11 runs on
@@ -143,7 +140,7 @@ class Stacks:
         size = self._memory.pointer_size
         if limit is None or base is None:
             return _no_frames("its limits cannot be read")
-        if not 0 < limit < base <= limit + STACK_BOUND or (limit | base) % size:
+        if not 0 < limit < base <= limit + windows.STACK_BOUND or (limit | base) % size:
             return _no_frames(f"none, StackLimit is {limit:#x} and StackBase {base:#x}")
         data, holes = self._memory.read_sparse(limit, base - limit)
         if sum(end - start for start, end in holes) == len(data):
