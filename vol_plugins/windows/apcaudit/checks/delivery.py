@@ -115,8 +115,7 @@ def reason(thread: Thread, facts: Facts) -> Reason | None:
     """Return the first visible reason why the first APC of the current kernel list is not delivered."""
     members = thread.members
     if waiting(thread):
-        # A wait at IRQL 0 would be ended for the APC, also one for a page.
-        if members.wait_reason in windows.PAGE_FAULT_REASONS and members.wait_irql != 0:
+        if members.wait_reason in windows.PAGE_FAULT_REASONS:
             return Reason.PAGE_FAULT
         if members.special_apc_in_progress:
             return Reason.SPECIAL_IN_PROGRESS

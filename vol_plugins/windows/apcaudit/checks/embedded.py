@@ -38,8 +38,6 @@ def is_special_user(apc: Apc, facts: Facts) -> bool:
 def is_termination(apc: Apc, facts: Facts) -> bool:
     """Tell whether an APC is the user-mode APC that ends its thread at the next return to user mode."""
     pairs = windows.TERMINATION_APCS
-    if apc.kernel_routine is None or apc.normal_routine is None:
-        return False
     routines = any(
         facts.is_routine(apc.kernel_routine, kernel) and facts.is_routine(apc.normal_routine, normal)
         for kernel, normal in pairs
