@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit.formats.lists import ENTRY_BOUND, TOTAL_BOUND
-from volatility3.plugins.windows.apcaudit.image.memory import PAGE, Memory
+from volatility3.plugins.windows.apcaudit.image.memory import Memory
 from volatility3.plugins.windows.apcaudit.model import Ending, QueueName
 from volatility3.plugins.windows.apcaudit.queues.apc_lists import ApcLists
 from volatility3.plugins.windows.apcaudit.queues.off_list import OffList
 from volatility3.plugins.windows.apcaudit.queues.placement import PlacementFinder
 from volatility3.plugins.windows.apcaudit.threads.kernel_views import read_cid_table
+from volatility3.plugins.windows.apcaudit.windows import PAGE_SIZE
 
 from apcaudit.synthetic import adversaries, damage
 from apcaudit.synthetic.image import Image
@@ -55,8 +56,8 @@ def one_page_table(image: Image) -> None:
     memory = image.memory
     table = memory.read_pointer(image.kernel.address("PspCidTable"))
     leaf = memory.read(table, "_HANDLE_TABLE", "TableCode") & ~7
-    middle, top = image.pool.take_pages(PAGE), image.pool.take_pages(PAGE)
-    for at in range(0, PAGE, memory.pointer_size):
+    middle, top = image.pool.take_pages(PAGE_SIZE), image.pool.take_pages(PAGE_SIZE)
+    for at in range(0, PAGE_SIZE, memory.pointer_size):
         memory.write_pointer(middle + at, leaf)
         memory.write_pointer(top + at, middle)
     memory.write(table, "_HANDLE_TABLE", "TableCode", top | 2)
@@ -73,9 +74,9 @@ def test_a_cid_table_of_one_page(kernel: str, tmp_path: Path) -> None:
     table = read_cid_table(replace(found.audit.kernel, memory=memory))
     assert not table.complete
     assert table.objects.get(8) == found.image.address_of[8]
-    pages = {address: reads for address, reads in memory.reads.items() if not address % PAGE}
+    pages = {address: reads for address, reads in memory.reads.items() if not address % PAGE_SIZE}
     assert max(pages.values()) == 1
-    assert table.objects.ids <= PAGE
+    assert table.objects.ids <= PAGE_SIZE
 
 
 def ring_of(count: int) -> Change:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+PAGE_SIZE = 0x1000
+"""In bytes, on x86 and x64 (WDK, wdm.h)."""
+
+SHARED_USER_DATA = {4: 0xFFDF0000, 8: 0xFFFFF78000000000}
+"""The kernel's address of KUSER_SHARED_DATA, by the size of a pointer in bytes (KI_USER_SHARED_DATA: WDK, wdm.h)."""
+
 APC_OBJECT = 18
 """_KAPC.Type (KOBJECTS.ApcObject): ReactOS sdk/include/ndk/ketypes.h; SchedulerApc has it in 51 genuine dumps."""
 

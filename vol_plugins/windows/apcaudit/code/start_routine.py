@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from ..findings import Finding, Severity
-from ..image.memory import PAGE
 from ..kernel import Kernel
 from ..model import Thread
 from ..modules.driver import Driver
+from ..windows import PAGE_SIZE
 from .program import LONGEST, MUTEX, TRY_ACQUIRES, Call, DriverCode, Instruction, InstructionDecoder, Program, Reader
 
 # Regular expressions of routines' names (WDK). Not documented there: for hal's ExX the kernel exports ExiX; since Vista
@@ -225,6 +225,6 @@ class StartRoutines:
     def _decode(self, address: int) -> Instruction | None:
         code = self._memory.read(address, LONGEST)
         if code is None:
-            code = self._memory.read(address, min(LONGEST, PAGE - address % PAGE))
+            code = self._memory.read(address, min(LONGEST, PAGE_SIZE - address % PAGE_SIZE))
         assert self._decoder is not None
         return self._decoder.decode(address, code) if code else None

@@ -15,7 +15,7 @@ from ..formats.crash_header import (
     CrashHeader,
     parse_crash_header,
 )
-from ..image.memory import PAGE
+from ..windows import PAGE_SIZE
 from .lime import MAGIC, parse_lime
 
 ReadFile = Callable[[int, int], bytes]
@@ -38,13 +38,13 @@ def expected_size(header: CrashHeader, read: ReadFile) -> int | None:
     """Return the size in bytes that a crash dump should have by its headers; None where it is unknown."""
     if header.dump_type == DUMP_TYPE_FULL:
         pages = _pages_of_runs(header, read(0, header.header_size))
-        return None if pages is None else header.header_size + pages * PAGE
+        return None if pages is None else header.header_size + pages * PAGE_SIZE
     if header.dump_type == DUMP_TYPE_BITMAP_FULL:
         summary = read(header.header_size, _SUMMARY.size)
         if len(summary) == _SUMMARY.size:
             signature, valid, begin, pages = _SUMMARY.unpack(summary)
             if signature in _SUMMARY_SIGNATURES and valid == _SUMMARY_VALID:
-                return int(begin + pages * PAGE)
+                return int(begin + pages * PAGE_SIZE)
     return None
 
 

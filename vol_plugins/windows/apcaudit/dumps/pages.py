@@ -7,7 +7,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-PAGE_SIZE = 0x1000
+from ..windows import PAGE_SIZE
+
 _PAGE_OFFSET = PAGE_SIZE - 1
 
 # Intel SDM vol. 3A, 4.2 ff.: present, writable, accessed, dirty.

@@ -11,8 +11,9 @@ import struct
 from collections.abc import Mapping
 
 from ..formats.triage import Minidump, ReadFile
+from ..windows import PAGE_SIZE, SHARED_USER_DATA
 from .kernel_match import KernelSymbolFile
-from .pages import PAGE_SIZE, Extent, KnownMemory
+from .pages import Extent, KnownMemory
 
 NOT_IN_THE_DUMP = "(not in the dump)"
 
@@ -26,9 +27,6 @@ _SCRATCH_START = {8: 0xFFFF800010000000, 4: 0xF0000000}
 
 # How many bytes Volatility's windows.info reads at NtBuildLab.
 _BUILD_LAB_SIZE = 32
-
-# KI_USER_SHARED_DATA (wdm.h, ntddk.h).
-_SHARED_DATA = {8: 0xFFFFF78000000000, 4: 0xFFDF0000}
 
 # The smallest time that Volatility's unloadedmodules accepts as valid; it prints as 1601-01-01.
 _UNKNOWN_UNLOAD_TIME = 1025
@@ -180,7 +178,7 @@ class _Synthesizer:
         version = self._image_version()
         if version is not None:
             members["NtMajorVersion"], members["NtMinorVersion"] = version[:4], version[4:]
-        added = self._add_members("_KUSER_SHARED_DATA", _SHARED_DATA[self._pointer_size], members)
+        added = self._add_members("_KUSER_SHARED_DATA", SHARED_USER_DATA[self._pointer_size], members)
         if added:
             self.sentences.append(f"made up: {', '.join(added)}, from the crash header and the kernel's image")
 

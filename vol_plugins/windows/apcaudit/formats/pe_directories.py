@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import Struct, unpack_from
 
-from .pe import EXCEPTION, EXPORT, IAT, IMPORT, MACHINES, Header, ReadRva, read_header
+from ..windows import PAGE_SIZE
+from .pe import EXPORT, IAT, IMPORT, MACHINES, Header, ReadRva, read_header
 from .text import choose_name, nearest
+from .unwind_info import FunctionTable, NoEntry
 
 NAMES_BOUND = 20_000
 """How many exported names are read; ntoskrnl has half as many."""
@@ -16,7 +18,6 @@ NAMES_BOUND = 20_000
 NAME_BOUND = 128
 """How many bytes of a name are read; longer (decorated C++) names are cut."""
 
-_PAGE = 0x1000
 _EXPORT_DIRECTORY = Struct("<IIHHIIIIIII")  # IMAGE_EXPORT_DIRECTORY, winnt.h
 
 
@@ -109,7 +110,7 @@ def _name(read: ReadRva, rva: int) -> str | None:
     """Read a name; where the next page cannot be read, the name must end within its own page."""
     data = read(rva, NAME_BOUND)
     if data is None:
-        data = read(rva, _PAGE - rva % _PAGE)
+        data = read(rva, PAGE_SIZE - rva % PAGE_SIZE)
         if data is None or b"\0" not in data:
             return None
     name = data.partition(b"\0")[0]
@@ -167,9 +168,6 @@ def _read_slots(read: ReadRva, rva: int, count: int, pointer_size: int, slots: d
 DEFAULT_SIZE = 0x400
 """The assumed size in bytes of a function whose end is unknown; few start routines are longer."""
 
-_ENTRIES_BOUND = 1 << 18
-_ENTRY = Struct("<III")  # RUNTIME_FUNCTION: begin, end, unwind data (Microsoft, "x64 exception handling")
-
 
 def function_size(read: ReadRva, header: Header | None, exports: Exports, rva: int, limit: int) -> int:
     """Return the number of bytes from an address to the end of the function that contains it.
@@ -185,9 +183,9 @@ def function_size(read: ReadRva, header: Header | None, exports: Exports, rva: i
         limit: the image's size in bytes.
     """
     if header is not None and header.machine == MACHINES[64]:
-        end = _unwind_end(read, header, rva)
-        if end is not None:
-            return min(end, limit) - rva
+        entry = FunctionTable(read, limit, header).containing(rva)
+        if not isinstance(entry, NoEntry):
+            return min(entry.end, limit) - rva
     ends = [limit, rva + DEFAULT_SIZE]
     section = None if header is None else header.section_at(rva)
     if section is not None:
@@ -196,24 +194,3 @@ def function_size(read: ReadRva, header: Header | None, exports: Exports, rva: i
     if following is not None:
         ends.append(following)
     return max(min(ends) - rva, 0)
-
-
-def _unwind_end(read: ReadRva, header: Header, rva: int) -> int | None:
-    """Return the end of the RUNTIME_FUNCTION that contains an address, by binary search."""
-    directory = header.directory(EXCEPTION)
-    if directory is None:
-        return None
-    low, high = 0, min(directory[1] // _ENTRY.size, _ENTRIES_BOUND)
-    while low < high:
-        middle = (low + high) // 2
-        data = read(directory[0] + middle * _ENTRY.size, _ENTRY.size)
-        if data is None:
-            return None
-        begin, end, _ = _ENTRY.unpack(data)
-        if begin <= rva < end:
-            return int(end)
-        if rva < begin:
-            high = middle
-        else:
-            low = middle + 1
-    return None

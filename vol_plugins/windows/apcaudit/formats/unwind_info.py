@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from struct import Struct
 
-from .pe import EXCEPTION, ReadRva, read_header
+from .pe import EXCEPTION, Header, ReadRva, read_header
 
 RUNTIME_FUNCTION = Struct("<III")  # BeginAddress, EndAddress, UnwindData
 
@@ -143,10 +143,16 @@ class NoEntry(Enum):
 
 
 class FunctionTable:
-    """Searches the function table of one image; reads only the entries that the binary search needs."""
+    """Searches the function table of one image; reads only the entries that the binary search needs.
 
-    def __init__(self, read: ReadRva, image_size: int) -> None:
-        header = read_header(read)
+    Args:
+        read: reads bytes of the image.
+        image_size: in bytes.
+        header: the image's headers; they are read where it is None.
+    """
+
+    def __init__(self, read: ReadRva, image_size: int, header: Header | None = None) -> None:
+        header = header or read_header(read)
         directory = None if header is None else header.directory(EXCEPTION)
         self._read = read
         self._start, size = directory or (0, 0)
@@ -154,7 +160,12 @@ class FunctionTable:
         self._count = count if self._start > 0 and self._start + count * RUNTIME_FUNCTION.size <= image_size else 0
 
     def find(self, rva: int) -> RuntimeFunction | NoEntry:
-        """Return the entry whose function contains a relative virtual address."""
+        """Return the entry that tells how to unwind the code at an address of the image; indirect ones are followed."""
+        entry = self.containing(rva)
+        return entry if isinstance(entry, NoEntry) else self._direct(entry)
+
+    def containing(self, rva: int) -> RuntimeFunction | NoEntry:
+        """Return the entry whose range of code contains a relative virtual address, as it is in the table."""
         low, high = 0, self._count
         if not high:
             return NoEntry.UNREADABLE
@@ -168,7 +179,7 @@ class FunctionTable:
             elif rva >= entry.end:
                 low = middle + 1
             else:
-                return self._direct(entry)
+                return entry
         return NoEntry.LEAF
 
     def _entry(self, rva: int) -> RuntimeFunction | None:

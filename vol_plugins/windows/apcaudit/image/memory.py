@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from volatility3.framework import exceptions, interfaces
 
 from ..formats.crash_header import CrashHeader
-
-PAGE = 0x1000
+from ..windows import PAGE_SIZE
 
 CHUNK = 0x10000
 CHUNKS_KEPT = 64
@@ -24,7 +23,7 @@ PAGES_KEPT = 1 << 18
 """How many page tables, and translations by vol, are cached. Page tables that share their lower levels could map more
 than fits in memory."""
 
-_PAGE_MASK = PAGE - 1
+_PAGE_MASK = PAGE_SIZE - 1
 _CHUNK_MASK = CHUNK - 1
 _LARGE_PAGE = 1 << 7  # the PS bit of a directory entry (Intel SDM volume 3, 4.3 to 4.5)
 _NOT_MAPPED = -1
@@ -127,7 +126,7 @@ class Memory:
 
     def read(self, address: int, length: int) -> bytes | None:
         """Read bytes at a virtual address; None unless all of them can be read."""
-        if (address & _PAGE_MASK) + length > PAGE:
+        if (address & _PAGE_MASK) + length > PAGE_SIZE:
             return self._read_pages(address, length)
         leaf = self._leaves.get(address >> self._leaf_shift)
         if isinstance(leaf, array):
@@ -145,14 +144,14 @@ class Memory:
         start = self.physical(address)
         if start is None:
             return None
-        in_page = PAGE - (address & _PAGE_MASK)
+        in_page = PAGE_SIZE - (address & _PAGE_MASK)
         # Pages that are contiguous in the physical layer are read at once.
         pieces: list[bytes] = []
         run_start, run_length = start, in_page
         left = length - in_page
         at = address + in_page
         while left:
-            step = PAGE if left >= PAGE else left
+            step = PAGE_SIZE if left >= PAGE_SIZE else left
             page = self.physical(at)
             if page is None:
                 return None
@@ -185,7 +184,7 @@ class Memory:
         holes: list[tuple[int, int]] = []
         done = 0
         while done < length:
-            step = min(PAGE - ((address + done) & _PAGE_MASK), length - done)
+            step = min(PAGE_SIZE - ((address + done) & _PAGE_MASK), length - done)
             end = done
             for start, piece in self._known_parts(address + done, step):
                 if done + start > end:
@@ -264,9 +263,9 @@ class Memory:
             shift -= bits
             index = (address >> shift) & ((1 << bits) - 1)
             if depth == len(self._levels) - 1:
-                page = self.read_physical(table, PAGE)
+                page = self.read_physical(table, PAGE_SIZE)
                 # vol treats a table of identical entries as unused, and so does this.
-                if page is not None and page == page[: self._entry.size] * (PAGE // self._entry.size):
+                if page is not None and page == page[: self._entry.size] * (PAGE_SIZE // self._entry.size):
                     leaf = _NO_TABLE
                 elif page is not None:
                     leaf = array(self._entry_code, page)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from struct import Struct
 
-from .memory import PAGE, Memory
-from .structures import SHARED_DATA
+from ..windows import PAGE_SIZE, SHARED_USER_DATA
+from .memory import Memory
 
 TABLE_BOUND = 1 << 18
 """How many page tables are read; a terabyte mapped in 4 KiB pages has twice as many."""
@@ -28,12 +28,12 @@ def kernel_addresses(memory: Memory, pages: Iterable[int], lowest: int) -> dict[
     Returns:
         The lowest virtual address of each mapped page, by its physical address. Pages that are not mapped are missing.
     """
-    wanted = {page & ~(PAGE - 1) for page in pages}
+    wanted = {page & ~(PAGE_SIZE - 1) for page in pages}
     found: dict[int, int] = {}
     if not wanted:
         return found
     paging = memory.paging
-    unpack = Struct("<" + ("I" if paging.entry_size == 4 else "Q") * (PAGE // paging.entry_size)).unpack
+    unpack = Struct("<" + ("I" if paging.entry_size == 4 else "Q") * (PAGE_SIZE // paging.entry_size)).unpack
     width = sum(paging.index_bits) + 12
     lowest &= (1 << width) - 1
     seen = {paging.top}
@@ -49,7 +49,7 @@ def kernel_addresses(memory: Memory, pages: Iterable[int], lowest: int) -> dict[
             data = memory.read_physical(table, length)
             if data is None:
                 continue
-            entries = unpack(data.ljust(PAGE, b"\0"))[: 1 << bits]
+            entries = unpack(data.ljust(PAGE_SIZE, b"\0"))[: 1 << bits]
             if leaf and wanted.isdisjoint([entry & paging.frame_mask for entry in entries]):
                 continue
             for index, entry in enumerate(entries):
@@ -72,7 +72,7 @@ def kernel_addresses(memory: Memory, pages: Iterable[int], lowest: int) -> dict[
 
 def _take_large(found: dict[int, int], wanted: set[int], frame: int, address: int, size: int) -> None:
     """Add those wanted pages that are part of one large page to `found`."""
-    for page in wanted if len(wanted) < size // PAGE else range(frame, frame + size, PAGE):
+    for page in wanted if len(wanted) < size // PAGE_SIZE else range(frame, frame + size, PAGE_SIZE):
         if page in wanted and frame <= page < frame + size:
             found.setdefault(page, address + page - frame)
 
@@ -92,13 +92,13 @@ class Regions:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._shared = SHARED_DATA[memory.pointer_size]
+        self._shared = SHARED_USER_DATA[memory.pointer_size]
         self._hal = _HAL_START[memory.pointer_size]
         self._tables = self._find_tables()
 
     def find(self, address: int) -> str | None:
         """Return the region that contains a kernel address (SHARED_PAGE, PAGE_TABLES, HAL_HEAP); else None."""
-        if self._shared <= address < self._shared + PAGE:
+        if self._shared <= address < self._shared + PAGE_SIZE:
             return SHARED_PAGE
         if any(start <= address < end for start, end in self._tables):
             return PAGE_TABLES
@@ -109,14 +109,14 @@ class Regions:
         if self._memory.bits == 32:
             size = (1 << 20) * paging.entry_size
             return ((_PAGE_TABLES_X86, _PAGE_TABLES_X86 + size),)
-        data = self._memory.read_physical(paging.top, PAGE)
+        data = self._memory.read_physical(paging.top, PAGE_SIZE)
         if data is None:
             return ()
         # An entry of the top table that points to the table itself (self-map) maps all page tables at its index. Since
         # Windows 10 the index is random at each boot.
         shift = sum(paging.index_bits[1:]) + 12
         found = []
-        for index in range(PAGE // 2 // 8, PAGE // 8):
+        for index in range(PAGE_SIZE // 2 // 8, PAGE_SIZE // 8):
             entry = int.from_bytes(data[8 * index : 8 * index + 8], "little")
             if entry & 1 and entry & paging.frame_mask == paging.top:
                 start = index << shift | ((1 << 64) - (1 << 48))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..formats.lists import walk
 from ..formats.text import from_utf16
 from ..model import Ending
+from ..windows import SHARED_USER_DATA
 from .memory import Memory
 from .symbols import KernelSymbols
 
@@ -115,9 +116,6 @@ def object_name(memory: Memory, symbols: KernelSymbols, body: int) -> str | None
     return read_unicode_string(memory, symbols, "_OBJECT_HEADER_NAME_INFO", "Name", header - distance)
 
 
-# The kernel's address of KUSER_SHARED_DATA (WDK, KI_USER_SHARED_DATA), by size of a pointer.
-SHARED_DATA = {4: 0xFFDF0000, 8: 0xFFFFF78000000000}
-
 _BUILD_MASK = 0xFFFF  # the highest four bits of nt!NtBuildNumber are 0xF (free) or 0xC (checked) (WRK, init/initos.c)
 
 
@@ -139,7 +137,7 @@ def read_build(memory: Memory, address_of: Callable[[str], int | None]) -> int |
 
 def read_version(memory: Memory, symbols: KernelSymbols) -> tuple[int, int, int] | None:
     """Return the Windows version as (major, minor, build); None unless all of them can be read."""
-    address = SHARED_DATA[memory.pointer_size]
+    address = SHARED_USER_DATA[memory.pointer_size]
     major, minor = (
         read_member(memory, symbols, "_KUSER_SHARED_DATA", name, address)
         for name in ("NtMajorVersion", "NtMinorVersion")
@@ -163,7 +161,7 @@ class SystemTime:
     """KUSER_SHARED_DATA.SystemTime; `value` is a FILETIME (100 ns units), None where it cannot be read."""
 
     def __init__(self, memory: Memory, symbols: KernelSymbols) -> None:
-        address = SHARED_DATA[memory.pointer_size]
+        address = SHARED_USER_DATA[memory.pointer_size]
         low, high = (
             read_member(memory, symbols, "_KUSER_SHARED_DATA", f"SystemTime.{part}", address)
             for part in ("LowPart", "High1Time")

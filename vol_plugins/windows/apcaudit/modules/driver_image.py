@@ -18,9 +18,10 @@ from ..formats.pe import Header, PdbRecord, read_header, read_pdb_record
 from ..formats.pe_directories import SLOTS_BOUND, Exports, function_size, read_exports, read_import_addresses
 from ..formats.text import nearest
 from ..formats.unwind_info import FunctionTable, RuntimeFunction
-from ..image.memory import PAGE, Memory
+from ..image.memory import Memory
 from ..image.symbols import preferred_name
 from ..model import NotCode
+from ..windows import PAGE_SIZE
 from .driver import Driver
 
 vollog = logging.getLogger(__name__)
@@ -116,13 +117,13 @@ class Image:
         """SizeOfImage of the image's own header in bytes (whole pages) if the list entry claims more, else None."""
         if self.header is None:
             return None
-        own = -(-self.header.size_of_image // PAGE) * PAGE
+        own = -(-self.header.size_of_image // PAGE_SIZE) * PAGE_SIZE
         return own if 0 < own < self.driver.end - self.driver.base else None
 
     @cached_property
     def has_no_header(self) -> bool:
         """Whether the memory at the base can be read and does not begin with valid headers."""
-        return self.header is None and self.read(0, PAGE) is not None
+        return self.header is None and self.read(0, PAGE_SIZE) is not None
 
     @property
     def cut(self) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ..formats.pe import IMAGE_BOUND, MACHINES, Header, name_of, read_header
-from ..image.memory import PAGE, Memory
+from ..image.memory import Memory
 from ..image.structures import object_name, read_member, read_unicode_string
 from ..image.symbols import KernelSymbols
+from ..windows import PAGE_SIZE
 from .driver import Driver, Source
 
 FOLDERS = ("Driver", "FileSystem")
@@ -103,11 +104,11 @@ class HiddenImages:
         for driver in self._found:
             if driver.base <= address < driver.base + driver.size:
                 return driver
-        if address // PAGE in self._without:
+        if address // PAGE_SIZE in self._without:
             return None
         found = self._by_header(address) or self._by_object(address)
         if found is None:
-            self._without.add(address // PAGE)
+            self._without.add(address // PAGE_SIZE)
         else:
             self._found.append(found)
         return found
@@ -117,13 +118,13 @@ class HiddenImages:
 
     def _by_header(self, address: int) -> Driver | None:
         """Search for a header below an address, page by page; end at a listed module, since images do not overlap."""
-        page = address - address % PAGE
+        page = address - address % PAGE_SIZE
         gap = 0
-        for _ in range(WALK_BOUND // PAGE):
+        for _ in range(WALK_BOUND // PAGE_SIZE):
             if page <= 0 or self._listed(page) is not None:
                 return None
             if self._memory.physical(page) is None:
-                gap += PAGE
+                gap += PAGE_SIZE
                 if gap > GAP_BOUND:
                     return None
             else:
@@ -132,7 +133,7 @@ class HiddenImages:
                     driver = self._image(page, address)
                     if driver is not None:
                         return driver
-            page -= PAGE
+            page -= PAGE_SIZE
         return None
 
     def _image(self, base: int, address: int) -> Driver | None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 from ..formats.pe import IMAGE_BOUND
 from ..formats.text import from_utf16, printable
-from ..image.memory import PAGE, Memory
+from ..image.memory import Memory
 from ..image.structures import read_member, read_unicode_string, walk_both_ways
 from ..image.symbols import KernelSymbols
+from ..windows import PAGE_SIZE
 from .driver import Driver
 from .driver_image import Image
 
@@ -54,7 +55,7 @@ def _read_driver(memory: Memory, symbols: KernelSymbols, structure: str, entry: 
 def _of_believable_size(driver: Driver, memory: Memory) -> Driver:
     """Replace an impossible SizeOfImage by that of the image's own header, or by the largest plausible one."""
     header = Image(driver, memory).header
-    own = 0 if header is None else -(-header.size_of_image // PAGE) * PAGE
+    own = 0 if header is None else -(-header.size_of_image // PAGE_SIZE) * PAGE_SIZE
     return replace(driver, size=own if 0 < own <= IMAGE_BOUND else IMAGE_BOUND, claimed=driver.size)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..image.memory import PAGE
 from ..image.structures import read_member
 from ..kernel import Kernel
 from ..model import Apc, Origin, Thread
+from ..windows import PAGE_SIZE
 
 # Tags of allocations that hold KAPCs (pooltag.txt of the Windows Debugging Tools; DRAKVUF's poolmon table).
 KNOWN_TAGS: dict[str, str] = {
@@ -64,7 +64,7 @@ def read_pool_tag(kernel: Kernel, block: int, size: int) -> PoolTag | None:
     """
     memory, symbols = kernel.memory, kernel.symbols
     header = symbols.size_of("_POOL_HEADER")
-    if not header or (block - header) // PAGE != block // PAGE:
+    if not header or (block - header) // PAGE_SIZE != block // PAGE_SIZE:
         return None
     at = block - header
     tag = read_member(memory, symbols, "_POOL_HEADER", "PoolTag", at)
@@ -74,7 +74,7 @@ def read_pool_tag(kernel: Kernel, block: int, size: int) -> PoolTag | None:
     if not tag or tag >> 32 or not units or not kind:
         return None
     length = units * header
-    if length < header + size or at % PAGE + length > PAGE:
+    if length < header + size or at % PAGE_SIZE + length > PAGE_SIZE:
         return None
     letters = tag.to_bytes(4, "little")
     letters = letters[:3] + bytes([letters[3] & ~_PROTECTED])

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from .. import windows
 from ..formats.lists import walk
-from ..image.memory import PAGE
 from ..image.page_tables import kernel_addresses
 from ..kernel import Kernel
 from ..model import Apc, Backing, Ending, FoundThread, Queue, QueueName
+from ..windows import PAGE_SIZE
 from .apc_lists import ApcLists
 
 _NOWHERE = 0
@@ -177,7 +177,7 @@ class OffList:
     def _in_page(self, address: int) -> tuple[int, bytes]:
         """Return the KAPC's offset in its page and its bytes without the links: what a copy of the page keeps."""
         content, links = self._content(address) or b"", self._layout.apc_list_entry
-        return address % PAGE, content[:links] + content[links + 2 * self._layout.pointer_size :]
+        return address % PAGE_SIZE, content[:links] + content[links + 2 * self._layout.pointer_size :]
 
     def _reported(self, addresses: list[int], thread: FoundThread) -> Iterator[Apc]:
         bound = self._lists.budget.per_list
@@ -204,5 +204,5 @@ class OffList:
         if self._pages is None:
             pages = (each for found in self._found.values() for each in found)
             self._pages = kernel_addresses(self._memory, pages, self._kernel_start)
-        page = self._pages.get(physical & ~(PAGE - 1))
-        return None if page is None else page + physical % PAGE
+        page = self._pages.get(physical & ~(PAGE_SIZE - 1))
+        return None if page is None else page + physical % PAGE_SIZE

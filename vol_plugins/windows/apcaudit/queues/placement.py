@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from .. import windows
 from ..formats.layout import Decoder, is_number
-from ..image.memory import PAGE
 from ..image.page_tables import Regions
 from ..kernel import Kernel
 from ..model import Backing, Code, FoundThread
+from ..windows import PAGE_SIZE
 
 PAGES_KEPT = 4096
 """For how many pages the positions of their pool blocks are remembered."""
@@ -31,7 +31,7 @@ class StackRanges:
         self._header = symbols.size_of("_POOL_HEADER") or 2 * memory.pointer_size
         fits = all(each is not None and is_number(each) and each.offset + each.size <= self._header for each in members)
         self._blocks: dict[int, tuple[tuple[int, int], ...]] = {}
-        self._decode = Decoder(members, self._header) if fits and self._header <= PAGE else None
+        self._decode = Decoder(members, self._header) if fits and self._header <= PAGE_SIZE else None
 
     def holder(self, address: int, thread: FoundThread | None) -> int | None:
         """Return the _ETHREAD on whose kernel stack a virtual address lies.
@@ -59,7 +59,7 @@ class StackRanges:
 
         Blocks that are larger than a page have no header there and are not found.
         """
-        offset = address % PAGE
+        offset = address % PAGE_SIZE
         blocks = self._blocks.get(address - offset)
         if blocks is None:
             if len(self._blocks) >= PAGES_KEPT:
@@ -69,14 +69,14 @@ class StackRanges:
 
     def _blocks_of(self, page: int) -> Iterator[tuple[int, int]]:
         """Yield (start, end) of the pool blocks of a page, headers excluded, as offsets in bytes."""
-        data = self._memory.read(page, PAGE)
+        data = self._memory.read(page, PAGE_SIZE)
         if data is None or self._decode is None:
             return
-        for at in range(0, PAGE - self._header + 1, self._header):
+        for at in range(0, PAGE_SIZE - self._header + 1, self._header):
             size, kind, tag = self._decode(data, at)
             start, end = at + self._header, at + (size or 0) * self._header
             # Type 0 is a free block; no block leaves its page.
-            if kind and tag and start < end <= PAGE and _is_tag(tag):
+            if kind and tag and start < end <= PAGE_SIZE and _is_tag(tag):
                 yield start, end
 
     def _read(self) -> tuple[array[int], array[int], array[int]]:

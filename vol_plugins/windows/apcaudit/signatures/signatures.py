@@ -9,14 +9,15 @@ from functools import partial
 
 from ..findings import YaraHit
 from ..formats.pe_directories import DEFAULT_SIZE
-from ..image.memory import PAGE, Memory
+from ..image.memory import Memory
 from ..kernel import Kernel
 from ..model import Thread
 from ..modules.driver import Driver
+from ..windows import PAGE_SIZE
 from .options import RuleError, RuleOptions
 from .rules import TIME_LIMIT, RuleHit, Rules, ScanError, Start, TimeLimitError, UnitFacts, compile_rules, externals
 
-BEFORE, BEHIND = 4 * PAGE, 16 * PAGE
+BEFORE, BEHIND = 4 * PAGE_SIZE, 16 * PAGE_SIZE
 """Bytes before and behind code outside of any image that are scanned with it; shellcode is smaller."""
 
 RUN = 256 << 10
@@ -59,14 +60,14 @@ class UnitReader:
         if address < self._drivers.kernel_start or self._memory.physical(address) is None:
             return None
         for unit in self._loose:
-            if unit.base + BEFORE <= address < unit.base + unit.size - PAGE:
+            if unit.base + BEFORE <= address < unit.base + unit.size - PAGE_SIZE:
                 return unit
-        page = address - address % PAGE
-        start, end = page, page + PAGE
-        while start > page - BEFORE and self._drivers.find_loaded(start - PAGE) is None:
-            start -= PAGE
+        page = address - address % PAGE_SIZE
+        start, end = page, page + PAGE_SIZE
+        while start > page - BEFORE and self._drivers.find_loaded(start - PAGE_SIZE) is None:
+            start -= PAGE_SIZE
         while end < page + BEHIND and self._drivers.find_loaded(end) is None:
-            end += PAGE
+            end += PAGE_SIZE
         unit = Unit(start, end - start)
         self._loose.append(unit)
         return unit
@@ -132,8 +133,8 @@ def read_padded(memory: Memory, base: int, size: int) -> bytearray:
         if piece is not None:
             data[at : at + length] = piece
             continue
-        for page in range(0, length, PAGE):
-            piece = memory.read_physical(start + page, min(PAGE, length - page))
+        for page in range(0, length, PAGE_SIZE):
+            piece = memory.read_physical(start + page, min(PAGE_SIZE, length - page))
             if piece is not None:
                 data[at + page : at + page + len(piece)] = piece
     return data
@@ -146,7 +147,7 @@ def _runs(memory: Memory, base: int, size: int) -> Iterator[tuple[int, int, int]
         address = base + offset
         page = memory.physical(address)
         # The base of a forged module list entry need not be the start of a page.
-        step = min(PAGE - address % PAGE, size - offset)
+        step = min(PAGE_SIZE - address % PAGE_SIZE, size - offset)
         if page is not None and length and page == start + length and length < RUN:
             length += step
         else:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..formats.unwind_info import FunctionTable, NoEntry, RuntimeFunction, read_unwind_info
-from ..image.memory import PAGE
 from ..kernel import Kernel
 from ..model import Code
 from ..modules.driver import Driver
 from ..modules.loaded import Drivers
 from ..unwind.scan import CallBefore, find_call
 from ..unwind.x64 import CHAIN_BOUND, UnwindTable
+from ..windows import PAGE_SIZE
 
 _EXECUTABLE = 0x20000000  # IMAGE_SCN_MEM_EXECUTE (winnt.h)
 
@@ -71,7 +71,7 @@ class ModuleCode:
         """Return whether the code there jumps to a variable address."""
         driver = self._driver(address)
         if driver is None:
-            return any(self._driver(address - page * PAGE) is not None for page in range(1, _STUB_PAGES + 1))
+            return any(self._driver(address - page * PAGE_SIZE) is not None for page in range(1, _STUB_PAGES + 1))
         if self._drivers.is_kernel(driver):
             nearest = self._symbols.nearest(address)
             if nearest is not None and any(part in nearest[0] for part in _DISPATCHERS):

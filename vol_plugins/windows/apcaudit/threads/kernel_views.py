@@ -9,11 +9,11 @@ from struct import Struct
 
 from ..formats.layout import Member
 from ..formats.lists import walk
-from ..image.memory import PAGE, Memory
+from ..image.memory import Memory
 from ..image.structures import read_member
 from ..image.symbols import KernelSymbols
 from ..kernel import Kernel
-from ..windows import ID_STEP
+from ..windows import ID_STEP, PAGE_SIZE
 
 PROCESSOR_BOUND = 2048
 """How many entries of KiProcessorBlock are looked at; Windows 11 runs on at most 2048 logical processors."""
@@ -178,7 +178,7 @@ class EntryDecoder:
     """Turns pages of _HANDLE_TABLE_ENTRY into object addresses."""
 
     def __init__(self, member: Member, entry_size: int, pointer_size: int) -> None:
-        self._words = Struct("<" + ("I" if pointer_size == 4 else "Q") * (PAGE // pointer_size))
+        self._words = Struct("<" + ("I" if pointer_size == 4 else "Q") * (PAGE_SIZE // pointer_size))
         self._first = member.offset // pointer_size
         self._step = entry_size // pointer_size
         self._shift = member.shift
@@ -187,7 +187,7 @@ class EntryDecoder:
         width = 32 if pointer_size == 4 else 48
         self._low = width - member.bits if member.bits is not None else 0
         self._sign = (1 << 64) - (1 << 48) if pointer_size == 8 else 0
-        self.entries_of_page = PAGE // entry_size
+        self.entries_of_page = PAGE_SIZE // entry_size
 
     def __call__(self, page: bytes) -> list[int]:
         """Return the object address of each entry of a page, 0 for an unused entry."""
@@ -212,7 +212,7 @@ def read_cid_table(kernel: Kernel) -> CidTable:
     size = symbols.size_of("_HANDLE_TABLE_ENTRY")
     if not code or member is None or not size or code & LEVEL_MASK > 2:
         return CidTable()
-    if size % memory.pointer_size or not member.offset < size <= PAGE:
+    if size % memory.pointer_size or not member.offset < size <= PAGE_SIZE:
         return CidTable()
     decode = EntryDecoder(member, size, memory.pointer_size)
     pages = [code & ~LEVEL_MASK]
@@ -222,7 +222,7 @@ def read_cid_table(kernel: Kernel) -> CidTable:
         complete = complete and readable
     objects = Objects(len(pages) * decode.entries_of_page * ID_STEP)
     for number, page in enumerate(pages):
-        data = memory.read(page, PAGE) if page else None
+        data = memory.read(page, PAGE_SIZE) if page else None
         if data is not None:
             objects.put(number * decode.entries_of_page * ID_STEP, decode(data))
         elif page:
@@ -235,13 +235,13 @@ def _read_level(memory: Memory, pages: list[int]) -> tuple[list[int], bool]:
 
     A page that appears a second time is damage: its entries belong to the IDs that it appeared for first.
     """
-    pointers = Struct("<" + ("I" if memory.pointer_size == 4 else "Q") * (PAGE // memory.pointer_size))
+    pointers = Struct("<" + ("I" if memory.pointer_size == 4 else "Q") * (PAGE_SIZE // memory.pointer_size))
     lower: list[int] = []
     complete = True
     for number, page in enumerate(pages, 1):
-        data = memory.read(page, PAGE) if page else None
+        data = memory.read(page, PAGE_SIZE) if page else None
         complete = complete and (data is not None or not page)
-        lower.extend(pointers.unpack(data) if data is not None else [0] * (PAGE // memory.pointer_size))
+        lower.extend(pointers.unpack(data) if data is not None else [0] * (PAGE_SIZE // memory.pointer_size))
         if len(lower) > PAGE_BOUND:
             complete = complete and not any(lower[PAGE_BOUND:]) and not any(pages[number:])
             del lower[PAGE_BOUND:]

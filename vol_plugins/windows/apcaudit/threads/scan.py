@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from volatility3.framework import constants, interfaces
 
 from ..formats.layout import Layout, Member, is_number
-from ..image.memory import PAGE, Memory
+from ..image.memory import Memory
 from ..image.page_tables import kernel_addresses
 from ..image.symbols import KernelSymbols
 from ..kernel import Kernel
+from ..windows import PAGE_SIZE
 from .pool_scan import (
     NO_PROCESS,
     NOTHING,
@@ -135,9 +136,9 @@ def scan(
             mapped_elsewhere.append(value)
     pages = kernel_addresses(memory, (physical for _, physical in unaddressed), kernel_start)
     for verdict, physical in unaddressed:
-        page = pages.get(physical & ~(PAGE - 1))
+        page = pages.get(physical & ~(PAGE_SIZE - 1))
         if page is not None:
-            record(verdict, physical, page + physical % PAGE, None)
+            record(verdict, physical, page + physical % PAGE_SIZE, None)
         elif verdict is THREAD:
             scanned.unmapped += 1
     # A copy of a thread that was found is not worth a note.

@@ -8,6 +8,7 @@ from enum import Enum
 from struct import unpack_from
 from typing import Protocol
 
+from ..windows import PAGE_SIZE
 from .frame import How
 
 LONGEST = 7
@@ -17,7 +18,6 @@ _NEAR_CALL, _NEAR_CALL_LENGTH = 0xE8, 5
 _GROUP_5, _INDIRECT_CALL = 0xFF, 2
 _MODRM_LENGTHS = (2, 3, 4, 6, 7)
 _SIB, _DISPLACEMENT_ONLY = 4, 5
-_PAGE = 0x1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def find_call(read: Callable[[int, int], bytes | None], address: int, pointer_si
     code = read(address - LONGEST, LONGEST)
     if code is None:
         # The page before may be missing, or a minidump may contain only some of the bytes.
-        lengths = {min(address % _PAGE, LONGEST - 1), *range(1, LONGEST)}
+        lengths = {min(address % PAGE_SIZE, LONGEST - 1), *range(1, LONGEST)}
         pieces = (read(address - length, length) for length in sorted(lengths - {0}, reverse=True))
         code = next((piece for piece in pieces if piece is not None), b"")
     return call_before(code, address, pointer_size)

@@ -21,10 +21,11 @@ from ..formats.files import check_url
 from ..formats.layout import Layout, LayoutError, read_layout
 from ..formats.lists import walk
 from ..formats.symbol_file import IsfTypes, merge_types, missing_types, size_conflict
-from ..image.memory import PAGE, Memory
+from ..image.memory import Memory
 from ..image.structures import read_build
 from ..image.symbols import canonical
 from ..model import ThreadMembers
+from ..windows import PAGE_SIZE
 
 # The first digits of the invented GUIDs of the symbol files that ship. Those of genuine kernels are left out: they are
 # many and large, and do not name their build.
@@ -175,7 +176,7 @@ def _agrees(memory: Memory, layout: Layout, types: IsfTypes, thread: int, proces
         and members.apc_state_index in (0, 1)
         and (members.apc_process if members.apc_state_index == 0 else members.saved_process) == process
         and (members.apc_state_index == 1 or not members.saved_process)
-        and base % PAGE == limit % PAGE == 0
+        and base % PAGE_SIZE == limit % PAGE_SIZE == 0
         and limit < base
         and abs(members.kernel_apc_disable or 0) <= _HIGHEST_COUNT
         and _linked(memory, thread + layout.kernel_head, members.apc_kernel_flink)
