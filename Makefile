@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell git ls-files -co --exclude-standard apcaudit vol_plugins symbols pyproject.toml README.md 2>/dev/null)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test versions lint bench clean
 
 # The seed's case as a crash dump, stock vol on it, and the same rows as JSON lines; then a machine with nothing wrong.
 demo: $(VENV)/.demo
@@ -22,6 +22,10 @@ demo: $(VENV)/.demo
 # A file stays with one process: what it builds for its tests is built once. tests/conftest.py gives the order of files.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+
+# The same rows under other versions of volatility3, each in an environment of its own.
+versions: $(VENV)/.test
+	$(BIN)/python -m tests.versions
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -74,6 +74,17 @@ def test_who_does_not_end_has_not_answered(isolation: Isolation) -> None:
     assert ask(isolation, DONE, seconds=0.5) == "it took longer than --timeout allows"
 
 
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [("open", "volatility3 did not open it in 1 s"), ("audit", "it took longer than --timeout allows")],
+)
+def test_opening_has_a_limit_of_its_own(stage: str, said: str, isolation: Isolation) -> None:
+    """An image that vol opens without end is given up long before --timeout; an audit has all of that time."""
+    says = ['{"stage": "open"}\n', f'{{"stage": "{stage}"}}\n']
+    with pytest.raises(ImageError, match=said):
+        isolation.ask({"says": says}, time.monotonic() + 2, lambda _: None, opening=1)
+
+
 #: Is ready, says that it has begun when it is asked, and then does what does not end.
 STUCK = """
 import os, re, signal, subprocess, sys, time

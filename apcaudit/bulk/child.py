@@ -209,7 +209,7 @@ def handle(request: dict[str, Any], answers: Answers) -> str:
         if request["do"] == "hash":
             path, member = Path(request["path"]), request["member"]
             file, image, size = image_of(path, member, Path(request["scratch"]), answers.stage)
-            answers.send(done={"file": str(file), "image": image, "size": size})
+            answers.send(done={"file": str(file), "image": image, "size": size, "cut": framework.how_cut(file, size)})
         elif request["do"] == "identify":
             answers.send(done=_identify(request, answers))
         else:

@@ -57,7 +57,7 @@ def prepare(symbols: tuple[Path, ...], cache: ReaderCache, *, offline: bool) -> 
     context = contexts.Context()
     for magic in _magics(context):
         if type(magic).__name__ == "SymbolCacheMagic":
-            magic(context, "automagic", plugin, None)
+            magic(context, "automagic", plugin, _show_nothing)
     cache.keep()
     for module in ("audit", "vol.diagnosis", "output.columns", "output.document"):
         # Deferred modules are loaded when an attribute is read.
@@ -235,13 +235,31 @@ def _construct(path: Path, warnings: _Warnings) -> Any:
     location = requirements.URIRequirement.location_from_file(str(path))
     context.config["automagic.LayerStacker.single_location"] = location
     try:
-        # Vol annotates the last two as required; without them it shows no progress and writes no files.
+        # Vol annotates the last one as required; without it no plugin can write files.
         construct: Any = plugins.construct_plugin
-        return construct(context, _magics(context), plugin, "plugins", None, None)
+        return construct(context, _magics(context), plugin, "plugins", _show_nothing, None)
     except exceptions.UnsatisfiedException as error:
         reasons = [requirement.description for requirement in error.unsatisfied.values()]
         text = "; ".join(warnings.texts or reasons).replace("\n", " ")
         raise NoKernelError(text, _missing(context, f"plugins.{plugin.__name__}.kernel")) from error
+
+
+def _show_nothing(progress: float, description: str | None = None) -> None:
+    """Take vol's progress; to volatility3 2.11 it calls what it is given without asking whether there is anything."""
+
+
+def how_cut(path: Path, size: int) -> str | None:
+    """Say how many bytes a crash dump of `size` bytes lacks by its header; None where none, or where it is no dump."""
+    headers, missing = plugin_module("formats.crash_header"), plugin_module("dumps.missing")
+    with path.open("rb") as file:
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        header = headers.parse_crash_header(read(0, headers.DUMP_HEADER64_SIZE))
+        said = None if header is None else missing.describe_truncation(header, read, size)
+    return None if said is None else str(said)
 
 
 def _missing(context: interfaces.context.ContextInterface, path: str) -> Kernel | None:

@@ -107,13 +107,16 @@ class Isolation:
         """Start the process, so that it has loaded what it needs when it is asked."""
         self._started()
 
-    def ask(self, request: dict[str, Any], deadline: float, stage: Callable[[str], None]) -> Any:
+    def ask(
+        self, request: dict[str, Any], deadline: float, stage: Callable[[str], None], opening: float | None = None
+    ) -> Any:
         """Send a request and wait for its answer.
 
         Args:
             request: what child.handle takes.
             deadline: value of time.monotonic() at which the process and its children are killed.
             stage: called with each stage that begins.
+            opening: the limit of the stage `open` in seconds.
 
         Raises:
             ImageError: the process failed, died, or was killed at the deadline.
@@ -129,14 +132,18 @@ class Isolation:
             self.close()
             raise StoppedError
         line: bytes | None = b""
+        until = deadline
         try:
             assert process.stdin is not None
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            while line := lines.next(deadline):
+            while line := lines.next(until):
                 said = _read(line)
                 if "stage" in said:
                     at = said["stage"]
+                    until = deadline
+                    if at == "open" and opening is not None:
+                        until = min(deadline, time.monotonic() + opening)
                     stage(at)
                 elif "ended" in said:
                     ended = True
@@ -159,6 +166,8 @@ class Isolation:
         if self._stopped:
             raise StoppedError
         if line is None:
+            if until < deadline:
+                raise ImageError(f"volatility3 did not open it in {opening:,.0f} s", at)
             raise ImageError("it took longer than --timeout allows", at)
         # A process that forks reads no image itself, so its end is not the image's fault.
         raise ImageError(f"the process that reads images ended{self._last_error()}", at, temporary=_FORKS)

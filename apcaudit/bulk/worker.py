@@ -31,6 +31,10 @@ from apcaudit.bulk.records import (
 _KNOWN = ".known"
 """Folder in the results with the SHA-256 of each file by path, size and time, so that a second run hashes no file."""
 
+_OPENING, _OPENED = 120.0, 16 << 20
+"""Limit of opening an image: seconds, and bytes per second beside that. To 2.27.0 volatility3 searches a cut crash dump
+without end."""
+
 readers = Readers()
 """The processes that read images for this one."""
 
@@ -73,6 +77,7 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
             return earlier
     image: str | None = None
     size: int | None = None
+    cut: str | None = None
     deadline = started + settings.timeout
     try:
         with scratch.folder(settings.scratch) as unpacked, readers.acquire(settings) as isolation:
@@ -80,6 +85,7 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
             asked: dict[str, Any] = {"do": "hash", "path": str(evidence.path), "member": evidence.member}
             hashed = isolation.ask(request | asked, deadline, stage)
             image, size = str(hashed["image"]), int(hashed["size"])
+            cut = hashed["cut"]
             _remember(evidence, image, settings)
             earlier = _earlier_outcome(evidence, image, settings)
             if earlier is not None:
@@ -87,12 +93,13 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
             asked = {"do": "audit", "file": hashed["file"], "image": image}
             asked |= {"scan": settings.scan, "rules": None if settings.rules is None else str(settings.rules)}
             asked |= {"skip_broken_rules": settings.skip_broken_rules}
-            contents = isolation.ask(request | asked, deadline, stage)
+            contents = isolation.ask(request | asked, deadline, stage, opening=_OPENING + size / _OPENED)
     except ImageError as error:
         seconds = time.monotonic() - started
-        return fail(
-            evidence, settings, str(error), error.stage, seconds, image=image, size=size, temporary=error.temporary
+        reason = (
+            f"{error}; the crash dump {cut}" if cut and error.stage == "open" and cut not in str(error) else str(error)
         )
+        return fail(evidence, settings, reason, error.stage, seconds, image=image, size=size, temporary=error.temporary)
     except room.NoRoomError as error:
         return fail(evidence, settings, str(error), "worker", time.monotonic() - started, temporary=True)
     stage("store")

@@ -14,7 +14,14 @@ from .findings import Severity
 from .vol.automagic import BorrowedTypes as BorrowedTypes
 from .vol.automagic import CutLimeStacker as CutLimeStacker
 from .vol.automagic import MinidumpStacker as MinidumpStacker
-from .vol.requirements import KernelRequirement, rule_options, rule_requirements, unusable_image, unusable_rules
+from .vol.requirements import (
+    KernelRequirement,
+    rule_options,
+    rule_requirements,
+    timeliner_requirements,
+    unusable_image,
+    unusable_rules,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -81,9 +88,7 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
                 description="Leave out rows below this severity",
             ),
             *rule_requirements(),
-            requirements.VersionRequirement(
-                name="timeliner", component=timeliner.TimeLinerInterface, version=(1, 0, 0)
-            ),
+            *timeliner_requirements(timeliner.TimeLinerInterface),
         ]
 
     @classmethod

@@ -32,8 +32,9 @@ class KernelSymbols:
         # For example `ntkrnlmp.pdb/<GUID>-<age>.json.xz`.
         url: str = table.config.get("isf_url", "") or ""
         self.file = "/".join(url.split("/")[-2:])
-        # vol/borrowing.py records in the producer's name from which file it took missing types.
-        producer: str = table.producer.name or ""
+        # vol/borrowing.py records in the producer's name from which file it took missing types. To volatility3 2.5.2
+        # the table of a kernel does not tell who made it.
+        producer: str = getattr(getattr(table, "producer", None), "name", None) or ""
         self.borrowed_from = producer.removeprefix(BORROWED) if producer.startswith(BORROWED) else None
         self._document = _document(table)
         # vol's symbol table applies this mask to addresses; 0 means no mask.

@@ -51,6 +51,13 @@ def rule_requirements() -> list[interfaces.configuration.RequirementInterface]:
     ]
 
 
+def timeliner_requirements(interface: type[Any]) -> list[interfaces.configuration.RequirementInterface]:
+    """Declare vol's TimeLinerInterface; to volatility3 2.11 it has no version that could be required."""
+    if not hasattr(interface, "version"):
+        return []
+    return [requirements.VersionRequirement(name="timeliner", component=interface, version=(1, 0, 0))]
+
+
 def rule_options(config: Mapping[str, Any] | Any) -> RuleOptions:
     """Read the options for YARA rules from a plugin's configuration."""
     from ..signatures.options import RuleOptions
