@@ -1,9 +1,15 @@
-"""`apcaudit where`: prints the arguments with which a vol installed elsewhere finds the plugin and its symbols."""
+"""`apcaudit where`: prints the arguments with which a vol installed elsewhere finds the plugin and its symbols.
+
+One argument per line, without quotes: of `vol $(apcaudit where) ...` sh, and of `vol (apcaudit where) ...` PowerShell,
+makes one argument per line. In sh a space separates arguments too.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import sys
 from pathlib import Path
 
 from apcaudit.errors import ApcAuditError
@@ -16,7 +22,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "where",
         help="print the -p and -s arguments for a vol that is installed elsewhere",
-        description="Print the -p and -s arguments for a vol that does not find windows.apcaudit by itself.",
+        description="Print the -p and -s arguments for a vol that does not find windows.apcaudit by itself, one per"
+        " line. In sh: vol $(apcaudit where) -f IMAGE windows.apcaudit. In PowerShell: vol (apcaudit where) -f IMAGE"
+        " windows.apcaudit",
     )
     parser.set_defaults(run=run)
 
@@ -24,7 +32,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:  # noqa: ARG001 - every subcommand takes the options
     """Print the arguments."""
     plugins, symbols = directories()
-    print(f'-p "{plugins}" -s "{symbols}"')
+    print("-p", plugins, "-s", symbols, sep="\n")
+    if os.name != "nt" and any(each.isspace() for each in f"{plugins}{symbols}"):
+        print("apcaudit: there is a space in these paths: run `IFS=$'\\n'` in the shell first", file=sys.stderr)
     return 0
 
 

@@ -24,7 +24,7 @@ from apcaudit.synthetic.scenes import SCENES
 
 ROOT = Path(__file__).resolve().parent.parent
 
-NO_EXTRA = "an extra is missing: pip install 'apcaudit[bulk]'"
+NO_EXTRA = "an extra is missing: pip install '.[bulk]'"
 
 
 def need_extra() -> None:

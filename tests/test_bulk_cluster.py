@@ -20,7 +20,7 @@ from tests import bulk_images
 from tests.bulk_images import apcaudit, need_extra, wait_for_reader
 
 need_extra()
-pytest.importorskip("distributed", reason="an extra is missing: pip install 'apcaudit[cluster]'")
+pytest.importorskip("distributed", reason="an extra is missing: pip install '.[cluster]'")
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from apcaudit.cli import main
+from tests.conftest import ROOT
 from tests.volatility import CACHE, rows
 
 
@@ -71,7 +74,15 @@ def test_errors_are_one_line(
 def test_where_prints_arguments_for_vol(capsys: pytest.CaptureFixture[str]) -> None:
     """`where` prints -p and -s with directories that hold the plugin and the symbol files."""
     assert main(["where"]) == 0
-    flag_p, plugins, flag_s, symbols = shlex.split(capsys.readouterr().out)
+    flag_p, plugins, flag_s, symbols = capsys.readouterr().out.splitlines()
     assert (flag_p, flag_s) == ("-p", "-s")
     assert (Path(plugins) / "windows" / "apcaudit" / "__init__.py").is_file()
     assert (Path(symbols) / "windows").is_dir()
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="there is no sh here")
+def test_where_in_a_shell() -> None:
+    """`vol $(apcaudit where)` in sh gives vol the four arguments and nothing else."""
+    script = f'printf "%s\n" $("{sys.executable}" -m apcaudit.cli where)'
+    done = subprocess.run(["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["-p", str(ROOT / "vol_plugins"), "-s", str(ROOT / "symbols")]

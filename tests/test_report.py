@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("pyarrow", reason="pip install 'apcaudit[bulk]': the report is of its results")
-pytest.importorskip("duckdb", reason="pip install 'apcaudit[bulk]': the report queries with it")
-pytest.importorskip("jinja2", reason="pip install 'apcaudit[bulk]': the report's template")
+pytest.importorskip("pyarrow", reason="pip install '.[bulk]': the report is of its results")
+pytest.importorskip("duckdb", reason="pip install '.[bulk]': the report queries with it")
+pytest.importorskip("jinja2", reason="pip install '.[bulk]': the report's template")
 
 from apcaudit.bulk.records import Records
 from apcaudit.cli import main

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("pyarrow", reason="pip install 'apcaudit[bulk]': the report is of its results")
-pytest.importorskip("jinja2", reason="pip install 'apcaudit[bulk]': the report's template")
+pytest.importorskip("pyarrow", reason="pip install '.[bulk]': the report is of its results")
+pytest.importorskip("jinja2", reason="pip install '.[bulk]': the report's template")
 pytest.importorskip("selenium", reason="pip install selenium: it drives the browser of these tests")
 
 from selenium import webdriver

@@ -10,6 +10,7 @@ from pathlib import Path
 from apcaudit import output
 from apcaudit.bulk import damage, export, store
 from apcaudit.bulk.arguments import check_results
+from apcaudit.bulk.extra import need
 from apcaudit.bulk.records import TABLES
 from apcaudit.errors import ApcAuditError
 
@@ -31,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Write the results; return the exit code."""
+    need("pyarrow", "duckdb")
     check_results(options.results)
     if options.format == "timesketch" and options.table is not None:
         raise ApcAuditError("--format timesketch is one timeline of all tables: leave out --table")

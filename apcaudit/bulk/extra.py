@@ -8,8 +8,6 @@ from typing import Any
 
 from apcaudit.errors import ApcAuditError
 
-_OF_CLUSTER = "distributed"
-
 
 def load(name: str) -> Any:
     """Import a module of an extra.
@@ -20,20 +18,21 @@ def load(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ApcAuditError(f"{_missing(name)} ({error})") from error
+        raise ApcAuditError(f"{_missing([name])} ({error})") from error
 
 
 def need(*names: str) -> None:
     """Check that packages of the extras are installed, without importing them, which takes time.
 
     Raises:
-        ApcAuditError: one is not installed.
+        ApcAuditError: some are not installed.
     """
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ApcAuditError(_missing(name))
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ApcAuditError(_missing(missing))
 
 
-def _missing(name: str) -> str:
-    extra = "cluster" if name == _OF_CLUSTER else "bulk"
-    return f"this needs {name.partition('.')[0]}: pip install 'apcaudit[{extra}]'"
+def _missing(names: list[str]) -> str:
+    # Not this project's own name: it is on no package index, where anybody could register it.
+    packages = [name.partition(".")[0] for name in names]
+    return f"this needs {' and '.join(packages)}: pip install {' '.join(packages)}"

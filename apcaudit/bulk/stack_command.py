@@ -10,6 +10,7 @@ from pathlib import Path
 
 from apcaudit.bulk import damage, store
 from apcaudit.bulk.arguments import check_results, whole
+from apcaudit.bulk.extra import need
 from apcaudit.bulk.stack import KINDS, Stacked, stack, tables_for
 from apcaudit.text import one_line
 
@@ -35,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print what is rare."""
+    need("pyarrow", "duckdb")
     for each in (options.results, *([options.baseline] if options.baseline else [])):
         check_results(each)
     kinds = options.kind or tuple(KINDS)

@@ -12,7 +12,7 @@ from apcaudit import output
 from apcaudit.bulk import damage, evidence, pool, store, symbol_folders
 from apcaudit.bulk.arguments import check_results
 from apcaudit.bulk.damage import EXIT_LEFT_OUT
-from apcaudit.bulk.extra import load
+from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Settings
 from apcaudit.errors import ApcAuditError
 from apcaudit.reports import dataset, page
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Make the report; return the exit code."""
-    load("jinja2")
+    need("pyarrow", "duckdb", "jinja2")
     if options.path.is_dir():
         check_results(options.path)
         with output.writing(options.output) as file:
