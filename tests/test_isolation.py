@@ -15,6 +15,7 @@ import pytest
 from apcaudit.bulk.isolation import ImageError, Isolation, StoppedError
 from apcaudit.bulk.outcome import Settings
 from apcaudit.bulk.readers import Readers
+from tests.bulk_images import write
 from tests.conftest import ROOT
 
 #: Answers each request with the lines that belong to it, as a process that an image has taken over might.
@@ -83,6 +84,19 @@ def test_opening_has_a_limit_of_its_own(stage: str, said: str, isolation: Isolat
     says = ['{"stage": "open"}\n', f'{{"stage": "{stage}"}}\n']
     with pytest.raises(ImageError, match=said):
         isolation.ask({"says": says}, time.monotonic() + 2, lambda _: None, opening=1)
+
+
+def test_without_fork(tmp_path: Path) -> None:
+    """Where there is no fork, each request has a process of its own, and gets the same answer as with it."""
+    image = write(tmp_path / "seed.dmp", "seed")
+    asked = {"do": "audit", "file": str(image), "image": "", "scan": False, "rules": None, "skip_broken_rules": False}
+    answers = []
+    for forks in (False, True):
+        isolation = Isolation((), tmp_path / "cache", offline=True, forks=forks)
+        answers.append(isolation.ask({"memory": 4 << 30, **asked}, time.monotonic() + 60, lambda _: None))
+        isolation.close()
+    assert answers[0]["findings"]
+    assert answers[0] == answers[1]
 
 
 #: Is ready, says that it has begun when it is asked, and then does what does not end.

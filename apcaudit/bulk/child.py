@@ -26,8 +26,6 @@ from apcaudit.bulk.room import CACHE_ADVICE, NoRoomError, report_full
 from apcaudit.bulk.unpack import image_of, is_packed
 from apcaudit.errors import ApcAuditError
 
-_CAN_FORK = sys.platform == "linux"
-
 _OWN_EXIT = 0
 
 _REPORT_BOUND = 4096
@@ -68,16 +66,21 @@ def main() -> None:
     symbols = tuple(Path(each) for each in start["symbols"])
     cache = ReaderCache(Path(start["own"]), Path(start["cache"]))
     symbol_folders.look_into(*symbols)
-    with _limited(start["index_memory"]), _ending_with_parent(), _exiting_when_full(cache):
+    forks = start["forks"]
+    with contextlib.ExitStack() as stack:
+        if forks:
+            stack.enter_context(_limited(start["index_memory"]))
+            stack.enter_context(_ending_with_parent())
+        stack.enter_context(_exiting_when_full(cache))
         framework.prepare(symbols, cache, offline=start["offline"])
-        if _CAN_FORK:
+        if forks:
             # What could not be indexed is read again here.
             framework.prepare_for_forks()
     # Not through sys.stdin, whose read-ahead buffer would be copied by a fork.
     with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
         while line := requests.readline():
             request = json.loads(line)
-            if not _CAN_FORK:
+            if not forks:
                 handle(request, answers)
                 cache.keep()
                 return
@@ -87,9 +90,6 @@ def main() -> None:
 @contextlib.contextmanager
 def _limited(memory: int) -> Iterator[None]:
     """Limit this process's memory in bytes meanwhile; vol skips symbol files that it cannot unpack within the limit."""
-    if not _CAN_FORK:
-        yield
-        return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -113,9 +113,6 @@ def _exiting_when_full(cache: ReaderCache) -> Iterator[None]:
 @contextlib.contextmanager
 def _ending_with_parent() -> Iterator[None]:
     """Exit meanwhile if the parent has ended: indexing many symbol files takes minutes, and nobody waits any more."""
-    if not _CAN_FORK:
-        yield
-        return
     done, tell = os.pipe()
     watch = threading.Thread(target=_end_unless_done, args=(done,), daemon=True)
     watch.start()

@@ -18,8 +18,8 @@ from typing import IO, Any
 from apcaudit.bulk import processes, room, scratch
 from apcaudit.errors import ApcAuditError
 
-_FORKS = sys.platform == "linux"
-"""Whether the process forks for each image; otherwise it answers one request and ends."""
+FORKS = sys.platform == "linux"
+"""Whether the process forks for each image here; otherwise it answers one request and ends."""
 
 _INDEX_MEMORY = 4 << 30
 """Limit of memory in bytes while symbol files are indexed: a packed file of a megabyte may unpack to gigabytes."""
@@ -89,11 +89,13 @@ class Isolation:
         symbols: folders of symbol files, searched before those of vol and the plugin.
         cache: folder shared by all processes with the same `symbols`; each process makes a folder of its own in it.
         offline: whether vol must not fetch files.
+        forks: whether the process forks for each image, or answers one request and ends.
     """
 
-    def __init__(self, symbols: tuple[Path, ...], cache: Path, *, offline: bool) -> None:
+    def __init__(self, symbols: tuple[Path, ...], cache: Path, *, offline: bool, forks: bool = FORKS) -> None:
         self._start = {"symbols": [str(each) for each in symbols], "cache": str(cache), "offline": offline}
-        self._start["index_memory"] = _INDEX_MEMORY
+        self._start |= {"index_memory": _INDEX_MEMORY, "forks": forks}
+        self._forks = forks
         self._command = [sys.executable, "-m", "apcaudit.bulk.child"]
         self._cache = cache
         self._process: subprocess.Popen[bytes] | None = None
@@ -125,7 +127,7 @@ class Isolation:
         at = "start"
         answer: dict[str, Any] = {}
         # Where there is no fork, the process ends without sending `ended`.
-        ended = not _FORKS
+        ended = not self._forks
         process, lines = self._started()
         # Either stop() saw the process that was just started, or it has set this flag.
         if self._stopped:
@@ -135,8 +137,10 @@ class Isolation:
         until = deadline
         try:
             assert process.stdin is not None
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
+            # Where the process has ended, its output has too, so the loop says so. On Windows the error is no EPIPE.
+            with contextlib.suppress(OSError):
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
             while line := lines.next(until):
                 said = _read(line)
                 if "stage" in said:
@@ -157,10 +161,8 @@ class Isolation:
         except (ValueError, RecursionError) as error:
             self.close()
             raise ImageError("the process that reads images gave no answer that can be read", at) from error
-        except BrokenPipeError:
-            pass
         finally:
-            if not _FORKS:
+            if not self._forks:
                 self.close()
         self.close()
         if self._stopped:
@@ -170,7 +172,7 @@ class Isolation:
                 raise ImageError(f"volatility3 did not open it in {opening:,.0f} s", at)
             raise ImageError("it took longer than --timeout allows", at)
         # A process that forks reads no image itself, so its end is not the image's fault.
-        raise ImageError(f"the process that reads images ended{self._last_error()}", at, temporary=_FORKS)
+        raise ImageError(f"the process that reads images ended{self._last_error()}", at, temporary=self._forks)
 
     def stop(self) -> None:
         """Kill the process and its children for good; a pending ask() raises StoppedError."""
