@@ -11,7 +11,7 @@ from apcaudit.synthetic.dump import DumpFacts, header
 from apcaudit.synthetic.kernels import Kernel
 from apcaudit.synthetic.machine import BOOT_TIME, SYSTEM_TIME, Machine
 from apcaudit.synthetic.memory import Memory
-from apcaudit.synthetic.pages import FIRST_FRAME, PAGE
+from apcaudit.synthetic.pages import PAGE
 from apcaudit.synthetic.pool import Pool
 from apcaudit.synthetic.scene import Scene
 
@@ -92,10 +92,6 @@ class Image:
             for piece in pieces:
                 stream.write(piece)
             at = address + sum(map(len, pieces))
-        least = self.memory.space.mode.least
-        if at < least:
-            _skip(stream, least - 1 - at)
-            stream.write(b"\0")
 
     def stream_dump(self, stream: BinaryIO) -> None:
         """Write a full crash dump to a stream."""
@@ -107,10 +103,10 @@ class Image:
 
     def _runs(self) -> list[tuple[int, list[bytes | bytearray]]]:
         """Give physical memory as runs: first address, and the pieces that follow one another there."""
-        physical = self.memory.space.physical
-        pieces: list[tuple[int, bytes | bytearray]] = [(FIRST_FRAME * PAGE, physical)]
-        pieces += self.memory.space.tables().items()
-        pieces += self.memory.space.fixed.items()
+        space = self.memory.space
+        pieces: list[tuple[int, bytes | bytearray]] = [(space.mode.first, space.physical)]
+        pieces += space.tables().items()
+        pieces += space.fixed.items()
         runs: list[tuple[int, list[bytes | bytearray]]] = []
         end = -1
         for address, data in sorted(pieces, key=lambda piece: piece[0]):

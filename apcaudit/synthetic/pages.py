@@ -33,17 +33,15 @@ class Mode:
     #: physical address of the top table. Volatility looks for recent x64 kernels' between 0x150000 and 0x2a0000.
     root: int
     self_index: int
-    #: least size of a raw image: Volatility skips the range that it looks in for the root unless the file covers it
-    #: (0x150000 + 0x150000 on x64, 0x30000 + 0x1000000 on x86, and an overlap of 0x4000).
-    least: int
+    #: physical address of the first frame handed out: behind the range that Volatility looks in for the root
+    #: (0x150000 + 0x150000 on x64, 0x30000 + 0x1000000 on x86, and an overlap of 0x4000). It tries each page there,
+    #: which takes it most of the time of a small image, and skips the range unless a raw image covers it.
+    first: int
 
 
 X64 = Mode("x64", "<Q", (39, 30, 21, 12), (9, 9, 9, 9), 0x1AD000, 0x1ED, 0x2B0000)
 PAE = Mode("x86 PAE", "<Q", (30, 21, 12), (2, 9, 9), 0x185000, 3, 0x1040000)
 X86 = Mode("x86", "<I", (22, 12), (10, 10), 0x185000, 0x300, 0x1040000)
-
-#: First frame handed out: behind the page tables' roots, in memory that Windows uses freely.
-FIRST_FRAME = 0x200
 
 
 class NotMappedError(ApcAuditError):
@@ -119,7 +117,7 @@ class AddressSpace:
 
     def physical_address(self, address: int) -> int:
         """Translate a mapped virtual address."""
-        return self.physical_offset(address) + FIRST_FRAME * PAGE
+        return self.physical_offset(address) + self.mode.first
 
     def read(self, address: int, size: int) -> bytes:
         """Read virtual memory; pages may lie in different regions."""
@@ -147,11 +145,11 @@ class AddressSpace:
 
     def tables(self) -> dict[int, bytes]:
         """Make the page tables: physical address to content, the top table's frames included."""
-        return _Tables(self.mode, FIRST_FRAME * PAGE + len(self.physical)).build(self._mapped_pages())
+        return _Tables(self.mode, self.mode.first + len(self.physical)).build(self._mapped_pages())
 
     def _mapped_pages(self) -> Iterable[tuple[int, int]]:
         for start, stop, physical in self._regions:
-            base = physical + FIRST_FRAME * PAGE
+            base = physical + self.mode.first
             for page in range(start, stop, PAGE):
                 if page not in self.holes:
                     yield page, base + page - start
