@@ -75,7 +75,7 @@ class Layout:
         self.pointer_size = pointer_size
         self.structs = structs
         self.enums = enums
-        self._fields: dict[tuple[str, str], Field] = {}
+        self._fields: dict[tuple[str, str], Field | None] = {}
 
     @cached_property
     def pointer_mask(self) -> int:
@@ -88,11 +88,7 @@ class Layout:
 
     def has(self, type_name: str, path: str) -> bool:
         """Tell whether the structure has the member."""
-        try:
-            self.field(type_name, path)
-        except LayoutError:
-            return False
-        return True
+        return self.find(type_name, path) is not None
 
     def size(self, type_text: str) -> int:
         """Give the size of a type in bytes."""
@@ -116,11 +112,18 @@ class Layout:
 
     def field(self, type_name: str, path: str) -> Field:
         """Resolve `ApcState.ApcListHead[1].Flink` in a structure."""
+        # Resolved again for the error, which says what is missing.
+        return self.find(type_name, path) or self._resolve(type_name, path)
+
+    def find(self, type_name: str, path: str) -> Field | None:
+        """Resolve a member path that this kernel may lack."""
         key = (type_name, path)
-        found = self._fields.get(key)
-        if found is None:
-            found = self._fields[key] = self._resolve(type_name, path)
-        return found
+        if key not in self._fields:
+            try:
+                self._fields[key] = self._resolve(type_name, path)
+            except LayoutError:
+                self._fields[key] = None
+        return self._fields[key]
 
     def _resolve(self, type_name: str, path: str) -> Field:
         offset, current = 0, type_name

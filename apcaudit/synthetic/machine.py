@@ -106,6 +106,7 @@ class Machine:
         self.stack_of: dict[int, int] = {}
         self.cid_entries: dict[int, int] = {}
         self._next_stack = self.ranges.stacks
+        self._in_kernel: dict[str, int] = {}
 
     def variable(self, symbol: str, size: int = PAGE) -> int:
         """Give the address of a kernel variable, mapped and ready to be written."""
@@ -131,6 +132,10 @@ class Machine:
         """Turn a scene's address into a number; of alternatives (`nt!A|nt!B`) the first that the kernel has."""
         if isinstance(address, int):
             return address
+        known = self._in_kernel.get(address)
+        if known is not None:
+            return known
+        written = address
         if "|" in address:
             names = address.split("|")
             has = (name for name in names if self.kernel.has(name.removeprefix("nt!").partition("+")[0]))
@@ -143,7 +148,11 @@ class Machine:
             return stack_base + offset
         if match["symbol"] is None and match["module"] in self.address_of:
             return self.address_of[match["module"]] + offset
-        return self._module_address(address, match["module"], match["symbol"]) + offset
+        found = self._module_address(address, match["module"], match["symbol"]) + offset
+        if match["module"] == "nt" and match["symbol"] is not None:
+            # The kernel's names, which thousands of threads share, stay where they are.
+            self._in_kernel[written] = found
+        return found
 
     def _module_address(self, address: str, name: str, symbol: str | None) -> int:
         if name == "nt":

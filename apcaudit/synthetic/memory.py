@@ -20,6 +20,7 @@ class Memory:
         self.space = AddressSpace(X64 if kernel.is_64bit else PAE if kernel.is_pae else X86)
         self.pointer_size = kernel.layout.pointer_size
         self._pointer = struct.Struct("<Q" if kernel.is_64bit else "<I")
+        self._links = struct.Struct("<QQ" if kernel.is_64bit else "<II")
 
     def write(self, address: int, type_name: str, path: str, value: int | bytes, *, optional: bool = False) -> None:
         """Write a member; an optional one that this kernel lacks is left out.
@@ -29,12 +30,11 @@ class Memory:
         Raises:
             LayoutError: the kernel has no such member and it is not optional.
         """
-        try:
-            field = self.layout.field(type_name, path)
-        except LayoutError:
+        field = self.layout.find(type_name, path)
+        if field is None:
             if optional:
                 return
-            raise
+            field = self.layout.field(type_name, path)
         self.space.write(address + field.offset, self.encode(field, value, address))
 
     def encode(self, field: Field, value: int | bytes, address: int) -> bytes:
@@ -86,10 +86,12 @@ class Memory:
 
     def link(self, head: int, entries: list[int]) -> None:
         """Make a LIST_ENTRY ring of a head and the entries, by the addresses of their links."""
+        mask = self.layout.pointer_mask
         ring = [head, *entries]
-        for at, address in enumerate(ring):
-            self.write_pointer(address, ring[(at + 1) % len(ring)])
-            self.write_pointer(address + self.pointer_size, ring[at - 1])
+        previous = ring[-1]
+        for address, following in zip(ring, [*entries, head], strict=True):
+            self.space.write(address, self._links.pack(following & mask, previous & mask))
+            previous = address
 
     def entries(self, head: int) -> list[int]:
         """Read the links of an intact ring, the head left out."""

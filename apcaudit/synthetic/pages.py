@@ -62,6 +62,8 @@ class AddressSpace:
         self.holes: set[int] = set()
         self._starts: list[int] = []
         self._regions: list[tuple[int, int, int]] = []
+        #: the region found last: the next access is mostly to the same one.
+        self._last = (0, 0, 0)
         self._mask = (1 << 64) - 1 if mode is X64 else (1 << 32) - 1
 
     def map(self, address: int, size: int) -> None:
@@ -91,15 +93,18 @@ class AddressSpace:
             and self._regions[at - 1][1] == start
             and self._regions[at - 1][2] + start - self._starts[at - 1] == physical
         ):
-            self._regions[at - 1] = (self._starts[at - 1], stop, self._regions[at - 1][2])
+            self._regions[at - 1] = self._last = (self._starts[at - 1], stop, self._regions[at - 1][2])
             return
         self._starts.insert(at, start)
         self._regions.insert(at, (start, stop, physical))
 
     def _find(self, address: int) -> tuple[int, int, int] | None:
+        if self._last[0] <= address < self._last[1]:
+            return self._last
         at = bisect_right(self._starts, address) - 1
         if at >= 0 and address < self._regions[at][1]:
-            return self._regions[at]
+            self._last = self._regions[at]
+            return self._last
         return None
 
     def physical_offset(self, address: int, size: int = 1) -> int:
@@ -109,6 +114,14 @@ class AddressSpace:
         if region is None or address + size > region[1]:
             raise NotMappedError(f"{address:#x} (+{size:#x}) is not mapped")
         return region[2] + address - region[0]
+
+    def _piece(self, address: int, size: int) -> tuple[int, int]:
+        """Give the offset of mapped memory in `physical`, and how many of `size` bytes lie there in one piece."""
+        address &= self._mask
+        region = self._find(address)
+        if region is None:
+            raise NotMappedError(f"{address:#x} (+{size:#x}) is not mapped")
+        return region[2] + address - region[0], min(size, region[1] - address)
 
     def is_mapped(self, address: int) -> bool:
         """Tell whether the address is mapped and its page not taken out."""
@@ -123,8 +136,7 @@ class AddressSpace:
         """Read virtual memory; pages may lie in different regions."""
         parts = []
         while size:
-            count = min(size, PAGE - (address & (PAGE - 1)))
-            at = self.physical_offset(address, count)
+            at, count = self._piece(address, size)
             parts.append(self.physical[at : at + count])
             address, size = address + count, size - count
         return b"".join(parts)
@@ -133,9 +145,8 @@ class AddressSpace:
         """Write virtual memory; pages may lie in different regions."""
         done = 0
         while done < len(data):
-            count = min(len(data) - done, PAGE - ((address + done) & (PAGE - 1)))
-            at = self.physical_offset(address + done, count)
-            self.physical[at : at + count] = data[done : done + count]
+            at, count = self._piece(address + done, len(data) - done)
+            self.physical[at : at + count] = data[done : done + count] if count < len(data) else data
             done += count
 
     def unmap(self, address: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass
 
 from apcaudit.synthetic.memory import Memory
@@ -65,7 +66,7 @@ class Pool:
 
     def reserve(self, start: int, end: int) -> None:
         """Keep [start, end) free of ordered allocations."""
-        self._reserved.append((start, end))
+        insort(self._reserved, (start, end))
 
     def _round(self, size: int) -> int:
         return -(-size // self.alignment) * self.alignment
@@ -76,7 +77,7 @@ class Pool:
         start = self._next
         if size <= PAGE and start // PAGE != (start + size - 1) // PAGE:
             start = -(-start // PAGE) * PAGE
-        for low, high in sorted(self._reserved):
+        for low, high in self._reserved:
             if start < high and low < start + size:
                 start = -(-high // PAGE) * PAGE
         if start + size > self._end:
@@ -167,19 +168,21 @@ class Pool:
     def write_object_header(self, body: int, object_type: ObjectType, *, named: bool = False) -> None:
         """Write the _OBJECT_HEADER in front of a body."""
         memory, header = self.memory, body - self.body_offset
-        memory.write(header, "_OBJECT_HEADER", "PointerCount", 3)
-        memory.write(header, "_OBJECT_HEADER", "HandleCount", 1)
+        data = bytearray(self.body_offset)
+        values = {"PointerCount": 3, "HandleCount": 1}
         if memory.has("_OBJECT_HEADER", "TypeIndex"):
             index = object_type.index
             if memory.kernel.has("ObHeaderCookie"):
                 # Windows 10 mixes in the header's second address byte and a cookie.
                 index ^= ((header >> 8) & 0xFF) ^ HEADER_COOKIE
-            memory.write(header, "_OBJECT_HEADER", "TypeIndex", index)
-            memory.write(header, "_OBJECT_HEADER", "InfoMask", _NAME_INFO if named else 0)
+            values |= {"TypeIndex": index, "InfoMask": _NAME_INFO if named else 0}
         else:
-            memory.write(header, "_OBJECT_HEADER", "Type", object_type.address)
             offset = memory.size("_OBJECT_HEADER_NAME_INFO") if named else 0
-            memory.write(header, "_OBJECT_HEADER", "NameInfoOffset", offset)
+            values |= {"Type": object_type.address, "NameInfoOffset": offset}
+        for path, value in values.items():
+            at = self.layout.field("_OBJECT_HEADER", path)
+            data[at.offset : at.offset + at.size] = memory.encode(at, value, header)
+        memory.space.write(header, bytes(data))
 
     def create_types(self) -> None:
         """Create the object types and the kernel's tables of them."""

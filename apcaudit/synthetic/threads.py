@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from operator import attrgetter
 
 from apcaudit.synthetic.layout import LayoutError
 from apcaudit.synthetic.machine import BOOT_TIME, SYSTEM_TIME, Machine, SceneError
@@ -15,6 +16,29 @@ _EVENT, _SEMAPHORE, _THREAD, _TIMER, _APC = 0, 5, 6, 8, 0x12
 
 #: Bytes below a stack's base where a waiting thread's KernelStack points; ours.
 _STACK_USED = 0x300
+
+#: What of a scene's thread says in which state it is; threads alike in it share most of their bytes.
+_STATE = attrgetter(
+    "state",
+    "wait_reason",
+    "wait_irql",
+    "wait_mode",
+    "wait_state",
+    "idle",
+    "running_on",
+    "terminated",
+    "termination_request",
+    "alertable",
+    "suspend_count",
+    "freeze_count",
+    "apc_queueable",
+    "kernel_apc_disable",
+    "special_apc_disable",
+    "kernel_apc_pending",
+    "user_apc_pending",
+    "kernel_apc_in_progress",
+    "special_apc_in_progress",
+)
 
 #: Rings that are empty in a thread as these scenes have it.
 _EMPTY_RINGS = (
@@ -45,6 +69,8 @@ class ThreadWriter:
         self._mask = self.layout.pointer_mask
         self._relocations: list[tuple[int, int]] = []
         self._template = bytearray(self.size)
+        self._alike: dict[tuple[object, ...], bytearray] = {}
+        self._states = tuple(self.layout.offset("_ETHREAD", f"Tcb.{each}") for each in ("ApcState", "SavedApcState"))
         self.embedded = next(
             (path for path in ("Tcb.SchedulerApc", "Tcb.SuspendApc") if self._has(path)), "Tcb.SuspendApc"
         )
@@ -54,12 +80,11 @@ class ThreadWriter:
         return self.layout.has("_ETHREAD", path)
 
     def _put(self, data: bytearray, path: str, value: int, *, optional: bool = False) -> None:
-        try:
-            field = self.layout.field("_ETHREAD", path)
-        except LayoutError:
+        field = self.layout.find("_ETHREAD", path)
+        if field is None:
             if optional:
                 return
-            raise
+            field = self.layout.field("_ETHREAD", path)
         start, end = field.offset, field.offset + field.size
         if field.bits:
             mask = ((1 << field.bits) - 1) << field.bit
@@ -111,11 +136,10 @@ class ThreadWriter:
         machine.pool.types["Thread"] = tag
         stack_base = thread.stack_base if thread.stack_base is not None else machine.next_stack()
         system = process.pid in (0, 4) if thread.system is None else thread.system
-        data = bytearray(self._template)
+        data = self._copy(thread, system=system)
         for offset, delta in self._relocations:
             self._pointer.pack_into(data, offset, (body + delta) & self._mask)
-        self._schedule(data, thread, system=system)
-        self._identify(data, process, thread, system=system)
+        self._identify(data, process, thread)
         self._apc_states(data, body, process, thread)
         self._stack(data, thread, stack_base, system=system)
         self.memory.space.write(body, bytes(data))
@@ -127,6 +151,16 @@ class ThreadWriter:
         if thread.in_cid_table and thread.tid:
             machine.cid_entries[thread.tid] = body
         return body
+
+    def _copy(self, thread: Thread, *, system: bool) -> bytearray:
+        """Give the bytes that all threads in the same state have."""
+        key = (system, *_STATE(thread))
+        if key not in self._alike:
+            data = bytearray(self._template)
+            self._schedule(data, thread, system=system)
+            self._apc_flags(data, thread)
+            self._alike[key] = data
+        return bytearray(self._alike[key])
 
     def _schedule(self, data: bytearray, thread: Thread, *, system: bool) -> None:
         put = self._put
@@ -153,13 +187,18 @@ class ThreadWriter:
         put(data, "Tcb.ApcQueueable", int(queueable))
         if thread.running_on is not None:
             put(data, "Tcb.NextProcessor", thread.running_on)
+        put(data, "SystemThread", int(system), optional=True)
+        put(data, "Tcb.SystemThread", int(system), optional=True)
+        put(data, "Terminated", int(thread.terminated))
+        if thread.state == "Terminated":
+            put(data, "ExitTime", SYSTEM_TIME - 10_000_000)
 
     @property
     def _idle_is_attached(self) -> bool:
         """Idle threads of 8.1 and 10 are at index 1 and not queueable (33 genuine dumps)."""
         return self._has("Tcb.ApcState.InProgressFlags")
 
-    def _identify(self, data: bytearray, process: Process, thread: Thread, *, system: bool) -> None:
+    def _identify(self, data: bytearray, process: Process, thread: Thread) -> None:
         put, owner = self._put, self.machine.address_of[f"process:{process.pid}"]
         put(data, "Cid.UniqueProcess", process.pid)
         put(data, "Cid.UniqueThread", thread.tid)
@@ -169,14 +208,9 @@ class ThreadWriter:
         if self._has("ThreadsProcess"):
             put(data, "ThreadsProcess", owner)
         put(data, "Tcb.Process", owner, optional=True)
-        put(data, "SystemThread", int(system), optional=True)
-        put(data, "Tcb.SystemThread", int(system), optional=True)
         created = 0 if thread.idle else BOOT_TIME + thread.tid * 1_000_000
         # XP keeps NestedFaultCount and ApcNeeded in the lowest three bits of the time.
         put(data, "CreateTime", created << (3 if self._has("NestedFaultCount") else 0))
-        put(data, "Terminated", int(thread.terminated))
-        if thread.state == "Terminated":
-            put(data, "ExitTime", SYSTEM_TIME - 10_000_000)
 
     def _apc_states(self, data: bytearray, body: int, process: Process, thread: Thread) -> None:
         put, owner = self._put, self.machine.address_of[f"process:{process.pid}"]
@@ -194,7 +228,7 @@ class ThreadWriter:
         put(data, "Tcb.ApcState.Process", target)
         put(data, "Tcb.ApcStateIndex", index)
         put(data, "Tcb.SavedApcState.Process", owner if index else 0)
-        state, saved = (body + self.layout.offset("_ETHREAD", f"Tcb.{each}") for each in ("ApcState", "SavedApcState"))
+        state, saved = (body + offset for offset in self._states)
         if self._has("Tcb.ApcStatePointer"):
             put(data, "Tcb.ApcStatePointer[0]", saved if index else state)
             put(data, "Tcb.ApcStatePointer[1]", state if index else saved)
@@ -206,7 +240,6 @@ class ThreadWriter:
                 target = (body + self.size + 0x1234560) & ~0xF if stale else head
                 for link in ("Flink", "Blink"):
                     put(data, f"Tcb.SavedApcState.ApcListHead[{queue}].{link}", target)
-        self._apc_flags(data, thread)
 
     def _apc_flags(self, data: bytearray, thread: Thread) -> None:
         put = self._put
@@ -222,7 +255,6 @@ class ThreadWriter:
 
     def _stack(self, data: bytearray, thread: Thread, base: int, *, system: bool) -> None:
         memory, size = self.memory, self.machine.ranges.stack_size
-        pointer = memory.pointer_size
         top = base - _STACK_USED
         self._put(data, "Tcb.InitialStack", base)
         self._put(data, "Tcb.StackBase", base)
@@ -235,8 +267,8 @@ class ThreadWriter:
         if not system and not thread.idle:
             self._trap_frame(data, base)
         values = thread.stack or ("nt!KiSwapContext+0x7a", "nt!KiSwapThread+0x9c")
-        for position, value in enumerate(values):
-            memory.write_pointer(top + position * pointer, self.machine.resolve(value, base))
+        pointers = [self.machine.resolve(value, base) & self._mask for value in values]
+        memory.space.write(top, b"".join(map(self._pointer.pack, pointers)))
 
     def _trap_frame(self, data: bytearray, base: int) -> None:
         """Write the frame that a system call from user mode leaves at the top of the stack."""
