@@ -14,6 +14,7 @@ from .findings import Severity
 from .vol.automagic import BorrowedTypes as BorrowedTypes
 from .vol.automagic import CutLimeStacker as CutLimeStacker
 from .vol.automagic import MinidumpStacker as MinidumpStacker
+from .vol.automagic import PageTableStacker as PageTableStacker
 from .vol.requirements import (
     KernelRequirement,
     rule_options,

