@@ -111,6 +111,7 @@ class Ending(Enum):
 
     CLOSED = "came back to its head"
     UNREADABLE = "a link points to memory that cannot be read"
+    ABSENT = "the next entry is not in this dump"
     MISALIGNED = "a link is not aligned to a pointer"
     OTHER_HEAD = "a link leads to the head of another list"
     JOINS = "from there on it is another list"
@@ -227,6 +228,11 @@ class Apc:
     of_bugcheck: bool = False
 
     @property
+    def absent(self) -> bool:
+        """Whether nothing of the KAPC could be read, so that only its address is known."""
+        return self.type is self.thread is self.kernel_routine is self.normal_routine is self.inserted is None
+
+    @property
     def kind(self) -> str | None:
         """`special-kernel`, `normal-kernel` or `user`; None when the mode or NormalRoutine is unknown.
 
@@ -244,7 +250,8 @@ class Queue:
     """One APC list of a thread: what was read, how the walk ended, and where it was damaged.
 
     `broken_at` is the address of the first LIST_ENTRY whose Blink does not point back to where the
-    walk came from, None when every link agrees.
+    walk came from, None when every link agrees. `led_to` is the link that could not be followed. Where
+    the list ends in an entry that the dump lacks, the last APC is that one, of which only the address is known.
     """
 
     name: QueueName
@@ -253,6 +260,7 @@ class Queue:
     ending: Ending
     ended_at: int
     broken_at: int | None = None
+    led_to: int | None = None
 
     @property
     def intact(self) -> bool:
@@ -263,6 +271,11 @@ class Queue:
     def empty(self) -> bool:
         """Whether the list is intact and holds nothing."""
         return self.intact and not self.apcs
+
+    @property
+    def undamaged(self) -> bool:
+        """Whether nothing that was read of the list contradicts it; an entry that the dump lacks is no damage."""
+        return self.ending in (Ending.CLOSED, Ending.ABSENT) and self.broken_at is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,7 @@ def delivered_first(thread: Thread, facts: Facts) -> bool | None:
         _zero(member(thread, "special_apc_disable", facts)),
         None if members.kernel_apc_pending is None else bool(members.kernel_apc_pending),
         _not(non_empty(thread, QueueName.USER)),
-        queue is None or queue.intact,
+        queue is None or queue.undamaged,
         _either(_not(normal), _zero(members.kernel_apc_disable)),
     ]
     return every(conditions)

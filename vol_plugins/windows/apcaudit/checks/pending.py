@@ -32,6 +32,8 @@ def first_apc(thread: Thread, name: QueueName) -> str:
 
 def named_apc(apc: Apc) -> str:
     """Name an APC in parentheses."""
+    if apc.absent:
+        return f" (KAPC {apc.address:#x}, which is not in this dump)"
     return f" (KAPC {apc.address:#x}, KernelRoutine {apc.kernel_routine or 'unreadable'})"
 
 

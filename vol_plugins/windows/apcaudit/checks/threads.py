@@ -53,7 +53,7 @@ def hidden_process(thread: Thread, facts: Facts) -> Finding | None:
 
 def list_broken(thread: Thread, facts: Facts) -> Finding | None:
     """An APC list cannot be followed to its end, or a Blink does not point back."""
-    texts = [text for queue in thread.queues if (text := _damage(queue, facts)) is not None]
+    texts = [text for queue in thread.queues if (text := _damage(queue)) is not None]
     return Finding("list-broken", Severity.HIGH, "; ".join(texts)) if texts else None
 
 
@@ -79,17 +79,17 @@ def list_truncated(thread: Thread, facts: Facts) -> Finding | None:
     return Finding("list-truncated", Severity.MEDIUM, f"{text}: the rest was not read")
 
 
-def _damage(queue: Queue, facts: Facts) -> str | None:
+def _damage(queue: Queue) -> str | None:
     where = f"the {queue.name.value} APC list"
-    ended = queue.ending in (Ending.CLOSED, Ending.CYCLE, Ending.BOUND)
-    # A list that a minidump does not hold is not damaged.
-    if ended or (facts.partial and queue.ending is Ending.UNREADABLE):
+    # An entry that a minidump does not hold is no damage.
+    if queue.ending in (Ending.CLOSED, Ending.CYCLE, Ending.BOUND, Ending.ABSENT):
         if queue.broken_at is None:
             return None
         return (
             f"{where} is broken: the Blink of the entry at {queue.broken_at:#x} does not point back to its predecessor"
         )
-    return f"{where} could not be followed past {queue.ended_at:#x} after {_entries(queue)}: {queue.ending.value}"
+    text = f"{where} could not be followed past {queue.ended_at:#x} after {_entries(queue)}: {queue.ending.value}"
+    return text if queue.led_to is None else f"{text} (Flink {queue.led_to:#x})"
 
 
 def _entries(queue: Queue) -> str:

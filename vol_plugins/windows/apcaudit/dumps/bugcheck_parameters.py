@@ -83,7 +83,7 @@ def _detach(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferenc
     left = [f"its {name.value} APC list" for name in lists if name in (QueueName.KERNEL, QueueName.USER)]
     if members.kernel_apc_in_progress:
         left.append("KernelApcInProgress")
-    gone = f"what it stopped for is not in {'this dump' if facts.partial else 'memory any more'}"
+    gone = f"what it stopped for is not in {_image(facts)}"
     why = f"{' and '.join(left)} shows why" if left else gone
     return f"when this thread detached from {thread.attached or 'another process'}: {why}"
 
@@ -92,10 +92,12 @@ def _exit(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferences
     entry, disable, irql, _ = parameters
     apc = named.apc
     if apc is not None:
-        held = f"when this thread exited with the KAPC {apc.address:#x} (KernelRoutine {apc.kernel_routine}) queued"
+        routine = "not in this dump" if apc.absent else f"KernelRoutine {apc.kernel_routine or 'unreadable'}"
+        held = f"when this thread exited with the KAPC {apc.address:#x} ({routine}) queued"
         held += ", which the exit has taken off its list" if apc.of_bugcheck else f", on its {apc.queue.value} list"
     elif entry:
-        held = f"when this thread exited with an APC queued, whose LIST_ENTRY {entry:#x} is no KAPC's any more"
+        held = f"when this thread exited with an APC queued, whose LIST_ENTRY {entry:#x} is no KAPC's in"
+        held += f" {_image(facts)}"
     else:
         held = "when this thread exited with APCs disabled"
     return f"{held}: {_counters(disable, facts)}, IRQL {irql & 0xFF}"
@@ -122,7 +124,11 @@ def _unexpected_irql(
     )
     if normal:
         text += f", NormalRoutine {named.code(normal)}"
-    return text if named.apc is not None else f"{text}; its memory no longer holds that KAPC"
+    return text if named.apc is not None else f"{text}; {_image(facts)} holds no KAPC there"
+
+
+def _image(facts: Facts) -> str:
+    return "this dump" if facts.partial else "this image"
 
 
 def _counters(combined: int, facts: Facts) -> str:

@@ -46,13 +46,15 @@ class Walk:
     """The addresses of the LIST_ENTRYs in Flink order, and how the walk ended.
 
     `ended_at` is the address of the LIST_ENTRY whose Flink ended the walk. `broken_at` is the first
-    LIST_ENTRY whose Blink does not point to its predecessor, None when every Blink does.
+    LIST_ENTRY whose Blink does not point to its predecessor, None when every Blink does. `led_to` is the link that
+    could not be followed; None where the walk ended otherwise, or where the head itself could not be read.
     """
 
     entries: tuple[int, ...]
     ending: Ending
     ended_at: int
     broken_at: int | None = None
+    led_to: int | None = None
 
 
 def walk(
@@ -85,6 +87,7 @@ def walk(
     seen = {head}
     broken: dict[int, int] = {}
     at = head
+    led_to = None
     while True:
         following = links[0]
         if following == head:
@@ -100,7 +103,7 @@ def walk(
                 del broken[following]
             break
         if following % pointer_size:
-            ending = Ending.MISALIGNED
+            ending, led_to = Ending.MISALIGNED, following
             break
         if is_other_head(following):
             ending = Ending.OTHER_HEAD
@@ -110,7 +113,7 @@ def walk(
             break
         links = read(following)
         if links is None:
-            ending = Ending.UNREADABLE
+            ending, led_to = Ending.UNREADABLE, following
             break
         if links[1] != at:
             broken[following] = links[1]
@@ -120,4 +123,4 @@ def walk(
         if in_other_list(at):
             ending = Ending.JOINS
             break
-    return Walk(tuple(entries), ending, at, next(iter(broken), None))
+    return Walk(tuple(entries), ending, at, next(iter(broken), None), led_to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ..formats.lists import ENTRIES_BEYOND, TOTAL_BOUND, Budget, Walk, walk
 from ..kernel import Kernel
@@ -120,8 +121,9 @@ class ApcLists:
     ) -> tuple[Queue, ...]:
         """Walk lists of a thread by the addresses of their heads; `nested` is for heads in a state on its stack."""
         queues = (self._queue(thread, name, head, nested=nested) for name, head in heads)
-        # Nothing is known of a list that a minidump does not hold, not even whether it is damaged.
-        return tuple(queue for queue in queues if not queue.empty and not (self._memory.partial and _is_absent(queue)))
+        # Nothing is known of a list whose head a minidump does not hold, not even whether it is damaged.
+        partial = self._memory.partial
+        return tuple(queue for queue in queues if not queue.empty and not (partial and _has_no_head(queue)))
 
     def _walk(self, thread: FoundThread, name: QueueName, head: int) -> Walk:
         """Walk a list once, and remember it as the holder of its entries."""
@@ -147,10 +149,33 @@ class ApcLists:
             bound=self.budget.per_list,
         )
         self.budget.spend(len(walked.entries))
+        walked = self._add_absent_entry(walked, head)
         self._walks[head] = walked
         self._remember_holder(walked.entries, place)
         self._remember_holder(*self._entries_of_other_list(walked))
         return walked
+
+    def _add_absent_entry(self, walked: Walk, head: int) -> Walk:
+        """Add the entry at which the walk left the memory of a minidump; other walks are returned as they are.
+
+        The kernel follows Flink, so a link to kernel space that no byte in the dump contradicts leads to an entry.
+        """
+        entry = walked.led_to
+        if not self._memory.partial or walked.ending is not Ending.UNREADABLE or entry is None:
+            return walked
+        if not self._is_kernel_address(entry):
+            return walked
+        links = self._memory.links(head)
+        blink = None if links is None else links[1]
+        broken_at = walked.broken_at
+        if broken_at is None and (blink is None or blink == head or not self._is_kernel_address(blink)):
+            broken_at = head
+        return replace(
+            walked, entries=(*walked.entries, entry), ending=Ending.ABSENT, broken_at=broken_at, led_to=entry
+        )
+
+    def _is_kernel_address(self, address: int) -> bool:
+        return address >= self._drivers.kernel_start and self._memory.is_canonical(address)
 
     def _remember_holder(self, entries: Iterable[int], place: str) -> None:
         """Remember the list that holds entries; two per entry suffice, since one of the two is not the list asking."""
@@ -179,7 +204,7 @@ class ApcLists:
             address = entry - self._layout.apc_list_entry
             also_on = others[0] if others else None
             apcs.append(self.read_apc(address, name, position, thread=thread, also_on=also_on, nested=nested))
-        return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at)
+        return Queue(name, head, tuple(apcs), walked.ending, walked.ended_at, walked.broken_at, walked.led_to)
 
     def _entries_of_other_list(self, walked: Walk) -> tuple[frozenset[int], str]:
         """Return the entries of a walk that belong to the list in whose head it ended, and that list's name."""
@@ -307,5 +332,5 @@ def _list_name(name: QueueName, thread: int, tid: int | None) -> str:
     return f"the {name.value} list of thread {thread:#x} (TID {tid})"
 
 
-def _is_absent(queue: Queue) -> bool:
-    return queue.ending is Ending.UNREADABLE and not queue.apcs and queue.ended_at == queue.head
+def _has_no_head(queue: Queue) -> bool:
+    return queue.ending is Ending.UNREADABLE and queue.led_to is None

@@ -151,6 +151,11 @@ class Crash:
             if apc is None:
                 break
             apcs.append(apc)
+        if not apcs and self._memory.partial and entry >= self._drivers.kernel_start:
+            # Where a minidump lacks it, its address is known all the same.
+            address = entry - self._layout.apc_list_entry
+            apc = self._lists.read_apc(address, QueueName.OFF_LIST, 0, of_bugcheck=True)
+            return (apc,) if apc.absent else ()
         return tuple(apcs)
 
     def _read_apc(self, address: int, position: int) -> Apc | None:
