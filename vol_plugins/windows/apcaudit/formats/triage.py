@@ -13,16 +13,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 from .crash_header import DUMP_HEADER64_SIZE, DUMP_TYPE_TRIAGE, CrashHeader, parse_crash_header
+from .triage_defects import find_defects, next_part
 from .triage_header import (
     TRIAGE_DUMP_BROKEN_DRIVER,
     TRIAGE_DUMP_DATA_BLOCKS,
     TRIAGE_DUMP_DATAPAGE,
     TRIAGE_DUMP_DEBUGGER_DATA,
     TRIAGE_DUMP_DRIVER_LIST,
-    TRIAGE_DUMP_VALID,
     DebuggerData,
     TriageHeader,
     parse_debugger_data,
@@ -41,6 +40,7 @@ _LONGEST_DRIVER_NAME = 1024
 _LARGEST_DEBUGGER_DATA = 0x1000
 _MOST_MEMORY = 1 << 27
 _MOST_DEFECTS = 32
+_BLOCK = struct.Struct("<QII")  # TRIAGE_DATA_BLOCK: Address, Offset, Size
 _REGION = 21  # one page table maps 1 << 21 bytes on x64 and with PAE
 _MOST_REGIONS = 4096  # each costs up to three page tables
 
@@ -159,31 +159,35 @@ class _Parser:
         self._address_mask = (1 << (64 if header.is_64bit else 32)) - 1
         self._memory_left = min(file_size, _MOST_MEMORY)
         self._regions: set[int] = set()
-        self._defects: list[str] = []
-        if triage.valid_offset and read(triage.valid_offset, 4) != TRIAGE_DUMP_VALID:
-            self._defects.append(f"no TRGD mark at ValidOffset {triage.valid_offset:#x}: the file is cut or damaged")
+        self._blocks_seen = self._bytes_missing = 0
+        self._short_blocks: list[int] = []
+        self._defects = list(find_defects(header, triage, read, file_size))
 
     def all_defects(self) -> tuple[str, ...]:
         more = len(self._defects) - _MOST_DEFECTS
         return tuple(self._defects[:_MOST_DEFECTS]) + ((f"{more} more defects",) if more > 0 else ())
 
     def _table(self, what: str, offset: int, count: int, entry_size: int, most: int) -> bytes:
-        # Only as many complete entries as the file has.
+        # Only as many complete entries as fit in front of the next part.
         if not offset or not count:
             return b""
-        kept = max(0, min(count, most, (self._file_size - offset) // entry_size))
-        if kept < count:
-            self._defects.append(f"{count} {what} claimed, {kept} taken")
-        table = self._read(offset, kept * entry_size)
-        return table[: len(table) // entry_size * entry_size]
+        room = next_part(self._triage, offset, self._file_size) - offset
+        kept = max(0, min(count, most, room // entry_size))
+        if 0 < kept < count:
+            self._tell_fewer(what, kept, count)
+        return self._read(offset, kept * entry_size) if kept else b""
+
+    def _tell_fewer(self, what: str, kept: int, count: int) -> None:
+        self._defects.append(f"the minidump lacks {count - kept:,} of the {count:,} {what} that it claims")
 
     def debugger_data(self) -> DebuggerData | None:
         size = min(self._triage.debugger_data_size, _LARGEST_DEBUGGER_DATA)
         if not self._header.claims(TRIAGE_DUMP_DEBUGGER_DATA) or not self._triage.debugger_data_offset or not size:
             return None
-        found = parse_debugger_data(self._read(self._triage.debugger_data_offset, size), self._header.is_64bit)
-        if found is None:
-            self._defects.append("the debugger data block is damaged")
+        data = self._read(self._triage.debugger_data_offset, size)
+        found = parse_debugger_data(data, self._header.is_64bit)
+        if found is None and data:
+            self._defects.append("the minidump lacks the kernel's addresses: its debugger data block is damaged")
         return found
 
     def data_blocks(self) -> tuple[DataBlock, ...]:
@@ -192,19 +196,19 @@ class _Parser:
             page = self._triage
             self._add_block(blocks, page.data_page_address, page.data_page_offset, page.data_page_size)
         if self._header.claims(TRIAGE_DUMP_DATA_BLOCKS):
-            table = self._table(
-                "data blocks",
-                self._triage.data_blocks_offset,
-                self._triage.data_blocks_count,
-                16,
-                _MOST_DATA_BLOCKS,
-            )
-            for address, offset, size in struct.iter_unpack("<QII", table):
+            start, count = self._triage.data_blocks_offset, self._triage.data_blocks_count
+            table = self._table("blocks of memory", start, count, _BLOCK.size, _MOST_DATA_BLOCKS)
+            end = start + len(table)
+            for number, (address, offset, size) in enumerate(_BLOCK.iter_unpack(table)):
+                if start + number * _BLOCK.size >= end:
+                    self._tell_fewer("blocks of memory", number, len(table) // _BLOCK.size)
+                    break
+                # The memory of the blocks lies behind their table.
+                end = min(end, offset) if offset > start else end
                 self._add_block(blocks, address & self._address_mask, offset, size)
+        self._tell_missing_blocks()
         blocks.sort(key=lambda block: block.address)
-        for one, two in pairwise(blocks):
-            if one.address + one.size > two.address:
-                self._defects.append(f"data blocks at {one.address:#x} and {two.address:#x} overlap")
+        self._tell_contradicting_blocks(blocks)
         return tuple(blocks)
 
     def _add_block(self, blocks: list[DataBlock], address: int, offset: int, size: int) -> None:
@@ -215,11 +219,42 @@ class _Parser:
             # Single bytes at many distant addresses would need page tables a thousand times their size.
             kept = 0
         self._memory_left -= kept
+        self._blocks_seen += 1
         if kept < size:
-            self._defects.append(f"data block at {address:#x}: {size:#x} bytes claimed, {kept:#x} taken")
+            self._short_blocks.append(address)
+            self._bytes_missing += size - kept
         if kept:
             self._regions.update(regions)
             blocks.append(DataBlock(address, offset, kept))
+
+    def _tell_missing_blocks(self) -> None:
+        short = self._short_blocks
+        if short:
+            others = f" and {len(short) - 1:,} more" if len(short) > 1 else ""
+            self._defects.append(
+                f"the minidump lacks {self._bytes_missing:,} bytes: {len(short):,} of its {self._blocks_seen:,} blocks"
+                f" of memory are not there or not whole, at {short[0]:#x}{others}"
+            )
+
+    def _tell_contradicting_blocks(self, blocks: list[DataBlock]) -> None:
+        """Note the blocks that share addresses and differ there; Windows itself writes some memory twice."""
+        found = []
+        before = None
+        for block in blocks:
+            if before is not None and block.address < before.address + before.size:
+                shared = min(before.address + before.size, block.address + block.size) - block.address
+                skipped = block.address - before.address
+                if self._read(before.offset + skipped, shared) != self._read(block.offset, shared):
+                    found.append((before.address, block.address))
+            if before is None or block.address + block.size > before.address + before.size:
+                before = block
+        if found:
+            first, second = found[0]
+            others = f", and so do {len(found) - 1:,} more" if len(found) > 1 else ""
+            self._defects.append(
+                f"the minidump contradicts itself: its blocks of memory at {first:#x} and {second:#x} differ where they"
+                f" overlap{others}; the bytes of the lower one are taken"
+            )
 
     def drivers(self) -> tuple[DumpDriver, ...]:
         if not self._header.claims(TRIAGE_DUMP_DRIVER_LIST):
@@ -229,6 +264,7 @@ class _Parser:
             "drivers", self._triage.driver_list_offset, self._triage.driver_count, layout.size, _MOST_DRIVERS
         )
         found: list[DumpDriver] = []
+        nameless = []
         for start in range(0, len(table), layout.size):
             entry = table[start : start + layout.size]
             (name_offset,) = struct.unpack_from("<I", entry)
@@ -238,8 +274,14 @@ class _Parser:
             (timestamp,) = struct.unpack_from("<I", entry, layout.timestamp)
             name = self._dump_string(name_offset)
             if name is None:
-                self._defects.append(f"the name of the driver at {base:#x} is unreadable")
+                nameless.append(base)
             found.append(DumpDriver(name, base, size, checksum, timestamp))
+        if nameless:
+            others = f" and {len(nameless) - 1:,} more" if len(nameless) > 1 else ""
+            self._defects.append(
+                f"the minidump lacks the names of {len(nameless):,} of its {len(found):,} drivers: at"
+                f" {nameless[0]:#x}{others}"
+            )
         return tuple(found)
 
     def _dump_string(self, offset: int) -> str | None:

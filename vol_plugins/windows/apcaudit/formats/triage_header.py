@@ -9,6 +9,8 @@ from dataclasses import dataclass
 TRIAGE_DUMP_VALID = b"TRGD"
 
 # Bits of DUMP_HEADER.MiniDumpFields: the parts that the writer filled in.
+TRIAGE_DUMP_CONTEXT = 0x0001
+TRIAGE_DUMP_EXCEPTION = 0x0002
 TRIAGE_DUMP_PRCB = 0x0004
 TRIAGE_DUMP_PROCESS = 0x0008
 TRIAGE_DUMP_THREAD = 0x0010
@@ -43,6 +45,7 @@ class TriageHeader:
     broken_driver_offset: int
     triage_options: int
     top_of_stack: int
+    architecture_specific: bytes
     data_page_address: int
     data_page_offset: int
     data_page_size: int
@@ -53,9 +56,9 @@ class TriageHeader:
 
 
 # Both have 18 ULONGs from ServicePackBuild to TriageOptions, then pointers of the machine's size. The 64-bit one has
-# 16 bytes of "architecture specific" fields (Itanium's backing store) before the data page.
-_TRIAGE_DUMP32 = struct.Struct("<18I I III II II")
-_TRIAGE_DUMP64 = struct.Struct("<18I Q 16x QII II II")
+# 16 bytes of "architecture specific" fields (Itanium's backing store) before the data page, the 32-bit one none.
+_TRIAGE_DUMP32 = struct.Struct("<18I I 0s III II II")
+_TRIAGE_DUMP64 = struct.Struct("<18I Q 16s QII II II")
 
 
 def triage_header_size(is_64bit: bool) -> int:
