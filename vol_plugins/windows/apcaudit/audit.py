@@ -81,6 +81,7 @@ class Audit:
         self._system_time = SystemTime(kernel.memory, kernel.symbols)
         partial = kernel.memory.partial_layer
         self._dumped = () if partial is None else partial.dumped_threads
+        self._defects = () if partial is None else partial.defects
         prcb = None if partial is None else partial.prcb_address
         self._processors = read_processors(kernel, () if prcb is None else (prcb,))
         self._cid = read_cid_table(kernel)
@@ -121,6 +122,7 @@ class Audit:
             *_if(missing_processors(self.kernel, self._processors)),
             *self.kernel.drivers.notes,
             *self.reports.notes,
+            *self._defects,
             *_if(self._cut_note),
             *_if(_NOT_CHECKED if self._embedded_unknown else None),
             *_if(self._bugcheck_note),

@@ -230,7 +230,8 @@ class Apc:
     @property
     def absent(self) -> bool:
         """Whether nothing of the KAPC could be read, so that only its address is known."""
-        return self.type is self.thread is self.kernel_routine is self.normal_routine is self.inserted is None
+        members = (self.type, self.thread, self.kernel_routine, self.normal_routine, self.inserted)
+        return all(member is None for member in members)
 
     @property
     def kind(self) -> str | None:

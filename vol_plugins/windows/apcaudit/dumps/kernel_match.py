@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ..formats import symbol_file
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Increase when the tables below change; then cached results of earlier versions are ignored."""
 
 # Symbols whose addresses are compared, or whose variables synthesized.py fills from the dump's headers.
@@ -60,7 +60,7 @@ WANTED_TYPES: Mapping[str, tuple[str, ...]] = {
     "_ETHREAD": (),
     "_KAPC_STATE": ("Process",),
     "_KLDR_DATA_TABLE_ENTRY": _LDR_MEMBERS,
-    "_KPRCB": ("CurrentThread", "DispatcherReadyListHead", "Number"),
+    "_KPRCB": ("CurrentThread", "Number"),
     "_KTHREAD": ("ApcState",),
     "_KUSER_SHARED_DATA": ("NtMajorVersion", "NtMinorVersion", "NtProductType", "NtSystemRoot", "SystemTime"),
     "_LDR_DATA_TABLE_ENTRY": _LDR_MEMBERS,

@@ -47,6 +47,8 @@ class MinidumpLayer(interfaces.layers.DataLayerInterface):
     """Virtual address of the crashed processor's `_KPRCB`."""
     inferred: tuple[str, ...]
     """A sentence on each address that was inferred and each structure that was synthesized."""
+    defects: tuple[str, ...]
+    """A sentence on each defect of the file, with what is missing for it."""
     kernel_symbols: KernelSymbolFile | None
 
     def __init__(
@@ -74,6 +76,7 @@ class MinidumpLayer(interfaces.layers.DataLayerInterface):
         self.dumped_threads = () if dumped.thread is None else (dumped.thread,)
         self.prcb_address = dumped.prcb
         self.inferred = dumped.inferred
+        self.defects = dump.defects + dumped.defects
         if self.kernel_symbols is not None:
             self.inferred += add_synthesized_structures(dump, self.kernel_symbols, dumped.memory, self._read_file)
         x86_mode = X86_PAE if dump.header.pae_enabled else X86
@@ -183,9 +186,13 @@ def stack_minidump(
     except MinidumpError as error:
         vollog.warning(f"The minidump cannot be read: {error}")
         return None
-    for sentence in (*layer.triage.defects, *layer.inferred):
+    for sentence in layer.defects:
+        vollog.warning(sentence)
+    for sentence in layer.inferred:
         vollog.info(f"Minidump: {sentence}")
-    if layer.kernel_symbols is None:
+    if layer.kernel_symbols is None and not _relative_addresses(layer.triage):
+        vollog.warning(NO_KERNEL)
+    elif layer.kernel_symbols is None:
         vollog.warning(unmatched_message(layer.triage, layer.kernel_match))
     else:
         names = ", ".join(layer.kernel_match.agreeing)
@@ -205,6 +212,12 @@ def find_kernel(dump: Minidump, progress_callback: constants.ProgressCallback = 
         return match_kernel(_relative_addresses(dump), _symbol_files(cache, progress_callback))
     finally:
         cache.save()
+
+
+NO_KERNEL = (
+    "The minidump's kernel cannot be identified: the file lacks both the kernel's addresses and the list of drivers."
+    " Copy it from the machine again (C:\\Windows\\Minidump)"
+)
 
 
 def unmatched_message(dump: Minidump, match: KernelMatch) -> str:

@@ -3,33 +3,41 @@
 A minidump has separate copies of the crashing processor's `_KPRCB`, its current `_ETHREAD`, that thread's `_EPROCESS`
 and stack, and the debugger data block. Some have their address in a header, others none. The bytes are genuine;
 addresses that were inferred from other bytes are listed in `inferred`.
+
+The three structures hold pointers to themselves: heads of empty lists, and in a thread its KAPCs and wait blocks. A
+copy is placed where those lead, so that no member is ever read at another structure's address.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..formats.triage import Minidump, ReadFile
+from ..formats.triage_defects import next_part
 from ..formats.triage_header import TRIAGE_DUMP_PRCB, TRIAGE_DUMP_PROCESS, TRIAGE_DUMP_STACK, TRIAGE_DUMP_THREAD
 from .kernel_match import KernelSymbolFile
 from .pages import Extent, KnownMemory
 
-# Each of the priorities 0 to 31 has a ready list (wdm.h: MAXIMUM_PRIORITY 32); most of them are empty at any time.
-_READY_LISTS = 32
-_FEWEST_EMPTY_READY_LISTS = 8
+_FEWEST_SELF_POINTERS = 2
 _MOST_PROCESSORS = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class DumpedMemory:
-    """Known bytes of virtual memory, and the virtual addresses of the crashed thread, its process and its KPRCB."""
+    """Known bytes of virtual memory, and the virtual addresses of the crashed thread, its process and its KPRCB.
+
+    `inferred` has a sentence on each address that other bytes gave, `defects` one on each copy that is in the file and
+    has no place.
+    """
 
     memory: KnownMemory
     thread: int | None
     process: int | None
     prcb: int | None
     inferred: tuple[str, ...]
+    defects: tuple[str, ...]
 
 
 def dumped_memory(dump: Minidump, read: ReadFile, kernel: KernelSymbolFile | None) -> DumpedMemory:
@@ -38,19 +46,17 @@ def dumped_memory(dump: Minidump, read: ReadFile, kernel: KernelSymbolFile | Non
     collector.place_data_blocks()
     collector.place_debugger_data()
     collector.place_stack()
-    thread = collector.thread()
-    process = collector.process()
-    prcb = collector.prcb(thread)
-    collector.place_copy("_ETHREAD", thread, "KPRCB.CurrentThread")
-    collector.place_copy("_EPROCESS", process, "the thread's ApcState.Process")
-    collector.place_copy("_KPRCB", prcb, "KiProcessorBlock or the processor's own list heads")
-    return DumpedMemory(collector.memory, thread, process, prcb, tuple(collector.inferred))
+    thread = collector.place_thread()
+    process = collector.place_process()
+    prcb = collector.place_prcb(thread)
+    return DumpedMemory(collector.memory, thread, process, prcb, tuple(collector.inferred), tuple(collector.defects))
 
 
 class _Collector:
     def __init__(self, dump: Minidump, read: ReadFile, kernel: KernelSymbolFile | None) -> None:
         self.memory = KnownMemory()
         self.inferred: list[str] = []
+        self.defects: list[str] = []
         self._dump = dump
         self._read = read
         self._kernel = kernel
@@ -78,29 +84,77 @@ class _Collector:
         if self._dump.header.claims(TRIAGE_DUMP_STACK) and triage.call_stack_offset and triage.top_of_stack:
             self._place(triage.top_of_stack, triage.call_stack_offset, triage.size_of_call_stack)
 
-    def place_copy(self, type_name: str, address: int | None, source: str) -> None:
-        offset, size_name = self._copies[type_name]
-        size = self._structures.get(size_name) or self._type_size(type_name)
-        if address is not None and offset and size and self._place(address, offset, size):
-            self.inferred.append(f"the dump's copy of {type_name} is placed at {address:#x}, as {source} says")
-
-    def thread(self) -> int | None:
-        return self._pointer_in_copy(
+    def place_thread(self) -> int | None:
+        """Place the crashed thread where its own pointers lead; return its address, even if the file has no copy."""
+        named = self._pointer_in_copy(
             "_KPRCB", self._structures.get("OffsetPrcbCurrentThread") or self._member("_KPRCB", "CurrentThread")
         )
+        copy = self._copy("_ETHREAD")
+        if not copy:
+            return named
+        places = _self_addresses(copy, self._pointer_size)
+        pointer = named.to_bytes(self._pointer_size, "little") if named is not None else b""
+        if named is not None and (places[named] or pointer in _words(copy, self._pointer_size)):
+            self._place_copy("_ETHREAD", named, "KPRCB.CurrentThread and the thread's own pointers say")
+            return named
+        own = _most_named(places)
+        if own is not None:
+            self._place_copy("_ETHREAD", own, "its own pointers say")
+            if named is not None:
+                self.defects.append(
+                    f"the minidump contradicts itself: its KPRCB names the thread {named:#x}, but the thread that it"
+                    f" holds lay at {own:#x} by its own pointers, and is shown there"
+                )
+            return own
+        where = "" if named is None else f" {named:#x}, which the KPRCB names"
+        self.defects.append(
+            f"the minidump lacks the crashed thread{where}: what it holds in its place is damaged, or another thread,"
+            " since no pointer in it leads to itself"
+        )
+        return named
 
-    def process(self) -> int | None:
-        # ApcState.Process and not the owner: the dump has the process to which the thread was attached.
+    def place_process(self) -> int | None:
+        """Place the process to which the thread was attached, of which the dump has a copy, unless it contradicts."""
         offset = self._structures.get("OffsetKThreadApcProcess")
         if offset is None:
             state, within = self._member("_KTHREAD", "ApcState"), self._member("_KAPC_STATE", "Process")
             offset = state + within if state is not None and within is not None else None
-        return self._pointer_in_copy("_ETHREAD", offset)
+        named = self._pointer_in_copy("_ETHREAD", offset)
+        places = _self_addresses(self._copy("_EPROCESS"), self._pointer_size)
+        own = _most_named(places)
+        if named is not None and own is not None and not places[named]:
+            self.defects.append(
+                f"the minidump contradicts itself: the crashed thread was in the process {named:#x}, but the process"
+                f" that it holds lay at {own:#x} by its own pointers, and is shown there"
+            )
+            self._place_copy("_EPROCESS", own, "its own pointers say")
+        elif named is not None:
+            self._place_copy("_EPROCESS", named, "the thread's ApcState.Process says")
+        return named
 
-    def prcb(self, thread: int | None) -> int | None:
-        if not self._copies["_KPRCB"][0]:
+    def place_prcb(self, thread: int | None) -> int | None:
+        """Place the crashed processor's KPRCB by KiProcessorBlock, else by its own pointers."""
+        copy = self._copy("_KPRCB")
+        if not copy:
             return None
-        return self._prcb_of_processor_block(thread) or self._prcb_of_ready_lists()
+        prcb = self._prcb_of_processor_block(thread)
+        source = "KiProcessorBlock says"
+        if prcb is None:
+            prcb, source = _most_named(_self_addresses(copy, self._pointer_size)), "its own pointers say"
+        if prcb is not None:
+            self._place_copy("_KPRCB", prcb, source)
+        return prcb
+
+    def _copy(self, type_name: str) -> bytes:
+        """Return the bytes of the file's copy of a structure, none where it has no copy or the size is unknown."""
+        offset, size_name = self._copies[type_name]
+        size = self._structures.get(size_name) or self._type_size(type_name)
+        return self._read(offset, self._size_in_file(offset, size)) if offset and size else b""
+
+    def _place_copy(self, type_name: str, address: int, source: str) -> None:
+        offset, _ = self._copies[type_name]
+        if self._place(address, offset, len(self._copy(type_name))):
+            self.inferred.append(f"the dump's copy of {type_name} is placed at {address:#x}, as {source}")
 
     def _prcb_of_processor_block(self, thread: int | None) -> int | None:
         data = self._dump.debugger_data
@@ -124,20 +178,6 @@ class _Collector:
                 by_number = by_number or prcb
         return by_number
 
-    def _prcb_of_ready_lists(self) -> int | None:
-        # The head of an empty list points to itself, which gives the address of the structure that contains it.
-        first = self._member("_KPRCB", "DispatcherReadyListHead")
-        if first is None:
-            return None
-        votes: Counter[int] = Counter()
-        for index in range(_READY_LISTS):
-            offset = first + index * 2 * self._pointer_size
-            flink = self._pointer_in_copy("_KPRCB", offset)
-            if flink is not None and flink == self._pointer_in_copy("_KPRCB", offset + self._pointer_size):
-                votes[flink - offset] += 1
-        prcb, count = votes.most_common(1)[0] if votes else (0, 0)
-        return prcb if count >= _FEWEST_EMPTY_READY_LISTS else None
-
     def _pointer_in_copy(self, type_name: str, offset: int | None) -> int | None:
         # None unless it is an aligned kernel address.
         start, _ = self._copies[type_name]
@@ -149,25 +189,14 @@ class _Collector:
         return address if len(data) == self._pointer_size and address >= kernel_space and address % 8 == 0 else None
 
     def _place(self, address: int, offset: int, size: int) -> int:
+        size = min(self._size_in_file(offset, size), (1 << (self._pointer_size * 8)) - address)
+        return self.memory.add(Extent(address, size, offset)) if size > 0 else 0
+
+    def _size_in_file(self, offset: int, size: int) -> int:
         # A copy ends where the next part of the file begins, even if the headers claim a larger size.
-        triage = self._dump.triage
-        starts = (
-            triage.mm_offset,
-            triage.unloaded_drivers_offset,
-            triage.prcb_offset,
-            triage.process_offset,
-            triage.thread_offset,
-            triage.call_stack_offset,
-            triage.debugger_data_offset,
-            triage.driver_list_offset,
-            triage.string_pool_offset,
-            triage.data_blocks_offset,
-            triage.valid_offset,
-        )
-        end = min((start for start in starts if start > offset), default=offset + size)
-        space = 1 << (self._pointer_size * 8)
-        size = min(size, end - offset, space - address)
-        return self.memory.add(Extent(address, size, offset)) if size > 0 and self._read(offset + size - 1, 1) else 0
+        end = min(offset + size, self._dump.file_size)
+        mark = self._dump.triage.valid_offset
+        return max(0, next_part(self._dump.triage, offset, mark if offset < mark < end else end) - offset)
 
     def _type_size(self, type_name: str) -> int:
         layout = self._kernel.types.get(type_name) if self._kernel else None
@@ -176,3 +205,28 @@ class _Collector:
     def _member(self, type_name: str, member: str) -> int | None:
         layout = self._kernel.types.get(type_name) if self._kernel else None
         return layout.members.get(member) if layout else None
+
+
+def _words(data: bytes, size: int) -> tuple[bytes, ...]:
+    return tuple(data[at : at + size] for at in range(0, len(data) - size + 1, size))
+
+
+def _self_addresses(copy: bytes, size: int) -> Counter[int]:
+    """Count the addresses at which a structure lies if a LIST_ENTRY in it is the head of an empty list.
+
+    Flink and Blink of such a head are the head's own address. A list of one entry gives a wrong address; two heads
+    hardly ever give the same wrong one.
+    """
+    words = [int.from_bytes(word, "little") for word in _words(copy, size)]
+    kernel_space = 1 << (size * 8 - 1)
+    return Counter(
+        one - index * size
+        for index, (one, other) in enumerate(pairwise(words))
+        if one == other and one >= kernel_space and one % size == 0
+    )
+
+
+def _most_named(places: Counter[int]) -> int | None:
+    """Return the address that at least two self-pointers and more than any other name."""
+    (first, count), *others = [*places.most_common(2), (0, 0)]
+    return first if count >= _FEWEST_SELF_POINTERS and count > others[0][1] else None

@@ -10,11 +10,14 @@ from volatility3.framework import interfaces
 
 from ..formats.crash_header import (
     DUMP_HEADER64_SIZE,
-    DUMP_TYPE_BITMAP_FULL,
     DUMP_TYPE_FULL,
+    DUMP_TYPE_TRIAGE,
     CrashHeader,
     parse_crash_header,
 )
+from ..formats.page_bitmap import find_bitmap
+from ..formats.triage_defects import promised_size
+from ..formats.triage_header import parse_triage_header, triage_header_size
 from ..windows import PAGE_SIZE
 from .lime import MAGIC, parse_lime
 
@@ -27,25 +30,14 @@ ReadFile = Callable[[int, int], bytes]
 _DESCRIPTOR = {4: (0x64, 0x8, "<2I"), 8: (0x88, 0x10, "<2Q")}
 _DESCRIPTOR_SIZE = 700
 
-# _SUMMARY_DUMP behind the header (Volatility 3, symbols/windows/crash_common.json): Signature, ValidDump, HeaderSize
-# (the offset of the first page), Pages.
-_SUMMARY = struct.Struct("<4s4s24xQQ")
-_SUMMARY_SIGNATURES = (b"SDMP", b"FDMP")
-_SUMMARY_VALID = b"DUMP"
-
 
 def expected_size(header: CrashHeader, read: ReadFile) -> int | None:
     """Return the size in bytes that a crash dump should have by its headers; None where it is unknown."""
     if header.dump_type == DUMP_TYPE_FULL:
         pages = _pages_of_runs(header, read(0, header.header_size))
         return None if pages is None else header.header_size + pages * PAGE_SIZE
-    if header.dump_type == DUMP_TYPE_BITMAP_FULL:
-        summary = read(header.header_size, _SUMMARY.size)
-        if len(summary) == _SUMMARY.size:
-            signature, valid, begin, pages = _SUMMARY.unpack(summary)
-            if signature in _SUMMARY_SIGNATURES and valid == _SUMMARY_VALID:
-                return int(begin + pages * PAGE_SIZE)
-    return None
+    bitmap = find_bitmap(header, read)
+    return None if bitmap is None else bitmap.file_size
 
 
 def _pages_of_runs(header: CrashHeader, data: bytes) -> int | None:
@@ -60,7 +52,13 @@ def _pages_of_runs(header: CrashHeader, data: bytes) -> int | None:
 
 def describe_truncation(header: CrashHeader, read: ReadFile, size: int) -> str | None:
     """Say how many bytes a crash dump of `size` bytes lacks; None where it is complete or its size is unknown."""
-    expected = expected_size(header, read)
+    if header.dump_type == DUMP_TYPE_TRIAGE:
+        triage = parse_triage_header(read(header.header_size, triage_header_size(header.is_64bit)), header.is_64bit)
+        expected = header.header_size if triage is None else promised_size(triage, read, size)
+        if triage is None:
+            return f"is truncated behind its crash header, at {size:#x}"
+    else:
+        expected = expected_size(header, read)
     if expected is None or size >= expected:
         return None
     return f"is truncated: it has {size:,} of the {expected:,} bytes that its header promises"
@@ -83,6 +81,9 @@ def truncation_note(context: interfaces.context.ContextInterface, layer_name: st
         what = "the LiME image"
     else:
         header = parse_crash_header(read(0, DUMP_HEADER64_SIZE))
+        # The layer of a minidump says what it lacks.
+        if header is not None and header.dump_type == DUMP_TYPE_TRIAGE:
+            return None
         reason, what = None if header is None else describe_truncation(header, read, size), "the crash dump"
     if reason is None:
         return None

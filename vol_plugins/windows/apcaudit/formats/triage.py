@@ -90,6 +90,7 @@ class Minidump:
     unloaded_drivers: tuple[DumpUnloadedDriver, ...]
     broken_driver: str | None
     defects: tuple[str, ...]
+    file_size: int
 
     @property
     def kernel(self) -> DumpDriver | None:
@@ -144,6 +145,7 @@ def parse_minidump(read: ReadFile, file_size: int) -> Minidump:
         unloaded_drivers=parser.unloaded_drivers(),
         broken_driver=parser.broken_driver(),
         defects=parser.all_defects(),
+        file_size=file_size,
     )
 
 

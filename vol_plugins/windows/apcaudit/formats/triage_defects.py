@@ -102,7 +102,7 @@ def promised_size(triage: TriageHeader, read: ReadFile, file_size: int) -> int |
     if read(triage.valid_offset, _MARK_SIZE) == TRIAGE_DUMP_VALID and triage.valid_offset:
         return _end_of_blobs(triage.valid_offset + _MARK_SIZE, read, file_size)
     if triage.size_of_dump > file_size:
-        return triage.size_of_dump
+        return int(triage.size_of_dump)
     return None
 
 

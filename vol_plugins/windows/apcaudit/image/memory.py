@@ -47,12 +47,13 @@ class PartialLayer(Protocol):
     """What a physical layer tells that was made to hold parts of memory only, as a minidump's is.
 
     `dumped_threads` are the virtual addresses of the threads that the dump is about, `prcb_address` that of its
-    processor's _KPRCB.
+    processor's _KPRCB, `defects` a sentence on each defect of the file.
     """
 
     crash_header: CrashHeader
     dumped_threads: tuple[int, ...]
     prcb_address: int | None
+    defects: tuple[str, ...]
 
     def known_runs(self, start: int, end: int) -> Iterable[tuple[int, int]]:
         """Yield the ranges [start, end) of physical addresses within one that are known."""

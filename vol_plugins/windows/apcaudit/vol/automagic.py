@@ -1,4 +1,4 @@
-"""Classes that vol runs when it opens an image: stackers of minidumps, cut LiME images, page tables; missing types."""
+"""Classes that vol runs on an image: stackers of dumps, cut LiME images and page tables, and missing types."""
 
 from __future__ import annotations
 
@@ -73,6 +73,29 @@ class MinidumpStacker(interfaces.automagic.StackerLayerInterface):
         from ..dumps.minidump_layer import stack_minidump
 
         return stack_minidump(context, layer_name, progress_callback)
+
+
+class KernelDumpStacker(interfaces.automagic.StackerLayerInterface):
+    """Stacks a KernelDumpLayer on a kernel memory dump, before Volatility's crash layer refuses it."""
+
+    stack_order = 10
+    exclusion_list = ["mac", "linux"]  # noqa: RUF012 - the interface declares it so
+
+    @classmethod
+    def stack(
+        cls,
+        context: interfaces.context.ContextInterface,
+        layer_name: str,
+        progress_callback: constants.ProgressCallback = None,  # noqa: ARG003 - the interface's parameters
+    ) -> interfaces.layers.DataLayerInterface | None:
+        """Return the layer of a kernel memory dump, None for any other file, after reading its header only."""
+        base = context.layers[layer_name]
+        size = len(_SIGNATURE)
+        if base.dependencies or not base.is_valid(0, size) or base.read(0, size) != _SIGNATURE:
+            return None
+        from ..dumps.kernel_dump import stack_kernel_dump
+
+        return stack_kernel_dump(context, layer_name)
 
 
 _MAGIC = b"EMiL"  # begins the header of every range: LIME_MAGIC of LiME's lime.h

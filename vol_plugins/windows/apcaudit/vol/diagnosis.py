@@ -15,7 +15,9 @@ from ..formats.crash_header import (
     DUMP_HEADER64_SIZE,
     DUMP_SIGNATURE,
     DUMP_TYPE_BITMAP_FULL,
+    DUMP_TYPE_BITMAP_KERNEL,
     DUMP_TYPE_FULL,
+    DUMP_TYPE_SUMMARY,
     DUMP_TYPE_TRIAGE,
     VALID_DUMP32,
     VALID_DUMP64,
@@ -28,13 +30,13 @@ READ = {
     DUMP_TYPE_FULL: "a complete memory dump",
     DUMP_TYPE_TRIAGE: "a kernel minidump",
     DUMP_TYPE_BITMAP_FULL: "an active memory dump",
+    DUMP_TYPE_SUMMARY: "a kernel memory dump",
+    DUMP_TYPE_BITMAP_KERNEL: "a kernel, automatic or live kernel memory dump",
 }
 """The kinds of crash dumps that vol or the plugin reads, by DumpType."""
 
 _OF_WINDOWS = {
-    2: "a kernel memory dump",
     3: "the header of a dump, without memory",
-    6: "an automatic, kernel or live kernel memory dump",
     7: "an automatic memory dump",
 }
 _OF_WINDBG = {
@@ -43,7 +45,7 @@ _OF_WINDBG = {
     10: "a dump of all memory that WinDbg wrote (.dump /f)",
 }
 
-_SET = "set the machine to write complete or active memory dumps"
+_SET = "set the machine to write kernel, active or complete memory dumps"
 
 
 def why_not_read(dump_type: int) -> str | None:
@@ -96,6 +98,8 @@ def diagnose(context: interfaces.context.ContextInterface, kernel_path: str) -> 
         found = "page tables of Windows were found, but no kernel image with its PDB record"
         file = _open_file(location)
         note = None if isinstance(file, str) else _unread(file) or _cut(file)
+        if not isinstance(file, str) and _is_minidump(file):
+            return note or _whole(file) or found
         if note is not None:
             return f"{note}; {found}"
         return (
@@ -212,6 +216,11 @@ def _cut(file: _File) -> str | None:
         begun = file.head.startswith((DUMP_SIGNATURE + VALID_DUMP32, DUMP_SIGNATURE + VALID_DUMP64))
         why = f"is a crash dump that is truncated in its header, at {file.size:#x}" if begun else None
     return None if why is None else f"{file.name} {why}: acquire it again"
+
+
+def _is_minidump(file: _File) -> bool:
+    header = parse_crash_header(file.head)
+    return header is not None and header.dump_type == DUMP_TYPE_TRIAGE
 
 
 def _whole(file: _File) -> str | None:
