@@ -42,6 +42,9 @@ _TRIAGE = {
     "ServicePackBuild": (0x00, 0x00),
     "SizeOfDump": (0x04, 0x04),
     "ValidOffset": (0x08, 0x08),
+    "ContextOffset": (0x0C, 0x0C),
+    "ExceptionOffset": (0x10, 0x10),
+    "MmOffset": (0x14, 0x14),
     "UnloadedDriversOffset": (0x18, 0x18),
     "PrcbOffset": (0x1C, 0x1C),
     "ProcessOffset": (0x20, 0x20),
@@ -53,6 +56,7 @@ _TRIAGE = {
     "StringPoolOffset": (0x38, 0x38),
     "StringPoolSize": (0x3C, 0x3C),
     "BrokenDriverOffset": (0x40, 0x40),
+    "TriageOptions": (0x44, 0x44),
     "TopOfStack": (0x48, 0x48),
     "DataPageAddress": (0x4C, 0x60),
     "DataPageOffset": (0x50, 0x68),
@@ -62,6 +66,16 @@ _TRIAGE = {
     "DataBlocksOffset": (0x60, 0x78),
     "DataBlocksCount": (0x64, 0x7C),
 }
+#: Every field of TRIAGE_DUMP32 and TRIAGE_DUMP64: (name, offset, size).
+FIELDS = {
+    wide: [
+        (name, places[wide], 8 if wide and name in ("TopOfStack", "DataPageAddress") else 4)
+        for name, places in _TRIAGE.items()
+    ]
+    + ([("ArchitectureSpecific", 0x50, 16)] if wide else [])
+    for wide in (False, True)
+}
+
 _TRIAGE_POINTERS = ("TopOfStack", "DataPageAddress")
 
 _DEBUGGER_DATA = {
@@ -102,7 +116,11 @@ class UnloadedEntry:
 
 @dataclass(frozen=True)
 class MinidumpScene:
-    """What a minidump is to hold; `triage` and `header` overrule what the writer works out, so that they can lie."""
+    """What a minidump is to hold; `triage` and `header` overrule what the writer works out, so that they can lie.
+
+    `debugger_bytes` is a KDDEBUGGER_DATA64 in the place of one made from `debugger_data`, `header_bytes` a crash header
+    whose other fields stay as they are.
+    """
 
     is_64bit: bool
     kern_base: int
@@ -114,6 +132,8 @@ class MinidumpScene:
     thread: bytes = b""
     stack: tuple[int, bytes] = (0, b"")
     debugger_data: Mapping[str, int] = field(default_factory=dict)
+    debugger_bytes: bytes = b""
+    header_bytes: bytes = b""
     header: Mapping[str, int] = field(default_factory=dict)
     triage: Mapping[str, int] = field(default_factory=dict)
 
@@ -130,11 +150,16 @@ class _Writer:
         self._pointer = "<Q" if self._wide else "<I"
         header_size = 0x2000 if self._wide else 0x1000
         # Windows fills the header with its signature first.
-        self._file = bytearray(b"PAGE" * (header_size // 4) + bytes(0x80 if self._wide else 0x68))
+        header = scene.header_bytes or b"PAGE" * (header_size // 4)
+        self._file = bytearray(header + bytes(0x80 if self._wide else 0x68))
         self._triage: dict[str, int] = {}
 
     def file(self) -> bytes:
         scene = self._scene
+        # DUMP_MM_STORAGE (Dump.h): Version, Size, and figures that nobody here reads.
+        size = 0x50 if self._wide else 0x30
+        self._triage["MmOffset"] = self._append(struct.pack("<2I", 1, size).ljust(size, b"m"))
+        self._unloaded_drivers()
         for name, data in (("Prcb", scene.prcb), ("Process", scene.process), ("Thread", scene.thread)):
             if data:
                 self._triage[f"{name}Offset"] = self._append(data)
@@ -143,10 +168,14 @@ class _Writer:
             self._triage |= {"TopOfStack": top, "SizeOfCallStack": len(stack), "CallStackOffset": self._append(stack)}
         debugger_data = self._debugger_data()
         self._triage |= {"DebuggerDataSize": len(debugger_data), "DebuggerDataOffset": self._append(debugger_data)}
-        self._unloaded_drivers()
         self._drivers()
         self._data_blocks()
-        self._triage["ValidOffset"] = self._append(b"TRGD")
+        self._triage |= {
+            "ContextOffset": 0x348 if self._wide else 0x320,
+            "ExceptionOffset": 0xF00 if self._wide else 0x7D0,
+            "TriageOptions": 0xFFFFFFFF,
+            "ValidOffset": self._append(b"TRGD"),
+        }
         self._triage["SizeOfDump"] = len(self._file)
         self._headers()
         return bytes(self._file)
@@ -157,6 +186,8 @@ class _Writer:
         return len(self._file) - len(data)
 
     def _debugger_data(self) -> bytes:
+        if self._scene.debugger_bytes:
+            return self._scene.debugger_bytes
         data = bytearray(0x340)
         struct.pack_into("<4sIQ", data, 0x10, b"KDBG", len(data), self._extended(self._scene.kern_base))
         for name, value in self._scene.debugger_data.items():
@@ -207,10 +238,11 @@ class _Writer:
         }
 
     def _data_blocks(self) -> None:
-        rows = b"".join(
-            struct.pack("<QII", address, self._append(data), len(data)) for address, data in self._scene.memory.items()
-        )
-        self._triage |= {"DataBlocksCount": len(self._scene.memory), "DataBlocksOffset": self._append(rows)}
+        # As Windows does it: the table, then the memory of its blocks.
+        table = self._append(bytes(16 * len(self._scene.memory)))
+        for number, (address, data) in enumerate(self._scene.memory.items()):
+            struct.pack_into("<QII", self._file, table + 16 * number, address, self._append(data), len(data))
+        self._triage |= {"DataBlocksCount": len(self._scene.memory), "DataBlocksOffset": table}
 
     def _headers(self) -> None:
         variables = self._scene.debugger_data

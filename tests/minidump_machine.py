@@ -24,6 +24,7 @@ RVAS = {
 }
 PRCB_SIZE, CURRENT_THREAD, PRCB_NUMBER = 0x200, 0x8, 0x24
 THREAD_SIZE, APC_PROCESS = 0x100, 0x40
+THREAD_HEADS = (0x80, 0x90)  # of empty lists, which point to themselves
 
 
 class Machine:
@@ -47,6 +48,9 @@ class Machine:
         struct.pack_into(self.pointer, prcb, CURRENT_THREAD, self.thread)
         prcb[PRCB_NUMBER] = 0
         struct.pack_into(self.pointer, thread, APC_PROCESS, self.process)
+        for head in THREAD_HEADS:
+            for link in (head, head + self.pointer_size):
+                struct.pack_into(self.pointer, thread, link, self.thread + head)
         return MinidumpScene(
             is_64bit=self.is_64bit,
             kern_base=self.base,

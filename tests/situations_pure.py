@@ -189,6 +189,10 @@ IDLE: dict[str, Any] = {
 TERMINATED: dict[str, Any] = {"state": 4, "terminated": 1, "apc_queueable": 0, "exit_time": 132_000_000_000_000_001}
 """A thread that has ended."""
 
+ABSENT = 0xFFFF8A0000770040
+ABSENT_ENTRY = ABSENT + APC_LIST_ENTRY
+"""The KAPC of absent_queue, and its LIST_ENTRY."""
+
 _FITTING = -1  # stands for the environment that fits the list, until the APC is put on one
 
 _APC = Apc(
@@ -300,6 +304,15 @@ def damaged_queue(ending: Ending, *, broken_at: int | None = None, name: QueueNa
     head = KERNEL_HEAD if name is QueueName.KERNEL else USER_HEAD
     apc = normal(queue=name, apc_mode=name.mode)
     return Queue(name, head, (apc,), ending, apc.address + APC_LIST_ENTRY, broken_at)
+
+
+def absent_queue(*, name: QueueName = QueueName.KERNEL) -> Queue:
+    """Return a list whose only entry, at ABSENT, is not in the minidump."""
+    head = {QueueName.KERNEL: KERNEL_HEAD, QueueName.USER: USER_HEAD, QueueName.SAVED_KERNEL: SAVED_KERNEL_HEAD}[name]
+    members = ("type", "size", "thread", "kernel_routine", "rundown_routine", "normal_routine", "normal_context")
+    others = ("system_argument1", "system_argument2", "apc_state_index", "apc_mode", "inserted")
+    apc = special(address=ABSENT, queue=name, **dict.fromkeys(members + others))
+    return Queue(name, head, (apc,), Ending.ABSENT, head, None, ABSENT_ENTRY)
 
 
 def case(name: str, subject: Thread, expected: dict[str, str], facts: Facts = WINDOWS_10) -> Any:

@@ -80,15 +80,21 @@ def without(links: Links, *addresses: int) -> Links:
             id="an entry jumped over by its predecessor alone",
         ),
         pytest.param({}, Walk((), Ending.UNREADABLE, HEAD), id="the head unreadable"),
-        pytest.param(without(ring(HEAD, A, B), A), Walk((), Ending.UNREADABLE, HEAD), id="the first entry unreadable"),
-        pytest.param(without(ring(HEAD, A, B), B), Walk((A,), Ending.UNREADABLE, A), id="the second entry unreadable"),
-        pytest.param(flink(ring(HEAD, A), a=0), Walk((A,), Ending.UNREADABLE, A), id="a null Flink"),
         pytest.param(
-            flink(ring(HEAD, A, B), a=B + 4), Walk((A,), Ending.MISALIGNED, A), id="a Flink to half a pointer"
+            without(ring(HEAD, A, B), A), Walk((), Ending.UNREADABLE, HEAD, None, A), id="the first entry unreadable"
+        ),
+        pytest.param(
+            without(ring(HEAD, A, B), B), Walk((A,), Ending.UNREADABLE, A, None, B), id="the second entry unreadable"
+        ),
+        pytest.param(flink(ring(HEAD, A), a=0), Walk((A,), Ending.UNREADABLE, A, None, 0), id="a null Flink"),
+        pytest.param(
+            flink(ring(HEAD, A, B), a=B + 4),
+            Walk((A,), Ending.MISALIGNED, A, None, B + 4),
+            id="a Flink to half a pointer",
         ),
         pytest.param(
             flink(blink(ring(HEAD, A, B), a=NOWHERE), b=B + 1),
-            Walk((A, B), Ending.MISALIGNED, B, A),
+            Walk((A, B), Ending.MISALIGNED, B, A, B + 1),
             id="a broken Blink before a misaligned Flink",
         ),
         pytest.param(
@@ -99,7 +105,7 @@ def without(links: Links, *addresses: int) -> Links:
     ],
 )
 def test_how_a_walk_ends(links: Links, expected: Walk) -> None:
-    """A walk gives what was met up to the damage, how it ended, and the first link that does not come back."""
+    """A walk gives what was met up to the damage, how it ended and where it led, and the first link that is broken."""
     assert walk(links.get, HEAD, pointer_size=8) == expected
 
 

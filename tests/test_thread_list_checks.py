@@ -9,6 +9,7 @@ from volatility3.plugins.windows.apcaudit.checks.registry import check_thread
 from volatility3.plugins.windows.apcaudit.model import Backing, Ending, Facts, Process, Queue, QueueName, Thread
 
 from tests.situations_pure import (
+    ABSENT_ENTRY,
     APC_SIZE,
     ATTACHED,
     IN_KERNEL,
@@ -18,6 +19,7 @@ from tests.situations_pure import (
     RUNNING,
     TERMINATED,
     WINDOWS_10,
+    absent_queue,
     case,
     damaged_queue,
     normal,
@@ -38,8 +40,14 @@ LISTS = [
         {"list-broken": "high"},
     ),
     case(
+        "a link of a minidump that leads to no kernel memory",
+        thread(apc_kernel_flink=0, kernel_apc_disable=-1, damaged=[damaged_queue(Ending.UNREADABLE)]),
+        {"list-broken": "high"},
+        MINIDUMP,
+    ),
+    case(
         "a link to what a minidump does not hold",
-        thread(apc_kernel_flink=FIRST, kernel_apc_disable=-1, damaged=[damaged_queue(Ending.UNREADABLE)]),
+        thread(apc_kernel_flink=ABSENT_ENTRY, kernel_apc_disable=-1, damaged=[absent_queue()]),
         {},
         MINIDUMP,
     ),

@@ -31,7 +31,7 @@ CACHE = Path(_folder.name)
 
 
 @contextlib.contextmanager
-def _symbols(folders: tuple[Path, ...]) -> Iterator[None]:
+def searching(folders: tuple[Path, ...]) -> Iterator[None]:
     """Search these folders, and no others but vol's own, for symbol files."""
     before = list(volatility3.symbols.__path__)
     volatility3.symbols.__path__[:] = [*(str(folder) for folder in folders), *before]
@@ -62,7 +62,7 @@ def construct(
         _classes.update(framework.list_plugins())
     cache.mkdir(exist_ok=True, parents=True)
     constants.CACHE_PATH = str(cache)
-    with _symbols(symbols):
+    with searching(symbols):
         context = contexts.Context()
         chosen = _classes[plugin] if isinstance(plugin, str) else plugin
         magics = automagic.choose_automagic(automagic.available(context), chosen)

@@ -88,7 +88,8 @@ class Audit:
         self._scans = scan_memory
         self._scanned = _scan(context, kernel, progress) if scan_memory else None
         embedded, self._embedded_unknown = _embedded(kernel)
-        facts = Facts(
+        # Reading the KAPC that a bugcheck names may ask for the listed threads, which takes facts.
+        self.facts = facts = Facts(
             apc_size=kernel.layout.apc.size,
             lacks=kernel.layout.lacks,
             partial=kernel.memory.partial,

@@ -194,7 +194,8 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
     KiInsertQueueApc ends a wait at WaitIrql 0 outside a guarded region for a special kernel APC, and for a normal one
     when kernel APCs are enabled and none is in progress. The thread must not be a processor's current thread, and no
     special kernel APC may be in progress. The kernel's own KAPCs are left out: it ends no wait for them. None if a
-    value that decides this is unknown.
+    value that decides this is unknown; of an APC that a minidump lacks the kind is, which decides nothing while kernel
+    APCs are enabled.
     """
     apcs = queued_kernel_apcs(thread, facts)
     kind = head_kind(thread, facts)
@@ -204,11 +205,14 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
         _zero(thread.members.wait_irql),
         _zero(member(thread, "special_apc_disable", facts)),
         _zero(member(thread, "special_apc_in_progress", facts)),
-        None if apcs is None or (apcs and kind is None) else bool(apcs),
+        None if apcs is None else bool(apcs),
     ]
+    normal = [_zero(thread.members.kernel_apc_disable), _zero(thread.members.kernel_apc_in_progress)]
     if kind == "normal-kernel":
-        conditions.append(_zero(thread.members.kernel_apc_disable))
-        conditions.append(_zero(thread.members.kernel_apc_in_progress))
+        conditions += normal
+    elif apcs and kind is None:
+        # Where a normal APC would be delivered, an APC of either kind would, unless it is one of the kernel's own.
+        conditions.append(True if apcs[0].member is None and every(normal) else None)
     return every(conditions)
 
 

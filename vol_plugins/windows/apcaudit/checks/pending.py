@@ -71,7 +71,7 @@ def stuck_deliverable(thread: Thread, facts: Facts) -> Finding | None:
     apcs = queued_kernel_apcs(thread, facts) or ()
     kind = (head_kind(thread, facts) or "").replace("-", " ")
     text = (
-        f"the thread waits at WaitIrql 0 and nothing forbids delivery, yet a {kind} APC"
+        f"the thread waits at WaitIrql 0 and nothing forbids delivery, yet {f'a {kind}' if kind else 'an'} APC"
         f"{named_apc(apcs[0]) if apcs else ''} is queued: queuing it should have ended the wait"
     )
     if facts.stopped:

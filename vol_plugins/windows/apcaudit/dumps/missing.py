@@ -53,15 +53,19 @@ def _pages_of_runs(header: CrashHeader, data: bytes) -> int | None:
 def describe_truncation(header: CrashHeader, read: ReadFile, size: int) -> str | None:
     """Say how many bytes a crash dump of `size` bytes lacks; None where it is complete or its size is unknown."""
     if header.dump_type == DUMP_TYPE_TRIAGE:
-        triage = parse_triage_header(read(header.header_size, triage_header_size(header.is_64bit)), header.is_64bit)
-        expected = header.header_size if triage is None else promised_size(triage, read, size)
-        if triage is None:
-            return f"is truncated behind its crash header, at {size:#x}"
-    else:
-        expected = expected_size(header, read)
+        return _describe_cut_minidump(header, read, size)
+    expected = expected_size(header, read)
     if expected is None or size >= expected:
         return None
     return f"is truncated: it has {size:,} of the {expected:,} bytes that its header promises"
+
+
+def _describe_cut_minidump(header: CrashHeader, read: ReadFile, size: int) -> str | None:
+    triage = parse_triage_header(read(header.header_size, triage_header_size(header.is_64bit)), header.is_64bit)
+    if triage is None:
+        return f"is cut right behind its crash header, at {size:#x}"
+    promised = promised_size(triage, read, size)
+    return None if promised is None else f"is cut: it has {size:,} of at least {promised:,} bytes"
 
 
 def truncation_note(context: interfaces.context.ContextInterface, layer_name: str) -> str | None:

@@ -111,9 +111,11 @@ class _Synthesizer:
             for member, form, value in numbers:
                 if member in layout.members:
                     self._add(entry + layout.members[member], struct.pack(form, value))
-            if driver.name is not None:
-                self._add_name(entry + layout.members["FullDllName"], driver.name)
-                self._add_name(entry + layout.members["BaseDllName"], driver.name.rsplit("\\")[-1])
+            # Which driver the kernel is does not depend on a name that the file may have lost.
+            name = driver.name or ("ntoskrnl.exe" if driver.base == self._base else None)
+            if name is not None:
+                self._add_name(entry + layout.members["FullDllName"], name)
+                self._add_name(entry + layout.members["BaseDllName"], name.rsplit("\\")[-1])
         self.sentences.append(f"made up: {len(entries)} entries of PsLoadedModuleList, from the dump's driver list")
 
     def unloaded_drivers(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .crash_header import DUMP_HEADER64_SIZE, DUMP_TYPE_TRIAGE, CrashHeader, parse_crash_header
-from .triage_defects import find_defects, next_part
+from .triage_defects import MOST_UNLOADED_DRIVERS, find_defects, next_part
 from .triage_header import (
     TRIAGE_DUMP_BROKEN_DRIVER,
     TRIAGE_DUMP_DATA_BLOCKS,
@@ -35,7 +35,6 @@ ReadFile = Callable[[int, int], bytes]
 # Bounds for damaged or hostile files, larger than Windows writes (a genuine dump had 151 drivers and 1831 blocks).
 _MOST_DRIVERS = 4096
 _MOST_DATA_BLOCKS = 1 << 15
-_MOST_UNLOADED_DRIVERS = 50  # MI_UNLOADED_DRIVERS
 _LONGEST_DRIVER_NAME = 1024
 _LARGEST_DEBUGGER_DATA = 0x1000
 _MOST_MEMORY = 1 << 27
@@ -304,7 +303,7 @@ class _Parser:
         count = int.from_bytes(self._read(offset, 4), "little")
         entry = self._layout.unloaded
         first = offset + self._layout.unloaded_count_size
-        table = self._table("unloaded drivers", first, count, entry.size, _MOST_UNLOADED_DRIVERS)
+        table = self._table("unloaded drivers", first, count, entry.size, MOST_UNLOADED_DRIVERS)
         return tuple(
             DumpUnloadedDriver(
                 name[: min(length, len(name)) & ~1].decode("utf-16-le", "replace").rstrip("\0"), start, end

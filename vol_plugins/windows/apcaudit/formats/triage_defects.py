@@ -81,7 +81,7 @@ _CLAIMED = "though MiniDumpFields says that there is one"
 # DUMP_MM_STORAGE (Dump.h) begins with Version and its Size, the list of unloaded drivers with their number.
 _MM_VERSIONS = (1, 2, 3)
 _UNLOADED_ENTRY = {4: 40, 8: 56}
-_MOST_UNLOADED = 50
+MOST_UNLOADED_DRIVERS = 50  # MI_UNLOADED_DRIVERS
 
 # DUMP_BLOB_FILE_HEADER: two signatures, HeaderSize, BuildNumber; then for each blob a DUMP_BLOB_HEADER: HeaderSize, a
 # GUID, DataSize, PrePad, PostPad (mindumpdef.h, Windows SDK). Drivers and Windows add them behind the minidump itself.
@@ -102,7 +102,7 @@ def promised_size(triage: TriageHeader, read: ReadFile, file_size: int) -> int |
     if read(triage.valid_offset, _MARK_SIZE) == TRIAGE_DUMP_VALID and triage.valid_offset:
         return _end_of_blobs(triage.valid_offset + _MARK_SIZE, read, file_size)
     if triage.size_of_dump > file_size:
-        return int(triage.size_of_dump)
+        return triage.size_of_dump
     return None
 
 
@@ -111,19 +111,19 @@ def _end_of_blobs(start: int, read: ReadFile, file_size: int) -> int | None:
     head = read(start, _BLOBS.size)
     if len(head) < _BLOBS.size or not head.startswith(_BLOBS_SIGNATURE):
         return None
-    at = start + _BLOBS.unpack(head)[1]
+    at: int = start + _BLOBS.unpack(head)[1]
     for _ in range(_MOST_BLOBS):
         if at == file_size:
             return None
         blob = read(at, _BLOB.size)
         if len(blob) < _BLOB.size:
             return max(at + _BLOB.size, file_size + 1)
-        header, size, before, behind = _BLOB.unpack(blob)
+        header, *sizes = _BLOB.unpack(blob)
         if header < _BLOB.size:
             return None
-        at += header + before + size + behind
+        at += sum(sizes, header)
         if at > file_size:
-            return int(at)
+            return at
     return None
 
 
@@ -263,7 +263,7 @@ class _Checks:
     def _is_unloaded_list(self, start: int) -> bool:
         count = int.from_bytes(self._read(start, 4), "little")
         size = self._pointer_size + count * _UNLOADED_ENTRY[self._pointer_size]
-        return 0 < count <= _MOST_UNLOADED and size <= self._gap(start)
+        return 0 < count <= MOST_UNLOADED_DRIVERS and size <= self._gap(start)
 
     def _gap(self, start: int) -> int:
         """Return how many bytes follow an offset before the next part begins."""
