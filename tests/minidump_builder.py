@@ -244,6 +244,12 @@ class _Writer:
             struct.pack_into("<QII", self._file, table + 16 * number, address, self._append(data), len(data))
         self._triage |= {"DataBlocksCount": len(self._scene.memory), "DataBlocksOffset": table}
 
+    def _fields(self) -> int:
+        """Return the bits of what the file has; of a broken driver Windows sets the bit without having one."""
+        scene = self._scene
+        parts = ((0x4, scene.prcb), (0x8, scene.process), (0x10, scene.thread), (0x20, scene.stack[1]))
+        return 0xCC3 | sum(bit for bit, data in parts if data)
+
     def _headers(self) -> None:
         variables = self._scene.debugger_data
         header = {
@@ -258,7 +264,7 @@ class _Writer:
             **{f"BugCheckParameter{number}": 0 for number in (1, 2, 3, 4)},
             "KdDebuggerDataBlock": 0,
             "DumpType": 4,
-            "MiniDumpFields": 0xCFF & ~0x280,
+            "MiniDumpFields": self._fields(),
             "ProductType": 1,
             "SystemTime": FILETIME_2021,
             **({} if self._wide else {"PaeEnabled": 1}),

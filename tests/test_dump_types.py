@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from volatility3.framework import contexts
+from volatility3.framework.layers import physical
+from volatility3.plugins.windows.apcaudit.dumps.kernel_dump import KernelDumpLayer
 from volatility3.plugins.windows.apcaudit.dumps.missing import expected_size
 from volatility3.plugins.windows.apcaudit.formats.crash_header import parse_crash_header
+from volatility3.plugins.windows.apcaudit.formats.page_bitmap import PageBitmap, page_runs
+from volatility3.plugins.windows.apcaudit.vol.automagic import KernelDumpStacker
 from volatility3.plugins.windows.apcaudit.vol.diagnosis import diagnose
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import healthy
+from tests import volatility
+from tests.minidump_builder import MinidumpScene, write_minidump
 from tests.test_bad_input import vol
 from tests.volatility import CACHE, REPOSITORY_SYMBOLS
 
@@ -27,15 +36,13 @@ DESCRIPTOR = {64: 0x88, 32: 0x64}
 HEADER = {64: 0x2000, 32: 0x1000}
 UNSET = int.from_bytes(b"PAGE", "little")
 
-SET = "set the machine to write complete or active memory dumps"
+SET = "set the machine to write kernel, active or complete memory dumps"
 RAW = f"acquire raw memory, or {SET}"
 
 #: What is said of each DumpType, and what to do: DUMP_TYPE of wdm.h up to 7, then those of WinDbg (kdmp-parser).
 KINDS = {
     0: ("a crash dump whose header does not say of which kind (DumpType 0x0)", "acquire it again"),
-    2: ("a kernel memory dump (DumpType 2), which vol does not read", SET),
     3: ("the header of a dump, without memory (DumpType 3), which vol does not read", SET),
-    6: ("an automatic, kernel or live kernel memory dump (DumpType 6), which vol does not read", SET),
     7: ("an automatic memory dump (DumpType 7), which vol does not read", SET),
     8: ("a dump of the kernel's memory that WinDbg wrote (.dump /k) (DumpType 8)", RAW),
     9: ("a dump of the kernel's and the programs' memory that WinDbg wrote (.dump /ka) (DumpType 9)", RAW),
@@ -78,7 +85,7 @@ def test_a_kind_that_is_not_read(kind: int, bits: int, dumps: dict[int, bytes], 
 
 
 @WIDTHS
-@pytest.mark.parametrize("kind", [8, 6])
+@pytest.mark.parametrize("kind", [8, 3])
 def test_what_vol_prints(kind: int, bits: int, dumps: dict[int, bytes], tmp_path: Path) -> None:
     """The same in a run of vol, whatever its search for page tables finds in such a file."""
     image = tmp_path / "x.dmp"
@@ -119,6 +126,106 @@ def test_an_active_dump(bits: int, dumps: dict[int, bytes], tmp_path: Path) -> N
     )
     assert "(DumpType 5) that holds no page tables of Windows where its" in told(tmp_path / "x.dmp", whole)
     assert "(DumpType 5) that holds no page tables" in told(tmp_path / "x.dmp", whole[: HEADER[bits] + 8])
+
+
+def kernel_dump(dump: bytes, bits: int, kind: int) -> bytes:
+    """Make a kernel memory dump of a complete one: a bitmap of its pages instead of runs."""
+    at = DESCRIPTOR[bits] + {64: 0x10, 32: 8}[bits]
+    (count,) = struct.unpack_from("<I", dump, DESCRIPTOR[bits])
+    runs = list(struct.iter_unpack({64: "<2Q", 32: "<2I"}[bits], dump[at : at + count * {64: 16, 32: 8}[bits]]))
+    pages = sum(size for _, size in runs)
+    highest = max(first + size for first, size in runs)
+    # Of a number of pages that no word of the bitmap ends at.
+    bitmap_size = highest + 3
+    bitmap = bytearray(-(-bitmap_size // 8))
+    for first, size in runs:
+        for page in range(first, first + size):
+            bitmap[page // 8] |= 1 << page % 8
+    begin = HEADER[bits] + 0x40 + len(bitmap)
+    begin += -begin % 0x1000
+    if kind == 2:
+        # SUMMARY_DUMP32 and SUMMARY_DUMP64: DumpOptions, HeaderSize, BitmapSize, Pages, SizeOfBitMap, _reserved0.
+        form = {64: "<4s4s4xIIII4xQ", 32: "<4s4s4xIIIII"}[bits]
+        summary = struct.pack(form, b"SDMP", b"DUMP", begin, bitmap_size, pages, bitmap_size, 0)
+    else:
+        summary = struct.pack("<4s4s24x3Q", b"SDMP", b"DUMP", begin, pages, bitmap_size)
+    header = of_type(dump, bits, kind)[: HEADER[bits]]
+    return (header + summary + bitmap).ljust(begin, b"\0") + dump[HEADER[bits] :]
+
+
+@WIDTHS
+@pytest.mark.parametrize("kind", [2, 6])
+def test_a_kernel_dump_is_read(kind: int, bits: int, dumps: dict[int, bytes], tmp_path: Path) -> None:
+    """Kernel memory dumps, live ones among them, give the rows that the complete dump of the machine gives."""
+    (tmp_path / "full.dmp").write_bytes(dumps[bits])
+    (tmp_path / "kernel.dmp").write_bytes(kernel_dump(dumps[bits], bits, kind))
+    names = ("full.dmp", "kernel.dmp")
+    complete, kernel = (volatility.rows(tmp_path / name, cache=CACHE, all=True) for name in names)
+    assert complete
+    assert kernel == complete
+
+
+@WIDTHS
+@pytest.mark.parametrize("kind", [2, 6])
+def test_a_damaged_kernel_dump(kind: int, bits: int, dumps: dict[int, bytes], tmp_path: Path) -> None:
+    """A kernel memory dump that ends early, or that has no bitmap, says so."""
+    whole = kernel_dump(dumps[bits], bits, kind)
+    name = {2: "a kernel memory dump (DumpType 2)", 6: "a kernel, automatic or live kernel memory dump (DumpType 6)"}
+    assert told(tmp_path / "cut.dmp", whole[:-1]).startswith(
+        f"cut.dmp is {name[kind]} that is truncated: it has {len(whole) - 1:,} of the {len(whole):,} bytes"
+    )
+    without = whole[: HEADER[bits]] + bytes(0x100) + whole[HEADER[bits] + 0x100 :]
+    assert told(tmp_path / "x.dmp", without).startswith(f"x.dmp is {name[kind]} that holds no page tables of Windows")
+    context = contexts.Context()
+    for number, data in enumerate((without, whole[: HEADER[bits] + 0x20], dumps[bits])):
+        context.add_layer(physical.BufferDataLayer(context, f"file{number}", f"file{number}", data))
+        assert KernelDumpStacker.stack(context, f"file{number}") is None
+
+
+@WIDTHS
+@pytest.mark.parametrize("kind", [2, 6])
+def test_a_bitmap_that_lies(kind: int, bits: int, dumps: dict[int, bytes], caplog: pytest.LogCaptureFixture) -> None:
+    """A bitmap of another number of pages than the header says puts pages in wrong places, which is told."""
+    lying = bytearray(kernel_dump(dumps[bits], bits, kind))
+    start = HEADER[bits] + {2: 0x14, 6: 0x28}[kind]
+    (pages,) = struct.unpack_from("<I", lying, start)
+    struct.pack_into("<I", lying, start, pages - 1)
+    context = contexts.Context()
+    context.add_layer(physical.BufferDataLayer(context, "file", "file", bytes(lying)))
+    assert isinstance(KernelDumpStacker.stack(context, "file"), KernelDumpLayer)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the kernel memory dump contradicts itself: its bitmap has {pages:,} pages, its header says {pages - 1:,};"
+        " what is read may lie elsewhere"
+    ]
+
+
+@given(st.binary(min_size=1, max_size=64), st.integers(0, 7))
+def test_the_runs_of_a_bitmap(data: bytes, unused: int) -> None:
+    """The runs hold each page whose bit is set, and no other, in ascending order and as few as possible."""
+    bits = len(data) * 8 - unused
+    # A bitmap has no bits behind its end.
+    data = data[:-1] + bytes([data[-1] & (0xFF >> unused)])
+    runs = list(page_runs(PageBitmap(0, bits, 1, 0), lambda at, length: data[at : at + length]))
+    assert [page for first, count in runs for page in range(first, first + count)] == [
+        page for page in range(bits) if data[page // 8] >> page % 8 & 1
+    ]
+    assert all(one[0] + one[1] < other[0] for one, other in itertools.pairwise(runs))
+
+
+@WIDTHS
+def test_a_cut_minidump(bits: int, tmp_path: Path) -> None:
+    """A minidump that ends early is called cut, with its sizes; no page tables or symbols are talked of."""
+    base = {64: 0xFFFFF80312000000, 32: 0x804D7000}[bits]
+    whole = write_minidump(MinidumpScene(bits == 64, base, thread=b"t" * 0x100, memory={base: bytes(0x200)}))
+    name = "x.dmp is a kernel minidump (DumpType 4) that is cut"
+    assert told(tmp_path / "x.dmp", whole[:-1]) == (
+        f"{name}: it has {len(whole) - 1:,} of at least {len(whole):,} bytes: acquire it again"
+    )
+    end = HEADER[bits] + 0x10
+    assert (
+        told(tmp_path / "x.dmp", whole[:end]) == f"{name} right behind its crash header, at {end:#x}: acquire it again"
+    )
+    assert "whose kernel could not be identified" in told(tmp_path / "x.dmp", whole)
 
 
 @WIDTHS

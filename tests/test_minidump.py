@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from volatility3.plugins.windows.apcaudit.formats.triage import (
     parse_minidump,
 )
 
-from tests.minidump_builder import DriverEntry, MinidumpScene, UnloadedEntry, write_minidump
+from tests.minidump_builder import FIELDS, DriverEntry, MinidumpScene, UnloadedEntry, write_minidump
 
 SAMPLE = Path(__file__).parents[1] / ".." / "shared" / "samples" / "triage_x64.dmp"
 
@@ -69,15 +70,20 @@ def test_lists(is_64bit: bool) -> None:
 
 
 LIES = [
-    # (triage fields, part of the defect, drivers left, blocks left)
-    ({"DriverCount": 0xFFFFFFFF}, "drivers claimed", None, 2),
-    ({"DriverListOffset": 0xFFFFFFF0}, "drivers claimed, 0 taken", 0, 2),
-    ({"DataBlocksCount": 0xFFFFFFFF}, "data blocks claimed", 2, None),
-    ({"DataBlocksOffset": 0x7FFFFFFF}, "data blocks claimed, 0 taken", 2, 0),
-    ({"DebuggerDataOffset": 0x10}, "debugger data block is damaged", 2, 2),
-    ({"DebuggerDataOffset": 0xFFFFFFFF}, "debugger data block is damaged", 2, 2),
-    ({"UnloadedDriversOffset": 4}, "unloaded drivers claimed", 2, 2),
-    ({"ValidOffset": 0x100}, "no TRGD mark", 2, 2),
+    # (triage fields, the defect or a part of it, drivers left, blocks left)
+    ({"DriverCount": 0xFFFFFFFF}, "the minidump lacks 4,294,967,293 of the 4,294,967,295 drivers that it claims", 2, 2),
+    ({"DriverListOffset": 0xFFFFFFF0}, "the minidump lacks the list of drivers: DriverListOffset is 0xfffffff0", 0, 2),
+    ({"DataBlocksCount": 0x10000}, "of the 65,536 blocks of memory that it claims", 2, 2),
+    ({"DataBlocksOffset": 0x7FFFFFFF}, "the minidump lacks the blocks of memory: DataBlocksOffset is 0x7fffffff", 2, 0),
+    ({"DebuggerDataOffset": 0x10}, "DebuggerDataOffset is 0x10, within the headers, which end at 0x", 2, 2),
+    ({"DebuggerDataOffset": 0xFFFFFFFF}, "the minidump lacks the kernel's addresses: DebuggerDataOffset is", 2, 2),
+    (
+        {"UnloadedDriversOffset": 4},
+        "the minidump lacks the list of unloaded drivers: UnloadedDriversOffset is 0x4",
+        2,
+        2,
+    ),
+    ({"ValidOffset": 0x100}, "the minidump's header is damaged: ValidOffset is 0x100, and no TRGD mark is there", 2, 2),
 ]
 
 
@@ -93,12 +99,34 @@ def test_lies_are_defects(
     assert blocks is None or len(dump.data_blocks) == blocks
 
 
-def test_overlapping_blocks_are_told() -> None:
-    """Two blocks that claim the same address are a defect, and both stay."""
+@pytest.mark.parametrize(("is_64bit", "elsewhere"), [(True, 0x2080), (False, 0x1068)])
+def test_debugger_data_that_is_none(is_64bit: bool, elsewhere: int) -> None:
+    """What has no KDBG tag is no debugger data block, wherever the header points to."""
+    dump = parse(write_minidump(scene(is_64bit, triage={"DebuggerDataOffset": elsewhere})))
+    assert dump.debugger_data is None
+    assert dump.defects == ("the minidump lacks the kernel's addresses: its debugger data block is damaged",)
+
+
+OVERLAPS = [
+    # (blocks by address relative to the kernel's base, how many pairs differ)
+    ({0: b"abcdefgh", 4: b"efghijkl"}, 0),
+    ({0: b"abcdefgh", 4: b"efgxijkl"}, 1),
+    ({0: b"abcdefghijkl", 2: b"cd", 8: b"ijkl"}, 0),
+    ({0: b"abcdefghijkl", 2: b"cd", 8: b"ijk-"}, 1),
+    ({0: b"abcd", 2: b"-d", 3: b"-"}, 2),
+]
+
+
+@pytest.mark.parametrize(("blocks", "differing"), OVERLAPS)
+def test_overlapping_blocks(blocks: dict[int, bytes], differing: int) -> None:
+    """Windows writes some memory twice; only blocks that differ where they overlap contradict each other."""
     base = KERN_BASE[True]
-    dump = parse(write_minidump(scene(True, memory={base: bytes(16), base + 8: bytes(16)})))
-    assert len(dump.data_blocks) == 2
-    assert dump.defects == (f"data blocks at {base:#x} and {base + 8:#x} overlap",)
+    dump = parse(write_minidump(scene(True, memory={base + at: data for at, data in blocks.items()})))
+    assert len(dump.data_blocks) == len(blocks)
+    told = [defect for defect in dump.defects if "differ where they overlap" in defect]
+    assert dump.defects == tuple(told)
+    assert len(told) == bool(differing)
+    assert (f"and so do {differing - 1} more" in "".join(told)) is (differing > 1)
 
 
 def test_blocks_in_many_places_are_left_out() -> None:
@@ -106,15 +134,8 @@ def test_blocks_in_many_places_are_left_out() -> None:
     base = KERN_BASE[True]
     dump = parse(write_minidump(scene(True, memory={base + (index << 21): b"x" for index in range(4200)})))
     assert len(dump.data_blocks) <= 4096
-    assert dump.defects[0].endswith("0x1 bytes claimed, 0x0 taken")
-
-
-def test_many_defects_are_counted() -> None:
-    """Defects are told one by one up to a limit, then as a number."""
-    base = KERN_BASE[True]
-    dump = parse(write_minidump(scene(True, memory={base + index: bytes(2) for index in range(100)})))
-    assert len(dump.defects) == 33
-    assert dump.defects[-1] == "67 more defects"
+    (defect,) = dump.defects
+    assert defect.startswith("the minidump lacks 104 bytes: 104 of its 4,200 blocks of memory")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +153,91 @@ def test_not_a_minidump(data: bytes, reason: str) -> None:
         parse(data)
 
 
+#: What no damage to a field can be told by: nothing reads the options, and any value is possible.
+UNREAD = {"TriageOptions"}
+
+
+def told(data: bytes) -> tuple[str, ...]:
+    """Return the defects of a file, or the reason for which it is refused."""
+    try:
+        return parse(data).defects
+    except MinidumpError as error:
+        return (str(error),)
+
+
+def fields_without_a_defect(whole: bytes, is_64bit: bool) -> list[tuple[str, bytes]]:
+    """Set each field of the triage header to 0 and to its maximum; return those that nothing is told of."""
+    silent = []
+    for name, offset, size in FIELDS[is_64bit]:
+        at = (0x2000 if is_64bit else 0x1000) + offset
+        for value in (bytes(size), b"\xff" * size):
+            damaged = whole[:at] + value + whole[at + size :]
+            if damaged != whole and name not in UNREAD and not told(damaged):
+                silent.append((name, value))
+    return silent
+
+
+def cuts_without_a_defect(whole: bytes) -> list[int]:
+    """Cut a file at twenty places; return the sizes at which nothing is told."""
+    sizes = [len(whole) * number // 21 for number in range(1, 21)]
+    return [size for size in sizes if not told(whole[:size])]
+
+
+@pytest.mark.parametrize("is_64bit", [True, False])
+def test_every_damage_is_told(is_64bit: bool) -> None:
+    """Wherever the file ends, and whichever field of its header is 0 or at its maximum, that is told."""
+    whole = write_minidump(
+        scene(
+            is_64bit,
+            prcb=b"p" * 0x200,
+            process=b"e" * 0x80,
+            thread=b"t" * 0x100,
+            stack=(KERN_BASE[is_64bit] + 0x5000000, b"s" * 0x400),
+        )
+    )
+    assert told(whole) == ()
+    assert fields_without_a_defect(whole, is_64bit) == []
+    assert cuts_without_a_defect(whole) == []
+
+
+CUT = [
+    # (the part in whose middle the file ends, what is missing)
+    ("PrcbOffset", "the crashed processor's KPRCB (in part), the crashed thread's process, the crashed thread, the"),
+    ("ThreadOffset", "the crashed thread (in part), the crashed thread's stack, the kernel's addresses, the list of"),
+    ("StringPoolOffset", "the names of drivers (in part), the list of drivers, the blocks of memory"),
+    ("DriverListOffset", "the list of drivers (in part), the blocks of memory"),
+]
+
+
+@pytest.mark.parametrize("is_64bit", [True, False])
+@pytest.mark.parametrize(("field", "missing"), CUT)
+def test_a_cut_file_names_what_it_lacks(is_64bit: bool, field: str, missing: str) -> None:
+    """A file that ends early says how many of its bytes there are, and which parts lie behind its end."""
+    declared = scene(is_64bit, prcb=b"p" * 64, process=b"e" * 64, thread=b"t" * 64, stack=(1 << 31, b"s" * 64))
+    whole = write_minidump(declared)
+    offset = next(offset for name, offset, _ in FIELDS[is_64bit] if name == field)
+    start = (0x2000 if is_64bit else 0x1000) + offset
+    size = int.from_bytes(whole[start : start + 4], "little") + 32
+    sentence = parse(whole[:size]).defects[0]
+    assert sentence.startswith(
+        f"the minidump is cut: it has {size:,} of the {len(whole):,} bytes that its header promises"
+    )
+    assert f"; missing: {missing}" in sentence
+
+
+def test_a_cut_behind_the_minidump_itself() -> None:
+    """What drivers add behind the minidump (DumpBlob) is not read; where it ends early, that is said too."""
+    whole = write_minidump(scene(True))
+    blob = struct.pack("<I16sIII", 32, b"tag", 0x40, 8, 8) + bytes(0x50)
+    secondary = b"DumpBlob" + struct.pack("<II", 16, 19041) + blob * 2
+    assert told(whole + secondary) == ()
+    size = len(whole) + len(secondary)
+    for cut in (size - 1, size - len(blob) + 5):
+        (sentence,) = told((whole + secondary)[:cut])
+        assert sentence.startswith(f"the minidump is cut: it has {cut:,} of at least ")
+        assert sentence.endswith("missing: only what drivers added behind it")
+
+
 @pytest.mark.parametrize("is_64bit", [True, False])
 @settings(max_examples=60, deadline=None)
 @given(st.data())
@@ -147,6 +253,16 @@ def test_damage_never_raises(is_64bit: bool, data: st.DataObject) -> None:
     except MinidumpError:
         return
     assert all(block.offset + block.size <= len(cut) for block in dump.data_blocks)
+
+
+def test_genuine_minidump_damaged() -> None:
+    """The same holds for each field and for twenty cuts of a genuine minidump, which itself has no defect."""
+    if not SAMPLE.exists():
+        pytest.skip(f"{SAMPLE.name} is missing")
+    whole = SAMPLE.read_bytes()
+    assert told(whole) == ()
+    assert fields_without_a_defect(whole, is_64bit=True) == []
+    assert cuts_without_a_defect(whole) == []
 
 
 def test_genuine_minidump() -> None:
