@@ -33,6 +33,7 @@ _HEADER = {
     "MiniDumpFields": ((0xF8C, "I"), (0x1038, "I")),
     "ProductType": ((0xF94, "I"), (0x1040, "I")),
     "SystemTime": ((0xFC0, "Q"), (0xFA8, "Q")),
+    "Attributes": ((0x8A0, "I"), (0x1050, "I")),
     "ExceptionCode": ((0x7D0, "I"), (0xF00, "I")),
     "ExceptionAddress": ((0x7DC, "I"), (0xF10, "Q")),
     "ExceptionParameterCount": ((0x7E0, "I"), (0xF18, "I")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,16 @@ from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import healthy
 from tests import volatility
 from tests.minidump_builder import MinidumpScene, write_minidump
+from tests.minidump_of_image import audit_minidump, minidump_scene
 from tests.test_bad_input import vol
 from tests.volatility import CACHE, REPOSITORY_SYMBOLS
 
 KERNELS = {64: "10-19041-x64", 32: "xp-sp3-x86"}
 WIDTHS = pytest.mark.parametrize("bits", KERNELS)
+
+#: Offsets of Attributes (DUMP_FILE_ATTRIBUTES of mindumpdef.h), and its bits of live and of encrypted dumps.
+ATTRIBUTES = {64: 0x1050, 32: 0x8A0}
+LIVE, ENCRYPTED = 0x10, 0x100
 
 #: Offsets of DumpType in DUMP_HEADER64 and DUMP_HEADER (Dump.h), of the physical memory descriptor, and the header's
 #: size.
@@ -63,6 +69,11 @@ def dumps() -> dict[int, bytes]:
 def of_type(dump: bytes, bits: int, kind: int) -> bytes:
     """Change a dump's DumpType."""
     return dump[: DUMP_TYPE[bits]] + struct.pack("<I", kind) + dump[DUMP_TYPE[bits] + 4 :]
+
+
+def with_attributes(dump: bytes, bits: int, attributes: int) -> bytes:
+    """Change a dump's Attributes."""
+    return dump[: ATTRIBUTES[bits]] + struct.pack("<I", attributes) + dump[ATTRIBUTES[bits] + 4 :]
 
 
 def told(path: Path, content: bytes) -> str:
@@ -193,10 +204,37 @@ def test_a_bitmap_that_lies(kind: int, bits: int, dumps: dict[int, bytes], caplo
     context = contexts.Context()
     context.add_layer(physical.BufferDataLayer(context, "file", "file", bytes(lying)))
     assert isinstance(KernelDumpStacker.stack(context, "file"), KernelDumpLayer)
-    assert [record.getMessage() for record in caplog.records] == [
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
         f"the kernel memory dump contradicts itself: its bitmap has {pages:,} pages, its header says {pages - 1:,};"
-        " what is read may lie elsewhere"
-    ]
+    )
+
+
+@WIDTHS
+def test_an_encrypted_dump(bits: int, dumps: dict[int, bytes], tmp_path: Path) -> None:
+    """An encrypted dump of any kind is called so: nothing behind its header can be read."""
+    kernel = kernel_dump(dumps[bits], bits, 6)
+    for whole in (dumps[bits], kernel):
+        said = told(tmp_path / "x.dmp", with_attributes(whole, bits, ENCRYPTED))
+        assert said == "x.dmp is an encrypted crash dump: decrypt it first, with the key that the machine was given"
+    context = contexts.Context()
+    data = with_attributes(kernel, bits, ENCRYPTED)
+    context.add_layer(physical.BufferDataLayer(context, "file", "file", data))
+    assert KernelDumpStacker.stack(context, "file") is None
+
+
+@pytest.mark.parametrize(("attributes", "stopped"), [(LIVE, False), (0, True), (UNSET, True)])
+@WIDTHS
+def test_a_live_kernel_dump(bits: int, attributes: int, stopped: bool) -> None:
+    """A live dump is of a running machine, whatever code its header has; one that says nothing of it is of a crash."""
+    image = build(healthy.scene(KERNELS[bits]), load_kernel(KERNELS[bits]))
+    tid = next(thread.tid for process in image.scene.processes for thread in process.threads)
+    scene = minidump_scene(image, tid)
+    header = {**scene.header, "BugCheckCode": 0x161, "Attributes": attributes}
+    found = audit_minidump(write_minidump(replace(scene, header=header)), image.kernel)
+    assert found.audit.facts.stopped is stopped
+    note = "this is a live kernel dump, made for 0x161: the machine was not stopped by it"
+    assert (note in found.audit.notes) is not stopped
 
 
 @given(st.binary(min_size=1, max_size=64), st.integers(0, 7))

@@ -145,6 +145,7 @@ def test_blocks_in_many_places_are_left_out() -> None:
         (b"MDMP" + bytes(0x3000), "no crash dump header"),
         (write_minidump(scene(True, header={"DumpType": 1})), "DumpType 1"),
         (write_minidump(scene(True))[:0x2000], "ends before"),
+        (write_minidump(scene(True, header={"Attributes": 0x100})), "encrypted"),
     ],
 )
 def test_not_a_minidump(data: bytes, reason: str) -> None:

@@ -50,7 +50,11 @@ def read_bugcheck(
     Returns:
         The bugcheck is None where the machine was running or neither source could be read.
     """
-    return reconcile(_of_kernel(memory, symbols), _of_header(header))
+    kernel = _of_kernel(memory, symbols)
+    if header is not None and header.is_live:
+        running = f"this is a live kernel dump, made for {header.stop_code:#x}: the machine was not stopped by it"
+        return reconcile(kernel, None)[0], running
+    return reconcile(kernel, _of_header(header))
 
 
 def reconcile(kernel: BugCheck | None, header: BugCheck | None) -> tuple[BugCheck | None, str | None]:

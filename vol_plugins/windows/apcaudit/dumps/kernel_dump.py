@@ -36,7 +36,8 @@ class KernelDumpLayer(segmented.SegmentedLayer):
     def _load_segments(self) -> None:
         layer = self.context.layers[str(self._base_layer)]
         header, read = crash_header_of(layer)
-        bitmap = None if header is None or header.dump_type not in _TYPES else find_bitmap(header, read)
+        unreadable = header is None or header.is_encrypted or header.dump_type not in _TYPES
+        bitmap = None if header is None or unreadable else find_bitmap(header, read)
         if bitmap is None:
             raise exceptions.LayerException(self.name, "no kernel memory dump")
         self._segments = list(_segments(bitmap, read))

@@ -25,6 +25,10 @@ DUMP_TYPE_BITMAP_KERNEL = 6
 # Set in the code of some bugchecks that a minidump reports: 0x1000007E is 0x7E (Microsoft, "Bug Check Code Reference").
 MINIDUMP_BUGCHECK_BIT = 0x10000000
 
+# Bits of DUMP_FILE_ATTRIBUTES (mindumpdef.h, Windows SDK), which Windows 10 and later set.
+LIVE_DUMP = 0x10
+ENCRYPTED_DUMP = 0x100
+
 DUMP_HEADER32 = (
     ("MajorVersion", 0x008, "I"),
     ("MinorVersion", 0x00C, "I"),
@@ -40,6 +44,7 @@ DUMP_HEADER32 = (
     ("KdDebuggerDataBlock", 0x060, "I"),
     ("ContextRecord", 0x320, "1200s"),
     ("Exception", 0x7D0, "80s"),
+    ("Attributes", 0x8A0, "I"),
     ("DumpType", 0xF88, "I"),
     ("MiniDumpFields", 0xF8C, "I"),
     ("ProductType", 0xF94, "I"),
@@ -66,6 +71,7 @@ DUMP_HEADER64 = (
     ("SystemUpTime", 0x1030, "Q"),
     ("MiniDumpFields", 0x1038, "I"),
     ("ProductType", 0x1040, "I"),
+    ("Attributes", 0x1050, "I"),
 )
 
 # EXCEPTION_RECORD32 and EXCEPTION_RECORD64 (winnt.h): code, flags, next record, address, parameter count.
@@ -110,6 +116,7 @@ class CrashHeader:
     exception: ExceptionRecord | None
     system_time: int | None
     system_up_time: int | None
+    attributes: int | None
 
     @property
     def header_size(self) -> int:
@@ -125,6 +132,16 @@ class CrashHeader:
     def stop_code(self) -> int:
         """The bugcheck code without the bit that marks a minidump's variant of it."""
         return self.bugcheck_code & ~MINIDUMP_BUGCHECK_BIT
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the machine went on running: a live kernel dump, for which the code is that of a report."""
+        return bool((self.attributes or 0) & LIVE_DUMP)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether everything behind the header is encrypted."""
+        return bool((self.attributes or 0) & ENCRYPTED_DUMP)
 
     def claims(self, minidump_part: int) -> bool:
         """Return whether MiniDumpFields has the bit of a part; True where the writer left the field unset."""
@@ -175,6 +192,7 @@ def parse_crash_header(data: bytes) -> CrashHeader | None:
         exception=_exception(blobs["Exception"]),
         system_time=numbers["SystemTime"] or None,
         system_up_time=numbers["SystemUpTime"] or None,
+        attributes=numbers["Attributes"],
     )
 
 

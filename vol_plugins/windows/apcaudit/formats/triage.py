@@ -129,6 +129,8 @@ def parse_minidump(read: ReadFile, file_size: int) -> Minidump:
         raise MinidumpError("no crash dump header")
     if header.dump_type != DUMP_TYPE_TRIAGE:
         raise MinidumpError(f"DumpType {header.dump_type} is not that of a minidump")
+    if header.is_encrypted:
+        raise MinidumpError("all behind its header is encrypted: decrypt it with the key that the machine was given")
     triage = parse_triage_header(read(header.header_size, triage_header_size(header.is_64bit)), header.is_64bit)
     if triage is None:
         raise MinidumpError("the file ends before the header of the minidump does")

@@ -200,6 +200,8 @@ def _unread(file: _File) -> str | None:
     """Say which kind of dump it is, if vol does not read that kind."""
     header = parse_crash_header(file.head)
     why = None if header is None else why_not_read(header.dump_type)
+    if header is not None and header.is_encrypted:
+        why = "is an encrypted crash dump: decrypt it first, with the key that the machine was given"
     return None if why is None else f"{file.name} {why}"
 
 
