@@ -15,9 +15,11 @@ from volatility3.plugins.windows.apcaudit.origin.producers import SYMBOL_FILES a
 
 from apcaudit.synthetic import isf
 from apcaudit.synthetic.kernels import Kernel, load_kernel
-from tests import volatility
+from apcaudit.synthetic.scenes import seed
+from tests import bulk_images, command, volatility
 from tests.desktop_audit import audit_desktop
 from tests.situation_audit import audit_situations, by_tid, highest
+from tests.test_bad_input import vol
 
 SHARED = volatility.ROOT.parent / "shared"
 SYMBOL_FILES = sorted(SHARED.glob("symbols/windows/*/*.json.xz"))
@@ -105,6 +107,56 @@ def test_minidump_lists_its_drivers(tmp_path: Path) -> None:
     rows = volatility.rows(MINIDUMP, "windows.modules.Modules", cache=volatility.CACHE, symbols=(SHARED / "symbols",))
     assert len(rows) == 151
     assert {"ntoskrnl.exe", "hal.dll"} <= {row["Name"] for row in rows}
+
+
+SEEDS = {
+    # The seed's KAPC is not in the first file; the second has the memory around it.
+    "seed-xp-minidump": None,
+    "seed-xp-minidump-with-kapc": "nt!IopCompleteRequest",
+}
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unpack the seed's crash as XP minidumps, which another writer made."""
+    folder = tmp_path_factory.mktemp("seeds")
+    for name in SEEDS:
+        packed = SHARED / "samples" / f"{name}.dmp.xz"
+        if not packed.exists():
+            pytest.skip(f"{packed.name} is missing")
+        (folder / f"{name}.dmp").write_bytes(lzma.decompress(packed.read_bytes()))
+    return folder
+
+
+@needs_shared
+@pytest.mark.parametrize("name", SEEDS)
+def test_seed_minidump_in_vol(name: str, seeds: Path) -> None:
+    """The founding crash as an XP minidump is critical with the KAPC's address, whether or not the file has it."""
+    done = vol(seeds / f"{name}.dmp", volatility.REPOSITORY_SYMBOLS, volatility.CACHE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = [line.split("\t") for line in done.stdout.splitlines() if line.startswith("0x")]
+    assert row[0] == f"{seed.THREAD:#x}"
+    assert f"{seed.KAPC:#x}" in row
+    assert (SEEDS[name] or "-") in row
+    assert {"critical", "detach-bugcheck", "BAVSvc.exe (1264)"} <= set(row)
+    assert "any more" not in row[-1]
+    assert ("which is not in this dump" in row[-1]) is (SEEDS[name] is None)
+
+
+@needs_shared
+def test_seed_minidumps_in_a_scan(seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`apcaudit scan` finds the same in both, and keeps the KAPC's address."""
+    bulk_images.need_extra()
+    from apcaudit.bulk import store
+
+    with bulk_images.own_cache(tmp_path / "cache"):
+        done = command.run(capsys, "scan", seeds, "-o", tmp_path / "results", "--offline", "--workers", 1, seconds=300)
+    assert done.returncode == 0, done.stderr
+    database = store.connect(tmp_path / "results")
+    query = "SELECT thread, apc, kernel_routine, severity FROM apcs ORDER BY kernel_routine NULLS FIRST"
+    assert database.execute(query).fetchall() == [
+        (seed.THREAD, seed.KAPC, routine, "critical") for routine in SEEDS.values()
+    ]
 
 
 #: The symbol files by the names that the producers' rows give them, with the beginnings of their GUIDs.
