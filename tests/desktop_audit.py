@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.checks.delivery import why_queued
@@ -57,14 +58,19 @@ def audit_desktop(
     symbols: tuple[Path, ...] = (volatility.REPOSITORY_SYMBOLS,),
     *,
     implant: bool = False,
+    crowd: bool = True,
     scans: tuple[bool, ...] = (False, True),
+    beside: Any = None,
 ) -> DesktopAudit:
-    """Build the machine and audit it, for each of `scans` once, with a scan of physical memory or without."""
-    image = build(desktop.of(kernel, implant=implant), kernel)
+    """Build the machine and audit it, for each of `scans` once, with a scan of physical memory or without.
+
+    `implant` and `crowd` are the scene's; `beside` is volatility.construct's.
+    """
+    image = build(desktop.of(kernel, implant=implant, crowd=crowd), kernel)
     path = folder / "desktop.dmp"
     image.write_dump(path)
     plugin = volatility.construct(
-        path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, symbols=symbols, kernel=kernel
+        path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, symbols=symbols, kernel=kernel, beside=beside
     )
     source = plugin.context, plugin.config["kernel"]
     audits = [Audit(*source, scan_memory=scan) for scan in scans]

@@ -25,7 +25,7 @@ Findings = dict[str, str]
 class SituationAudit:
     """What two audits of one machine found, by TID: each code with its own severity, and the explanations.
 
-    `taken_for_threads` is what of the garbage in the pool has a row.
+    `taken_for_threads` is what of the garbage in the pool has a row, `plugin` what audited it.
     """
 
     kernel: Kernel
@@ -33,6 +33,7 @@ class SituationAudit:
     scanned: dict[int, Findings]
     explanations: dict[int, str]
     taken_for_threads: tuple[str, ...]
+    plugin: Any
 
     def differences(self) -> dict[str, str]:
         """Return, by situation, how the findings differ from those planted; empty when all is right."""
@@ -78,7 +79,7 @@ def audit_situations(
         if not scan:
             explanations = {_tid(each): " ".join(_explained(each, audit)) for each in threads}
     taken = tuple(each.what for each in planted if any(map(each.holds, addresses)))
-    return SituationAudit(kernel, *found, explanations, taken)
+    return SituationAudit(kernel, *found, explanations, taken, plugin)
 
 
 def _tid(audited: Audited) -> int:

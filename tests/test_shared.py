@@ -17,8 +17,8 @@ from apcaudit.synthetic import isf
 from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images, command, volatility
-from tests.desktop_audit import audit_desktop
-from tests.situation_audit import audit_situations, by_tid, highest
+from tests.desktop_audit import DesktopAudit, audit_desktop
+from tests.situation_audit import SituationAudit, audit_situations, by_tid, highest
 from tests.test_bad_input import vol
 
 SHARED = volatility.ROOT.parent / "shared"
@@ -42,23 +42,29 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return kernel, (folder,)
 
 
+@pytest.fixture(scope="module")
+def audited(
+    real: tuple[Kernel, tuple[Path, ...]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SituationAudit, DesktopAudit]:
+    """The machine with every situation and the ordinary one, audited with the same symbols, which vol reads once."""
+    (kernel, symbols), folder = real, tmp_path_factory.mktemp("images")
+    situations = audit_situations(kernel, folder, symbols)
+    # With a scan, which gives the listed threads too; the crowd is in test_desktop.
+    return situations, audit_desktop(kernel, folder, symbols, crowd=False, scans=(True,), beside=situations.plugin)
+
+
 @needs_shared
-def test_situations_on_real_layouts(real: tuple[Kernel, tuple[Path, ...]], tmp_path: Path) -> None:
+def test_situations_on_real_layouts(audited: tuple[SituationAudit, DesktopAudit]) -> None:
     """On every real kernel's layout, XP SP3 to 11 24H2, each situation has the findings planted and no others."""
-    kernel, symbols = real
-    audited = audit_situations(kernel, tmp_path, symbols)
-    assert audited.differences() == {}
-    assert audited.others() == {}
+    assert audited[0].differences() == {}
+    assert audited[0].others() == {}
 
 
 @needs_shared
-def test_desktop_on_real_layouts(real: tuple[Kernel, tuple[Path, ...]], tmp_path: Path) -> None:
+def test_desktop_on_real_layouts(audited: tuple[SituationAudit, DesktopAudit]) -> None:
     """On every real kernel's layout an ordinary machine has no finding at medium or above."""
-    kernel, symbols = real
-    # With a scan, which gives the listed threads too.
-    audited = audit_desktop(kernel, tmp_path, symbols, scans=(True,))
-    assert audited.raised() == {}
-    assert audited.without_reason() == []
+    assert audited[1].raised() == {}
+    assert audited[1].without_reason() == []
 
 
 @pytest.fixture(scope="module")

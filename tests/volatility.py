@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import volatility3.plugins
 import volatility3.symbols
-from volatility3 import framework
-from volatility3.framework import automagic, constants, contexts, interfaces, plugins
+from volatility3 import framework, schemas
+from volatility3.framework import automagic, constants, contexts, interfaces, layers, plugins
 from volatility3.framework.automagic.construct_layers import ConstructionMagic
 from volatility3.framework.configuration import requirements
 
@@ -32,12 +33,22 @@ CACHE = Path(_folder.name)
 
 @contextlib.contextmanager
 def searching(folders: tuple[Path, ...]) -> Iterator[None]:
-    """Search these folders, and no others but vol's own, for symbol files."""
+    """Search these folders, and no others but vol's own, for symbol files.
+
+    Vol looks for files to import before each layer that it makes, which takes longer than making it: here it has them.
+    """
+    if not _classes:
+        framework.import_files(volatility3.plugins, True)
+        framework.import_files(automagic)
+        framework.import_files(layers)
+        _classes.update(framework.list_plugins())
+    imported: dict[str, Any] = {"import_files": lambda *_: []}
     before = list(volatility3.symbols.__path__)
     volatility3.symbols.__path__[:] = [*(str(folder) for folder in folders), *before]
     constants.OFFLINE = True
     try:
-        yield
+        with mock.patch.multiple(framework, **imported), mock.patch.multiple(automagic, **imported):
+            yield
     finally:
         volatility3.symbols.__path__[:] = before
 
@@ -50,31 +61,35 @@ def construct(
     symbols: tuple[Path, ...] = (REPOSITORY_SYMBOLS,),
     kernel: Kernel | None = None,
     page_tables: int | None = None,
+    beside: Any = None,
     **options: Any,
 ) -> Any:
     """Make a plugin, by name or class, over an image; options are its own, `min_severity` for `min-severity`.
 
     Where `kernel` is given, vol is told where it lies: finding it takes vol five times as long as an audit. The image
-    is a crash dump of it then, or raw memory where the physical address of its page tables is given too.
+    is a crash dump of it then, or raw memory where the physical address of its page tables is given too. `beside` is a
+    plugin that was made so over another image of that kernel: its symbols are used, which may be large.
     """
-    if not _classes:
-        framework.import_files(volatility3.plugins, True)
-        _classes.update(framework.list_plugins())
     cache.mkdir(exist_ok=True, parents=True)
     constants.CACHE_PATH = str(cache)
     with searching(symbols):
-        context = contexts.Context()
+        context = contexts.Context() if beside is None else beside.context
+        path = "plugins" if beside is None else f"{beside.config_path}_"
         chosen = _classes[plugin] if isinstance(plugin, str) else plugin
-        magics = automagic.choose_automagic(automagic.available(context), chosen)
         location = requirements.URIRequirement.location_from_file(str(image))
         context.config["automagic.LayerStacker.single_location"] = location
         if kernel is not None:
             options |= configuration(kernel, image, location, symbols, page_tables)
-            magics = [each for each in magics if isinstance(each, ConstructionMagic)]
+            magics: list[Any] = [ConstructionMagic(context, "automagic.ConstructionMagic")]
+        else:
+            magics = automagic.choose_automagic(automagic.available(context), chosen)
+        if beside is not None:
+            options["kernel.symbol_table_name"] = beside.context.modules[beside.config["kernel"]].symbol_table_name
         for name, value in options.items():
-            path = interfaces.configuration.path_join("plugins", chosen.__name__, _option(name))
-            context.config[path] = value
-        return plugins.construct_plugin(context, magics, chosen, "plugins", None, None)
+            context.config[interfaces.configuration.path_join(path, chosen.__name__, _option(name))] = value
+        # Told a kernel, vol need not hash its symbol file to see whether it keeps to the schema.
+        with mock.patch.object(schemas, "validate", return_value=True) if kernel else contextlib.nullcontext():
+            return plugins.construct_plugin(context, magics, chosen, path, None, None)
 
 
 def _option(name: str) -> str:

@@ -62,14 +62,19 @@ _SYSTEM_THREADS = 150
 class _Machine:
     """Processes under construction; IDs count in steps of four, processes' and threads' together.
 
-    `in_place` is whether the kernel suspends a thread in its wait.
+    `in_place` is whether the kernel suspends a thread in its wait, `crowd` whether there are many of a kind.
     """
 
     in_place: bool
+    crowd: bool
     next_id: int = _FIRST_PID
     threads: dict[str, list[Thread]] = field(default_factory=dict)
     processes: list[tuple[str, int, str]] = field(default_factory=list)
     events: list[Callable[[Image], None]] = field(default_factory=list)
+
+    def number(self, crowd: int) -> range:
+        """Count those of a kind of which a machine has so many."""
+        return range(crowd if self.crowd else min(crowd, 2))
 
     def new_id(self) -> int:
         self.next_id += 4
@@ -90,10 +95,10 @@ def scene(kernel: str = "10-19041-x64", implant: bool = False) -> Scene:
     return replace(of(load_kernel(kernel), implant=implant), kernel=kernel)
 
 
-def of(kernel: Kernel, *, implant: bool = False) -> Scene:
-    """Declare the machine as far as the kernel can have it."""
+def of(kernel: Kernel, *, implant: bool = False, crowd: bool = True) -> Scene:
+    """Declare the machine as far as the kernel can have it; without its crowd there are two of a kind at most."""
     former = FORMER_RANGE[kernel.layout.pointer_size]
-    machine = _Machine(in_place=all(kernel.layout.has("_ETHREAD", path) for path in IN_PLACE_SINCE))
+    machine = _Machine(all(kernel.layout.has("_ETHREAD", path) for path in IN_PLACE_SINCE), crowd)
     _add_processes(machine)
     _add_system_threads(machine)
     for situation in (*ORDINARY, *LOW):
@@ -137,7 +142,7 @@ def _add_processes(machine: _Machine) -> None:
         for _ in range(count):
             machine.add(label, start="nt!ExpWorkerThread", system=True)
     for name, count, threads in _SERVICES:
-        for number in range(count):
+        for number in machine.number(count):
             label = machine.add_process(name, f"{name}:{number}" if count > 1 else f"{name}:4")
             for each in range(threads):
                 _add_program_thread(machine, label, each)
@@ -148,7 +153,7 @@ def _add_processes(machine: _Machine) -> None:
             attached = {"attached_to": SERVICE} if each < 2 else {}
             machine.add(label, **{**PROGRAM, "wait_reason": "WrLpcReceive", "wait_mode": "kernel", **attached})
     for name, count, threads in _FROZEN:
-        for number in range(count):
+        for number in machine.number(count):
             label = machine.add_process(name, f"{name}:frozen{number}")
             for each in range(threads):
                 _add_frozen_thread(machine, label, each)
@@ -156,7 +161,7 @@ def _add_processes(machine: _Machine) -> None:
         label = machine.add_process(name, name)
         for each in range(14):
             _add_program_thread(machine, label, each)
-    for number in range(18):
+    for number in machine.number(18):
         label = machine.add_process(f"tool{number}.exe")
         for each in range(6):
             _add_program_thread(machine, label, each)
@@ -189,7 +194,8 @@ def _add_system_threads(machine: _Machine) -> None:
     starts = ("nt!Phase1Initialization", "nt!KeBalanceSetManager", "nt!MiModifiedPageWriter", "nt!KeSwapProcessOrStack")
     for start in starts:
         add("System", start=start, wait_reason="WrFreePage", stale_saved_state=True)
-    for number in range(_SYSTEM_THREADS):
+    # Two of those that are attached come last.
+    for number in range(_SYSTEM_THREADS if machine.crowd else 19):
         attached = {"attached_to": "MemCompression"} if number % 15 == 3 else {}
         add("System", start="nt!ExpWorkerThread", stale_saved_state=not attached and number % 3 == 0, **attached)
     # Drivers' threads: one in a fast mutex, one with a request of its own completed while it holds a resource.
@@ -211,7 +217,7 @@ def _add_system_threads(machine: _Machine) -> None:
 
 
 def _add_situation(machine: _Machine, situation: Situation, former: int) -> None:
-    for _ in range(_OFTEN.get(situation.name, 1)):
+    for _ in machine.number(_OFTEN.get(situation.name, 1)):
         thread = situation.thread(machine.new_id(), former)
         machine.threads[situation.owner].append(thread)
         if situation.after is not None:
