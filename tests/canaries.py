@@ -67,13 +67,13 @@ class _Opens:
     """Hears of every file that this Python opens, while it is asked to."""
 
     def __init__(self) -> None:
-        self.paths: list[str] = []
-        self.listening = False
+        self.listeners: list[list[str]] = []
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self.listening and event == "open" and isinstance(arguments[0], (str, bytes)):
-            self.paths.append(os.fsdecode(arguments[0]))
+        if event == "open" and isinstance(arguments[0], (str, bytes)):
+            for paths in self.listeners:
+                paths.append(os.fsdecode(arguments[0]))
 
 
 _opens: list[_Opens] = []
@@ -84,12 +84,13 @@ def heard() -> Iterator[list[str]]:
     """Give the paths of the files that are opened meanwhile."""
     if not _opens:
         _opens.append(_Opens())  # there is no way to remove a hook
-    opens = _opens[0]
-    opens.paths, opens.listening = [], True
+    paths: list[str] = []
+    _opens[0].listeners.append(paths)
     try:
-        yield opens.paths
+        yield paths
     finally:
-        opens.listening = False
+        # Not by remove(), which takes equal lists for the same.
+        _opens[0].listeners = [each for each in _opens[0].listeners if each is not paths]
 
 
 #: What is no file, and a word that a message about it has.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,26 +11,15 @@ import pytest
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import healthy
+from tests import volatility
 from tests.conftest import ROOT
-from tests.volatility import VOL
 
 KERNEL = "10-19041-x64"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of these tests' vol."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def vol(image: Path, symbols: Path, cache: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["-q", "--offline", "--cache-path", cache, "-p", ROOT / "vol_plugins", "-s", symbols, "-f", image]
-    return subprocess.run(
-        [sys.executable, "-c", VOL, *map(str, arguments), "windows.apcaudit", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def vol(image: Path, symbols: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    arguments = ("-q", "--offline", "--cache-path", volatility.CACHE, "-p", ROOT / "vol_plugins", "-s", symbols, "-f", image)
+    return volatility.vol(*arguments, "windows.apcaudit", *options)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +41,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_no_windows_memory(case: str, tmp_path: Path, cache: Path) -> None:
+def test_what_is_no_windows_memory(case: str, tmp_path: Path) -> None:
     """A file that holds no Windows memory is named, with what it is and what to do, in one line."""
     content, expected = CASES[case]
     image = tmp_path / "image.raw"
     image.write_bytes(content)
-    run = vol(image, ROOT / "symbols", cache)
+    run = vol(image, ROOT / "symbols")
     said = [line for line in run.stdout.splitlines() if "apcaudit" in line.lower()]
     assert run.returncode == 1
     assert "Traceback" not in run.stdout + run.stderr
@@ -67,18 +55,18 @@ def test_what_is_no_windows_memory(case: str, tmp_path: Path, cache: Path) -> No
     assert "image.raw" in said[0]
 
 
-def test_truncated_dump(machine: bytes, tmp_path: Path, cache: Path) -> None:
+def test_truncated_dump(machine: bytes, tmp_path: Path) -> None:
     """A crash dump cut off in its page tables says that it may be truncated."""
     image = tmp_path / "cut.dmp"
     image.write_bytes(machine[:0x6000])
-    run = vol(image, ROOT / "symbols", cache)
+    run = vol(image, ROOT / "symbols")
     assert run.returncode == 1
     assert "Traceback" not in run.stdout + run.stderr
     assert "truncated" in run.stdout
 
 
 @pytest.mark.parametrize("lie", ["no runs", "as many pages as there can be", "a run beyond the file", "a run twice"])
-def test_a_dump_whose_header_lies(lie: str, machine: bytes, tmp_path: Path, cache: Path) -> None:
+def test_a_dump_whose_header_lies(lie: str, machine: bytes, tmp_path: Path) -> None:
     """A crash dump that lies about its physical memory is one clear error, or audited with what it holds."""
     # PHYSICAL_MEMORY_DESCRIPTOR64 in DUMP_HEADER64: NumberOfRuns, NumberOfPages, then (BasePage, PageCount) a run.
     descriptor, run = 0x88, 0x98
@@ -92,13 +80,13 @@ def test_a_dump_whose_header_lies(lie: str, machine: bytes, tmp_path: Path, cach
         struct.pack_into("<QQ", lying, run, *((first[0], (1 << 64) - 1) if "pages" in lie else ((1 << 50), first[1])))
     image = tmp_path / "lying.dmp"
     image.write_bytes(lying)
-    run_of_vol = vol(image, ROOT / "symbols", cache)
+    run_of_vol = vol(image, ROOT / "symbols")
     assert "Traceback" not in run_of_vol.stdout + run_of_vol.stderr
     said = [line for line in run_of_vol.stdout.splitlines() if "lying.dmp" in line]
     assert (run_of_vol.returncode == 0) != (len(said) == 1)
 
 
-def test_no_symbol_file(machine: bytes, tmp_path: Path, cache: Path) -> None:
+def test_no_symbol_file(machine: bytes, tmp_path: Path) -> None:
     """A kernel without a symbol file is named by PDB name, GUID and age, with the command that makes the file."""
     image = tmp_path / "image.dmp"
     kernel = load_kernel(KERNEL)
@@ -109,24 +97,24 @@ def test_no_symbol_file(machine: bytes, tmp_path: Path, cache: Path) -> None:
     raw = bytes.fromhex(other)
     assert planted in machine
     image.write_bytes(machine.replace(planted, raw[3::-1] + raw[5:3:-1] + raw[7:5:-1] + raw[8:]))
-    run = vol(image, tmp_path, cache)
+    run = vol(image, tmp_path)
     assert run.returncode == 1
     assert "Traceback" not in run.stdout + run.stderr
     assert f"no symbol file for this kernel, ntkrnlmp.pdb {other}-1" in run.stdout
     assert f"pdbconv -p ntkrnlmp.pdb -g {other}1 -o {other}-1.json.xz" in run.stdout
 
 
-def test_an_image_that_is_not_there(tmp_path: Path, cache: Path) -> None:
+def test_an_image_that_is_not_there(tmp_path: Path) -> None:
     """A path that names nothing is an error of vol's own, with a non-zero exit."""
-    run = vol(tmp_path / "missing.raw", ROOT / "symbols", cache)
+    run = vol(tmp_path / "missing.raw", ROOT / "symbols")
     assert run.returncode != 0
     assert "Traceback" not in run.stderr
 
 
-def test_an_unknown_severity_is_refused(machine: bytes, tmp_path: Path, cache: Path) -> None:
+def test_an_unknown_severity_is_refused(machine: bytes, tmp_path: Path) -> None:
     """An option's value that does not exist is refused before the image is opened."""
     image = tmp_path / "image.dmp"
     image.write_bytes(machine)
-    run = vol(image, ROOT / "symbols", cache, "--min-severity", "worst")
+    run = vol(image, ROOT / "symbols", "--min-severity", "worst")
     assert run.returncode == 2
     assert "invalid choice" in run.stderr

@@ -26,7 +26,7 @@ from tests import volatility
 from tests.minidump_builder import MinidumpScene, write_minidump
 from tests.minidump_of_image import audit_minidump, minidump_scene
 from tests.test_bad_input import vol
-from tests.volatility import CACHE, REPOSITORY_SYMBOLS
+from tests.volatility import REPOSITORY_SYMBOLS
 
 KERNELS = {64: "10-19041-x64", 32: "xp-sp3-x86"}
 WIDTHS = pytest.mark.parametrize("bits", KERNELS)
@@ -101,7 +101,7 @@ def test_what_vol_prints(kind: int, bits: int, dumps: dict[int, bytes], tmp_path
     """The same in a run of vol, whatever its search for page tables finds in such a file."""
     image = tmp_path / "x.dmp"
     image.write_bytes(of_type(dumps[bits], bits, kind))
-    done = vol(image, REPOSITORY_SYMBOLS, CACHE)
+    done = vol(image, REPOSITORY_SYMBOLS)
     assert done.returncode == 1
     assert f"x.dmp is {KINDS[kind][0]}" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -293,7 +293,7 @@ def test_a_dump_that_is_audited_without_its_end(bits: int, dumps: dict[int, byte
     image = tmp_path / "x.dmp"
     for content, says in ((bytes(longer), False), (bytes(longer[:-0x1000]), True)):
         image.write_bytes(content)
-        done = vol(image, REPOSITORY_SYMBOLS, CACHE)
+        done = vol(image, REPOSITORY_SYMBOLS)
         assert done.returncode == 0, done.stdout
         note = f"the crash dump is truncated: it has {len(content):,} of the {len(longer):,} bytes"
         assert (note in done.stderr) is says

@@ -6,8 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Apc, IoStackLocation, Irp, Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL, NTFS
-from tests.volatility import VOL
+from tests import volatility
 
 ROOT = Path(__file__).parents[1]
 KERNEL = "10-19041-x64"
@@ -101,11 +99,11 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 def vol(machine: Machine, renderer: str, *options: str) -> tuple[str, str]:
     """Run vol on the machine; give what it wrote to stdout and to stderr."""
-    command = [sys.executable, "-c", VOL, "--offline", "-r", renderer, "--cache-path", str(machine.cache)]
-    command += ["-p", str(ROOT / "vol_plugins"), "-s", str(ROOT / "symbols"), "-f", str(machine.path)]
-    done = subprocess.run([*command, "windows.apcaudit", *options], capture_output=True, check=False, cwd=machine.cache)
+    arguments = ("--offline", "-r", renderer, "--cache-path", machine.cache)
+    places = ("-p", ROOT / "vol_plugins", "-s", ROOT / "symbols", "-f", machine.path)
+    done = volatility.vol(*arguments, *places, "windows.apcaudit", *options, cwd=machine.cache)
     assert done.returncode == 0, done.stderr
-    return done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+    return done.stdout, done.stderr
 
 
 def harmless(text: str) -> None:

@@ -22,7 +22,7 @@ from tests import command
 from tests.canaries import NO_FILES, no_file
 from tests.conftest import ROOT
 from tests.signed_drivers import only, write
-from tests.volatility import VOL
+from tests.volatility import CACHE, vol
 
 A = "rule a { condition: true }"
 KINDS = pytest.mark.parametrize("kind", NO_FILES)
@@ -112,28 +112,16 @@ def test_symbol_files(kind: str, folder: Path) -> None:
         assert kernel._stamp(f"jar:file:{path}!x.json") is None
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of these tests' vol."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def _vol(image: Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    arguments = ["-q", "--offline", "--cache-path", cache, "-p", ROOT / "vol_plugins", "-s", ROOT / "symbols"]
-    return subprocess.run(
-        [sys.executable, "-c", VOL, *map(str, arguments), "-f", str(image), "windows.apcaudit"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+def _vol(image: Path) -> subprocess.CompletedProcess[str]:
+    arguments = ("-q", "--offline", "--cache-path", CACHE, "-p", ROOT / "vol_plugins", "-s", ROOT / "symbols")
+    return vol(*arguments, "-f", image, "windows.apcaudit")
 
 
 @KINDS
-def test_an_image(kind: str, folder: Path, cache: Path) -> None:
+def test_an_image(kind: str, folder: Path) -> None:
     """Vol opens no image for the plugin that is no file, and one line says what it is."""
     with no_file(kind, folder / "odd.raw"):
-        done = _vol(folder / "odd.raw", cache)
+        done = _vol(folder / "odd.raw")
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     said = [line for line in done.stdout.splitlines() if "odd.raw" in line]
@@ -141,11 +129,11 @@ def test_an_image(kind: str, folder: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["odd.vmss", "odd.vmsn"])
-def test_the_state_beside_an_image(state: str, folder: Path, cache: Path) -> None:
+def test_the_state_beside_an_image(state: str, folder: Path) -> None:
     """Nor is the state of a VMware machine opened, which vol looks for beside its memory."""
     (folder / "odd.vmem").write_bytes(bytes(0x10000))
     with no_file("a FIFO", folder / state):
-        done = _vol(folder / "odd.vmem", cache)
+        done = _vol(folder / "odd.vmem")
     assert done.returncode == 1
     assert f"{state} beside odd.vmem is a FIFO" in done.stdout
 
@@ -237,20 +225,24 @@ def test_the_process_that_reads_images(folder: Path, tmp_path: Path) -> None:
     assert done.stderr.endswith(f"{folder / 'odd.json'} is a FIFO, no symbol file: remove it\n")
 
 
-@pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device"])
-@pytest.mark.parametrize("subcommand", ["symbols", "report"])
+@pytest.mark.parametrize(
+    ("subcommand", "kinds"), [("symbols", ("a FIFO", "a socket", "a device")), ("report", ("a FIFO",))]
+)
 def test_evidence(
-    kind: str, subcommand: str, folder: Path, tmp_path: Path, apcaudit: Callable[..., command.Done]
+    subcommand: str, kinds: tuple[str, ...], folder: Path, tmp_path: Path, apcaudit: Callable[..., command.Done]
 ) -> None:
     """Evidence that is no file is a failed image: it is not opened, and the command goes on to its end."""
     pytest.importorskip("pyarrow")
     output = tmp_path / "report.html"
-    with no_file(kind, folder / "odd.raw"):
-        done = apcaudit(subcommand, folder / "odd.raw", *(["-o", output] if subcommand == "report" else []))
+    odd = {kind: folder / f"{kind.partition(' ')[2]}.raw" for kind in kinds}
+    with contextlib.ExitStack() as stack:
+        for kind, path in odd.items():
+            stack.enter_context(no_file(kind, path))
+        done = apcaudit(subcommand, *odd.values(), *(["-o", output] if subcommand == "report" else []))
     assert done.returncode == 2
-    assert f"odd.raw is {kind}, no file with an image in it" in done.stdout + (
-        output.read_text() if output.exists() else ""
-    )
+    said = done.stdout + (output.read_text() if output.exists() else "")
+    for kind, path in odd.items():
+        assert f"{path.name} is {kind}, no file with an image in it" in said
 
 
 @KINDS

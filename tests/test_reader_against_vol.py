@@ -35,8 +35,29 @@ class _AnyAddress(physical.BufferDataLayer):
         return (1 << 64) - 1
 
 
+def _alone(document: dict[str, Any], wanted: list[str]) -> dict[str, Any]:
+    """Empty all structures but those wanted and what lies in them: vol makes every type that they point to otherwise."""
+    kept: dict[str, Any] = {}
+
+    def cut(kind: dict[str, Any]) -> dict[str, Any]:
+        if kind["kind"] == "pointer":
+            return {**kind, "subtype": {"kind": "base", "name": "void"}}
+        if kind["kind"] in ("struct", "union"):
+            wanted.append(kind["name"])
+        return {name: cut(value) if name in ("subtype", "type") else value for name, value in kind.items()}
+
+    while wanted:
+        name = wanted.pop()
+        if name not in kept:
+            whole = document["user_types"][name]
+            fields = {each: {**field, "type": cut(field["type"])} for each, field in whole["fields"].items()}
+            kept[name] = {**whole, "fields": fields}
+    others = {name: {**whole, "fields": {}} for name, whole in document["user_types"].items()}
+    return {**document, "user_types": others | kept, "symbols": {}}
+
+
 @pytest.fixture(scope="module", params=_FILES, ids=lambda path: path.name.partition(".json")[0])
-def opened(request: pytest.FixtureRequest) -> tuple[IsfTypes, Any, bytes]:
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[IsfTypes, Any, bytes]:
     """A symbol file as the plugin reads it, a vol context that has it as table `nt`, and the bytes of layer `bytes`."""
     path: Path = request.param
     if not path.is_file():
@@ -45,7 +66,9 @@ def opened(request: pytest.FixtureRequest) -> tuple[IsfTypes, Any, bytes]:
     content = random.Random(path.name).randbytes(0x4000)
     context = contexts.Context()
     context.layers.add_layer(_AnyAddress(context, "bytes", "bytes", content))
-    table = WindowsKernelIntermedSymbols(context, "nt", "nt", path.as_uri(), validate=False)
+    alone = tmp_path_factory.mktemp("alone") / "nt.json"
+    alone.write_text(json.dumps(_alone(document, ["_ETHREAD", "_KAPC"])))
+    table = WindowsKernelIntermedSymbols(context, "nt", "nt", alone.as_uri(), validate=False)
     context.symbol_space.append(table)
     return IsfTypes(document), context, content
 

@@ -42,6 +42,13 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return kernel, (folder,)
 
 
+@needs_shared
+def test_types_alone_get_an_invented_guid(real: tuple[Kernel, tuple[Path, ...]]) -> None:
+    """A kernel of which only types are known has a GUID that is ours, and so no real kernel's."""
+    kernel, symbols = real
+    assert kernel.pdb.guid.startswith("A9C0DEFF") is (symbols != (SHARED / "symbols",))
+
+
 @pytest.fixture(scope="module")
 def audited(
     real: tuple[Kernel, tuple[Path, ...]], tmp_path_factory: pytest.TempPathFactory

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,8 +18,10 @@ from volatility3 import framework, schemas
 from volatility3.framework import automagic, constants, contexts, interfaces, layers, plugins
 from volatility3.framework.automagic.construct_layers import ConstructionMagic
 from volatility3.framework.configuration import requirements
+from volatility3.framework.symbols.intermed import IntermediateSymbolTable
 
 from apcaudit.synthetic.kernels import Kernel
+from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY_SYMBOLS = ROOT / "symbols"
@@ -53,6 +58,25 @@ def searching(folders: tuple[Path, ...]) -> Iterator[None]:
         volatility3.symbols.__path__[:] = before
 
 
+@contextlib.contextmanager
+def _nothing_sought() -> Iterator[None]:
+    """Spare vol, which is told where all is, the search for its tables and the hashes of those known to be valid."""
+    with (
+        mock.patch.object(schemas, "validate", return_value=True),
+        mock.patch.object(IntermediateSymbolTable, "file_symbol_url", _tables_of_vol),
+    ):
+        yield
+
+
+_find_tables = IntermediateSymbolTable.file_symbol_url
+
+
+@functools.cache
+def _tables_of_vol(folder: str, name: str) -> tuple[str, ...]:
+    """Find one of the tables that come with vol, as those of crash dumps' headers do."""
+    return tuple(_find_tables(folder, name))
+
+
 def construct(
     image: Path,
     plugin: str | type,
@@ -87,8 +111,7 @@ def construct(
             options["kernel.symbol_table_name"] = beside.context.modules[beside.config["kernel"]].symbol_table_name
         for name, value in options.items():
             context.config[interfaces.configuration.path_join(path, chosen.__name__, _option(name))] = value
-        # Told a kernel, vol need not hash its symbol file to see whether it keeps to the schema.
-        with mock.patch.object(schemas, "validate", return_value=True) if kernel else contextlib.nullcontext():
+        with _nothing_sought() if kernel is not None else contextlib.nullcontext():
             return plugins.construct_plugin(context, magics, chosen, path, None, None)
 
 
@@ -149,3 +172,19 @@ def rows(image: Path, plugin: str = "windows.apcaudit.ApcAudit", **arguments: An
 
     grid.populate(visit, None)
     return found
+
+
+def vol(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run vol's command in a process of its own, which has what vol imports from this one."""
+    from volatility3 import cli
+    from volatility3.plugins.windows.apcaudit import audit  # noqa: F401
+
+    def main() -> None:
+        sys.argv = ["vol", *map(str, arguments)]
+        cli.CommandLine.CLI_NAME = "vol"
+        # Both were made when this process imported them.
+        cli.console.setStream(sys.stderr)
+        cli.main()
+
+    with _symbols(()):
+        return forked.run(main, cwd=cwd)

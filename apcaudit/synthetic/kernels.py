@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass, field
@@ -162,6 +163,7 @@ def load_kernel(name: str | Path) -> Kernel:
     return _foreign(path, symbols)
 
 
+@functools.cache
 def _own(name: str) -> Kernel:
     spec = OWN.get(name) or TYPES_ONLY[name]
     layout, _ = own_layout(name)
