@@ -35,14 +35,15 @@ def run(
 
 
 def _become(main: Callable[[], object], out: int, err: int, cwd: Path | None) -> NoReturn:
-    """Be that process and end, whatever happens, so that no test goes on in it and nothing of its parent's is removed."""
+    """Be that process and end, whatever happens: no test may go on in it, and nothing of its parent's be removed."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        sys.stdin, sys.stdout = open(0), open(1, "w", encoding="utf-8")
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace")
+        # They are open as long as the process.
+        sys.stdin, sys.stdout = open(0), open(1, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         if cwd is not None:
             os.chdir(cwd)
         try:

@@ -18,7 +18,8 @@ KERNEL = "10-19041-x64"
 
 
 def vol(image: Path, symbols: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    arguments = ("-q", "--offline", "--cache-path", volatility.CACHE, "-p", ROOT / "vol_plugins", "-s", symbols, "-f", image)
+    folders = ("--cache-path", volatility.CACHE, "-p", ROOT / "vol_plugins", "-s", symbols)
+    arguments = ("-q", "--offline", *folders, "-f", image)
     return volatility.vol(*arguments, "windows.apcaudit", *options)
 
 

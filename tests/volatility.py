@@ -186,5 +186,5 @@ def vol(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
         cli.console.setStream(sys.stderr)
         cli.main()
 
-    with _symbols(()):
+    with searching(()):
         return forked.run(main, cwd=cwd)
