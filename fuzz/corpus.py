@@ -51,6 +51,22 @@ def minidump() -> list[bytes]:
     return [write_minidump(Machine(is_64bit).scene()) for is_64bit in (False, True)]
 
 
+def page_bitmap() -> list[bytes]:
+    """Kernel memory dumps of DumpType 2 and 6 with the first, the third and the last of 130 pages."""
+    bits = (1 | 1 << 2 | 1 << 129).to_bytes(17, "little")
+    dumps = []
+    for data in crash_header():
+        wide = data[4:8] == b"DU64"
+        header = bytearray(data[: 0x2000 if wide else 0x1000])
+        first = len(header) + 0x1000
+        old = struct.pack("<4s4s4x5I", b"SDMP", b"DUMP", first, 130, 3, 130, 0) + bytes(8 if wide else 0)
+        new = struct.pack("<4s4s24x3Q", b"SDMP", b"DUMP", first, 3, 130)
+        for kind, summary in ((2, old), (6, new)):
+            struct.pack_into("<I", header, 0xF98 if wide else 0xF88, kind)
+            dumps.append((bytes(header) + summary + bits).ljust(first, b"\0") + bytes(0x3000))
+    return dumps
+
+
 def crash_header() -> list[bytes]:
     """The headers of those."""
     return [data[:0x2000] for data in minidump()]
@@ -91,5 +107,6 @@ def symbol_file() -> list[bytes]:
 
 
 CORPORA = {
-    each.__name__: each for each in (pe, unwind, minidump, crash_header, lime, debugger_data, text, lists, symbol_file)
+    each.__name__: each
+    for each in (pe, unwind, minidump, page_bitmap, crash_header, lime, debugger_data, text, lists, symbol_file)
 }

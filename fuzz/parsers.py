@@ -127,6 +127,25 @@ def minidump(data: bytes) -> None:
     memory.read(top, 8, read)
 
 
+def page_bitmap(data: bytes) -> None:
+    """The bitmap of a kernel memory dump: its runs are in order, and within the number of pages that it has."""
+    from volatility3.plugins.windows.apcaudit.formats.crash_header import parse_crash_header
+    from volatility3.plugins.windows.apcaudit.formats.page_bitmap import PAGES_BOUND, find_bitmap, page_runs
+
+    read = _Reader(data, whole=False)
+    header = parse_crash_header(data)
+    bitmap = None if header is None else find_bitmap(header, read)
+    if bitmap is None:
+        return
+    end = 0
+    for first, count in page_runs(bitmap, read):
+        if first < end or count <= 0:
+            raise BrokenPromiseError(f"pages {first}, {count}")
+        end = first + count
+    if end > min(bitmap.bits, PAGES_BOUND, len(data) * 8):
+        raise BrokenPromiseError("more pages than the bitmap has")
+
+
 def crash_header(data: bytes) -> None:
     """The header of a crash dump, and the registers in it."""
     from volatility3.plugins.windows.apcaudit.formats.crash_header import parse_crash_header
@@ -204,5 +223,6 @@ def symbol_file(data: bytes) -> None:
 
 
 PARSERS: dict[str, Parser] = {
-    each.__name__: each for each in (pe, unwind, minidump, crash_header, lime, debugger_data, text, lists, symbol_file)
+    each.__name__: each
+    for each in (pe, unwind, minidump, page_bitmap, crash_header, lime, debugger_data, text, lists, symbol_file)
 }

@@ -16,7 +16,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Bugcheck, Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import HAL
-from tests.minidump_builder import FIELDS, MinidumpScene, write_minidump
+from tests.minidump_builder import FIELDS, MinidumpScene, UnloadedEntry, write_minidump
 from tests.minidump_of_image import Opened, audit_minidump, minidump_scene, only_symbols_of, symbol_files
 
 KERNELS = pytest.mark.parametrize("name", ["xp-sp3-x86", "7-sp1-x86", "10-19041-x64"])
@@ -151,6 +151,28 @@ def test_every_defect_is_a_warning(name: str, caplog: pytest.LogCaptureFixture) 
     assert said == [
         "the minidump lacks the crashed thread: ThreadOffset is 0x0, though MiniDumpFields says that there is one"
     ]
+
+
+@pytest.mark.parametrize("name", ["xp-sp3-x86", "10-19041-x64"])
+def test_every_damage_is_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """However the file is cut, and whichever field of its header is wrong, opening it warns and never raises."""
+    image = machine(name)
+    scene = minidump_scene(image, 8, memory={image.kernel.address("KiBugCheckData"): 8})
+    hal = image.address_of["driver:hal.dll"]
+    whole = write_minidump(replace(scene, unloaded=(UnloadedEntry("old.sys", hal + 0x100000, hal + 0x101000),)))
+    wide = name.endswith("x64")
+    header = 0x2000 if wide else 0x1000
+    damaged = {f"cut at {size}": whole[:size] for size in range(header, len(whole), (len(whole) - header) // 20)}
+    for field, offset, size in FIELDS[wide]:
+        at = header + offset
+        for value in (bytes(size), b"\xff" * size):
+            damaged[f"{field} {value.hex()}"] = whole[:at] + value + whole[at + size :]
+    silent = []
+    for what, data in damaged.items():
+        caplog.clear()
+        if not messages(data, name, caplog) and data != whole:
+            silent.append(what)
+    assert silent == ["TriageOptions 00000000"]
 
 
 @KERNELS

@@ -212,7 +212,7 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
         conditions += normal
     elif apcs and kind is None:
         # Where a normal APC would be delivered, an APC of either kind would, unless it is one of the kernel's own.
-        conditions.append(True if apcs[0].member is None and every(normal) else None)
+        conditions.append(True if apcs[0].absent and apcs[0].member is None and every(normal) else None)
     return every(conditions)
 
 

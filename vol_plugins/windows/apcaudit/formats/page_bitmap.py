@@ -69,8 +69,10 @@ def find_bitmap(header: CrashHeader, read: ReadFile) -> PageBitmap | None:
 def page_runs(bitmap: PageBitmap, read: ReadFile) -> Iterator[tuple[int, int]]:
     """Yield the pages that the file holds as (number of the first, count), ascending."""
     size = (bitmap.bits + 7) // 8
-    data = read(bitmap.offset, size)
-    data = data.ljust(-(-size // _WORD) * _WORD, b"\0")
+    data = bytearray(read(bitmap.offset, size))
+    if len(data) == size and bitmap.bits % 8:
+        data[-1] &= (1 << bitmap.bits % 8) - 1
+    data += bytes(-len(data) % _WORD)
     begin: int | None = None
     for index, (word,) in enumerate(struct.iter_unpack("<Q", data)):
         if word == (0 if begin is None else _ALL):
@@ -87,4 +89,5 @@ def page_runs(bitmap: PageBitmap, read: ReadFile) -> Iterator[tuple[int, int]]:
                 yield begin, at - begin
                 begin = None
     if begin is not None:
-        yield begin, min(bitmap.bits, len(data) * 8) - begin
+        # Only a bitmap of whole words ends in a page that the file holds.
+        yield begin, len(data) * 8 - begin

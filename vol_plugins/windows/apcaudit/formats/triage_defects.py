@@ -212,6 +212,9 @@ class _Checks:
             problem = self._problem_of_offset(part)
             if problem is not None:
                 yield part.field, problem, missing
+            elif part.size is not None and self._is_too_large(part, part.size):
+                # It is read as far as it goes.
+                yield part.size, "more than the file has", None
             elif part.size is not None:
                 problem = self._problem_of_size(part, part.size)
                 if problem is not None:
@@ -244,10 +247,13 @@ class _Checks:
         amount = getattr(self._triage, part.size) if part.size and claimed else 0
         return f"though {_name(part.size)} is {amount:#x}" if part.size and amount else None
 
+    def _is_too_large(self, part: _Part, field: str) -> bool:
+        return field not in _COUNTS and getattr(self._triage, part.field) + getattr(self._triage, field) > self._end
+
     def _problem_of_size(self, part: _Part, field: str) -> str | None:
-        offset, size = getattr(self._triage, part.field), getattr(self._triage, field)
-        if size or not offset:
-            return "more than the file has" if field not in _COUNTS and offset + size > self._end else None
+        offset = getattr(self._triage, part.field)
+        if getattr(self._triage, field) or not offset:
+            return None
         if part.field == "data_blocks_offset":
             return f"though a block is described at {offset:#x}" if self._is_block(offset) else None
         if part.field == "string_pool_offset" and not self._triage.driver_count:

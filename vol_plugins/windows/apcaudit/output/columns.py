@@ -144,6 +144,8 @@ def _explanation(row: Row) -> str:
     of_apc = AuditedApc() if row.apc is None else row.audited.get(row.apc)
     if not ordered and of_apc.why_queued is not None:
         sentences.append(f"still queued, {of_apc.why_queued}.")
+    if not ordered and row.apc is not None and row.apc.absent:
+        sentences.append("the KAPC is not in this dump: only its address is known.")
     if row.wide and row.audited.yara_hits:
         sentences.append(f"yara: {'; '.join(map(_hit_text, row.audited.yara_hits))}.")
     if row.wide and of_apc.origin is not None:
