@@ -171,7 +171,7 @@ def test_a_kernel_dump_is_read(kind: int, bits: int, dumps: dict[int, bytes], tm
     (tmp_path / "full.dmp").write_bytes(dumps[bits])
     (tmp_path / "kernel.dmp").write_bytes(kernel_dump(dumps[bits], bits, kind))
     names = ("full.dmp", "kernel.dmp")
-    complete, kernel = (volatility.rows(tmp_path / name, cache=volatility.CACHE, all=True) for name in names)
+    complete, kernel = (volatility.rows(tmp_path / name, cache=volatility.CACHE, all=True, scan=True) for name in names)
     assert complete
     assert kernel == complete
 
