@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PLUGIN = "windows.apcaudit.ApcAudit"
 
+_cache = tempfile.TemporaryDirectory(prefix="apcaudit-fuzz-")
+"""Where this process's vol keeps its index of symbol files: making it takes longer than many audits."""
+
 _IRP = Irp(
     stack=(IoStackLocation("disk.sys", major=0xE, completion_routine="fltMgr!FltSendMessage", control=0xE0),),
     user_iosb="stack-0x80",
@@ -57,7 +60,7 @@ def machine(kernel: str) -> Image:
     return build(scene(loaded), loaded)
 
 
-def open_image(path: Path, symbols: tuple[Path, ...] = (), cache: Path | None = None) -> tuple[Any, str]:
+def open_image(path: Path, symbols: tuple[Path, ...] = ()) -> tuple[Any, str]:
     """Open an image as vol does; return the context and the name of the kernel's module in it."""
     ours = str(ROOT / "vol_plugins")
     if ours not in volatility3.plugins.__path__:
@@ -65,20 +68,19 @@ def open_image(path: Path, symbols: tuple[Path, ...] = (), cache: Path | None = 
     before = list(volatility3.symbols.__path__)
     volatility3.symbols.__path__[:] = [str(ROOT / "symbols"), *map(str, symbols), *before]
     constants.OFFLINE = True
-    with tempfile.TemporaryDirectory() as temporary:
-        constants.CACHE_PATH = str(cache or temporary)
-        try:
-            framework.import_files(volatility3.plugins, True)
-            chosen = framework.list_plugins()[PLUGIN]
-            context = contexts.Context()
-            location = requirements.URIRequirement.location_from_file(str(path))
-            context.config["automagic.LayerStacker.single_location"] = location
-            # Vol's own types say that these two want what they are never given.
-            choose: Any = automagic.choose_automagic
-            make: Any = plugins.construct_plugin
-            plugin: interfaces.plugins.PluginInterface = make(
-                context, choose(automagic.available(context), chosen), chosen, "plugins", None, None
-            )
-        finally:
-            volatility3.symbols.__path__[:] = before
+    constants.CACHE_PATH = _cache.name
+    try:
+        framework.import_files(volatility3.plugins, True)
+        chosen = framework.list_plugins()[PLUGIN]
+        context = contexts.Context()
+        location = requirements.URIRequirement.location_from_file(str(path))
+        context.config["automagic.LayerStacker.single_location"] = location
+        # Vol's own types say that these two want what they are never given.
+        choose: Any = automagic.choose_automagic
+        make: Any = plugins.construct_plugin
+        plugin: interfaces.plugins.PluginInterface = make(
+            context, choose(automagic.available(context), chosen), chosen, "plugins", None, None
+        )
+    finally:
+        volatility3.symbols.__path__[:] = before
     return context, str(plugin.config["kernel"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +28,9 @@ class MinidumpSubject:
     def __init__(self, path: Path, symbols: Path | None) -> None:
         self.name = path.name
         self._data = path.read_bytes()
-        self._cache = tempfile.TemporaryDirectory()
         self._symbols = () if symbols is None else (symbols.resolve(),)
         self._sorted: dict[str, Any] = {}
-        self._context, self._module = open_image(path, self._symbols, Path(self._cache.name))
+        self._context, self._module = open_image(path, self._symbols)
         kernel = self._context.modules[self._module]
         self._offset, self._table = kernel.offset, kernel.symbol_table_name
         self._layer = type(self._context.layers[kernel.layer_name])

@@ -46,14 +46,17 @@ class Subject:
         self._ground = Ground(
             chosen, self._layer.content, pointer, struct.calcsize(space.mode.entry), spare(image, room, SPARE)
         )
-        self._before = {scan: self._audit(scan=scan) for scan in (False, True)}
+        self._before: dict[bool, Result] = {}
 
     def mutation(self, seed: int, index: int) -> Mutation:
         """Make a mutation of this machine."""
         return mutation(self._ground, seed, index)
 
     def before(self, *, scan: bool) -> Result:
-        """Return the audit of the undamaged machine."""
+        """Return the audit of the undamaged machine; what was damaged is restored for it."""
+        if scan not in self._before:
+            self._layer.restore()
+            self._before[scan] = self._audit(scan=scan)
         return self._before[scan]
 
     @property

@@ -44,18 +44,19 @@ class SymbolFileSubject:
         self.document: Document = json.loads(lzma.decompress(file.read_bytes()))
         self._made = self.document
         self._number = 0
-        self._before = {scan: audit(self._context, module, scan=scan) for scan in (False, True)}
+        self._before: dict[bool, Result] = {}
 
     def mutation(self, seed: int, index: int) -> Mutation:
         """Make a mutation; the kinds take turns."""
         kind = list(KINDS)[index % len(KINDS)]
         # Whatever the file says, it says of every thread.
-        return Mutation(
-            kind, [f"{seed}:{index}"], owners={EVERYBODY, *self._before[False].threads, *self._before[True].threads}
-        )
+        everybody = {EVERYBODY, *self.before(scan=False).threads, *self.before(scan=True).threads}
+        return Mutation(kind, [f"{seed}:{index}"], owners=everybody)
 
     def before(self, *, scan: bool) -> Result:
         """Return the audit by the undamaged file."""
+        if scan not in self._before:
+            self._before[scan] = audit(self._context, self._module.name, scan=scan)
         return self._before[scan]
 
     def apply(self, made: Mutation) -> None:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 
-def run(
-    main: Callable[[], object], *, cwd: Path | None = None, seconds: int = 120
-) -> subprocess.CompletedProcess[str]:
+def run(main: Callable[[], object], *, cwd: Path | None = None, seconds: int = 120) -> subprocess.CompletedProcess[str]:
     """Run a program's main function as its process would; give its exit code and what it wrote, which is UTF-8.
 
     It is ended, as by SIGALRM, where it takes longer than so many seconds.
@@ -35,15 +33,14 @@ def run(
 
 
 def _become(main: Callable[[], object], out: int, err: int, cwd: Path | None) -> NoReturn:
-    """Be that process and end, whatever happens: no test may go on in it, and nothing of its parent's be removed."""
+    """Be that process and end, whatever happens: no test goes on in it, and nothing of its parent's is removed."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        # They are open as long as the process.
-        sys.stdin, sys.stdout = open(0), open(1, "w", encoding="utf-8")  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w", encoding="utf-8")
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace")
         if cwd is not None:
             os.chdir(cwd)
         try:

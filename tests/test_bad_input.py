@@ -18,9 +18,8 @@ KERNEL = "10-19041-x64"
 
 
 def vol(image: Path, symbols: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    folders = ("--cache-path", volatility.CACHE, "-p", ROOT / "vol_plugins", "-s", symbols)
-    arguments = ("-q", "--offline", *folders, "-f", image)
-    return volatility.vol(*arguments, "windows.apcaudit", *options)
+    places = ("--cache-path", volatility.CACHE, "-p", ROOT / "vol_plugins", "-s", symbols, "-f", image)
+    return volatility.vol("-q", "--offline", *places, "windows.apcaudit", *options)
 
 
 @pytest.fixture(scope="module")

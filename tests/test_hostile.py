@@ -211,10 +211,15 @@ LIES = [
 ]
 
 
-def test_symbol_files_that_lie() -> None:
+@pytest.fixture(scope="module")
+def subjects() -> dict[str, SymbolFileSubject]:
+    """Machines of two kernels, whose symbol files are changed."""
+    return {kernel: SymbolFileSubject(kernel) for kernel in ("xp-sp3-x86", "10-19041-x64")}
+
+
+def test_symbol_files_that_lie(subjects: dict[str, SymbolFileSubject]) -> None:
     """What a symbol file says about sizes and kinds ends no audit otherwise than with rows or one clear error."""
-    for kernel in ("xp-sp3-x86", "10-19041-x64"):
-        subject = SymbolFileSubject(kernel)
+    for subject in subjects.values():
         for *path, value in LIES:
             subject.lie(*path, value=value)
             result = subject.after(scan=True)
@@ -225,9 +230,9 @@ def test_symbol_files_that_lie() -> None:
 
 
 @pytest.mark.parametrize("part", ["symbols", "user_types"])
-def test_a_symbol_file_of_another_kernel(part: str) -> None:
+def test_a_symbol_file_of_another_kernel(part: str, subjects: dict[str, SymbolFileSubject]) -> None:
     """Addresses or structures of another kernel under this one's name: rows or one clear error, within bounds."""
-    subject, other = (SymbolFileSubject(kernel) for kernel in ("10-19041-x64", "xp-sp3-x86"))
+    other, subject = subjects.values()
     subject.lie(part, value=other.document[part])
     result = subject.after(scan=True)
     assert result is None or unprintable(result) is None

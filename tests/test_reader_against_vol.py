@@ -36,7 +36,7 @@ class _AnyAddress(physical.BufferDataLayer):
 
 
 def _alone(document: dict[str, Any], wanted: list[str]) -> dict[str, Any]:
-    """Empty all structures but those wanted and what lies in them: vol else makes every type that they point to."""
+    """Empty all structures but those wanted and what lies in them; else vol makes every type that they point to."""
     kept: dict[str, Any] = {}
 
     def cut(kind: dict[str, Any]) -> dict[str, Any]:
