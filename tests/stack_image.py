@@ -49,13 +49,22 @@ def texts(stack: Stack) -> list[str]:
     return [frame.code.text for frame in stack.frames]
 
 
-def with_symbols(folder: Path, added: Mapping[str, int]) -> Path:
-    """Write our XP kernel's symbol file with more symbols, by relative virtual address."""
-    (source,) = (volatility.REPOSITORY_SYMBOLS / "windows" / "ntkrnlpa.pdb").glob("*.json.xz")
+def with_symbols(
+    folder: Path, added: Mapping[str, int], kernel: str = "xp-sp3-x86", pointers: Mapping[str, int] | None = None
+) -> Path:
+    """Write one of our kernels' symbol files with more symbols, by relative virtual address, and with more pointers.
+
+    `pointers` are members of _KPRCB with their offsets.
+    """
+    pdb = load_kernel(kernel).pdb
+    source = volatility.REPOSITORY_SYMBOLS / "windows" / pdb.name / f"{pdb.guid}-{pdb.age}.json.xz"
     document = json.loads(lzma.decompress(source.read_bytes()))
     for name, address in added.items():
         document["symbols"][name] = {"address": address}
+    for name, offset in (pointers or {}).items():
+        pointer = {"kind": "pointer", "subtype": {"kind": "base", "name": "void"}}
+        document["user_types"]["_KPRCB"]["fields"][name] = {"offset": offset, "type": pointer}
     path = folder / "symbols" / "windows" / source.parent.name / source.name
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(lzma.compress(json.dumps(document).encode()))
     return path

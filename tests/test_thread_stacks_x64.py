@@ -147,9 +147,12 @@ def test_the_genuine_minidump(tmp_path: Path) -> None:
     """The crashing thread's stack: the exception's address, the driver's calls to there, and a device being started.
 
     Read off the dump's bytes by hand: the calls before the return addresses amdppm+313f and +3234 enter 32dc and 30d4,
-    the functions of the frames before; that before +1f852 enters 27b70, where +283f6 lies. What is left over of
-    calls that have returned (nt!PnpSetDeviceAffinityThread+55 behind a call of __security_check_cookie) is no frame,
-    nor is what lies where no call puts a return address (Wdf01000+97e38 at ...2680).
+    the functions of the frames before; that before +1f852 enters 27b70, where +283f6 lies. From +3234 the code runs to
+    `add rsp, 28h; ret`, which returns to the word 28h above ...2180: +20e8f. From there it runs to `add rsp, 30h` and
+    five pops of which the dump has three, so that it returns at 2208 or above: +283f6. What is left over of calls that
+    have returned (nt!PnpSetDeviceAffinityThread+55 behind a call of __security_check_cookie) is no frame, nor is what
+    lies where no call puts a return address (Wdf01000+97e38 at ...2680), or within a function's own part of the stack
+    (amdppm+312d4 at ...21d8; Wdf01000+c900 at ...23d8, where the code behind +16f81 has `add rsp, 20h` and three pops).
     """
     minidump = SHARED / "samples" / "triage_x64.dmp"
     plugin = volatility.construct(
@@ -160,10 +163,12 @@ def test_the_genuine_minidump(tmp_path: Path) -> None:
     stack = next(iter(audit.run(selection))).stack
     assert stack is not None
     texts = [each.code.text for each in stack.frames]
-    assert texts[:5] == ["amdppm+0x334c", "amdppm+0x313f", "amdppm+0x3234", "amdppm+0x283f6", "amdppm+0x1f852"]
-    assert [each.follows_call for each in stack.frames[:5]] == [None, True, True, None, True]
+    assert texts[:6] == [f"amdppm+{at:#x}" for at in (0x334C, 0x313F, 0x3234, 0x20E8F, 0x283F6, 0x1F852)]
+    assert [each.follows_call for each in stack.frames[:6]] == [None, True, True, None, None, True]
     assert [text for text in texts if text in STARTING_A_DEVICE] == STARTING_A_DEVICE
-    assert not {"nt!PnpSetDeviceAffinityThread+0x55", "Wdf01000+0x97e38"} & set(texts)
+    left_over = {"nt!PnpSetDeviceAffinityThread+0x55", "Wdf01000+0x97e38", "amdppm+0x312d4", "Wdf01000+0xc900"}
+    assert not left_over & set(texts)
     # No driver's unwind data is in a minidump.
     assert {each.how for each in stack.frames[1:]} == {How.SCANNED}
-    assert str(stack).startswith("amdppm+0x334c (saved) <- amdppm+0x313f <- amdppm+0x3234 <- amdppm+0x283f6?")
+    start = "amdppm+0x334c (saved) <- amdppm+0x313f <- amdppm+0x3234 <- amdppm+0x20e8f <- amdppm+0x283f6?"
+    assert str(stack).startswith(start)

@@ -86,13 +86,15 @@ def construct(
     kernel: Kernel | None = None,
     page_tables: int | None = None,
     beside: Any = None,
+    dump_layer: type | None = None,
     **options: Any,
 ) -> Any:
     """Make a plugin, by name or class, over an image; options are its own, `min_severity` for `min-severity`.
 
     Where `kernel` is given, vol is told where it lies: finding it takes vol five times as long as an audit. The image
     is a crash dump of it then, or raw memory where the physical address of its page tables is given too. `beside` is a
-    plugin that was made so over another image of that kernel: its symbols are used, which may be large.
+    plugin that was made so over another image of that kernel: its symbols are used, which may be large. `dump_layer` is
+    the layer of a crash dump that is not vol's.
     """
     cache.mkdir(exist_ok=True, parents=True)
     constants.CACHE_PATH = str(cache)
@@ -104,6 +106,8 @@ def construct(
         context.config["automagic.LayerStacker.single_location"] = location
         if kernel is not None:
             options |= configuration(kernel, image, location, symbols, page_tables)
+            if dump_layer is not None:
+                options["kernel.layer_name.memory_layer.class"] = f"{dump_layer.__module__}.{dump_layer.__name__}"
             magics: list[Any] = [ConstructionMagic(context, "automagic.ConstructionMagic")]
         else:
             magics = automagic.choose_automagic(automagic.available(context), chosen)

@@ -27,6 +27,7 @@ from .queues.placement import PlacementFinder
 from .queues.queued import Queues, Starts
 from .signatures.options import RuleOptions
 from .threads.enumeration import Threads, Views
+from .threads.kernel_stacks import read_processor_stacks
 from .threads.kernel_views import CidTable, missing_processors, read_cid_table, read_processors
 
 if TYPE_CHECKING:
@@ -102,7 +103,11 @@ class Audit:
         placements = PlacementFinder(kernel, self._listed_threads)
         self.lists = ApcLists(kernel, placements)
         crash = Crash(kernel, self.lists, facts)
-        running = tuple(each.current for each in self._processors if each.current)
+        running = {
+            each.current: read_processor_stacks(kernel, each.address) if bugcheck is not None else ()
+            for each in self._processors
+            if each.current
+        }
         crash.find_thread(running, self._dumped, self._header)
         self.facts = replace(facts, crashing_thread=crash.thread)
         self._off_list = OffList(kernel, self.lists, {} if self._scanned is None else self._scanned.apcs)

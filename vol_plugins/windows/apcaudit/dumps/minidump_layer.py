@@ -45,6 +45,8 @@ class MinidumpLayer(interfaces.layers.DataLayerInterface):
     """Virtual address of the _ETHREAD that crashed; empty where it is unknown."""
     prcb_address: int | None
     """Virtual address of the crashed processor's `_KPRCB`."""
+    crash_stack: tuple[int, int] | None
+    """Virtual addresses [start, end) of the stack that the context is on; None where the dump has none."""
     inferred: tuple[str, ...]
     """A sentence on each address that was inferred and each structure that was synthesized."""
     defects: tuple[str, ...]
@@ -75,6 +77,7 @@ class MinidumpLayer(interfaces.layers.DataLayerInterface):
         dumped = dumped_memory(dump, self._read_file, self.kernel_symbols)
         self.dumped_threads = () if dumped.thread is None else (dumped.thread,)
         self.prcb_address = dumped.prcb
+        self.crash_stack = dumped.stack
         self.inferred = dumped.inferred
         self.defects = dump.defects + dumped.defects
         if self.kernel_symbols is not None:

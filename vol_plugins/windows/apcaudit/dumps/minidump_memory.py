@@ -28,14 +28,15 @@ _MOST_PROCESSORS = 2048
 class DumpedMemory:
     """Known bytes of virtual memory, and the virtual addresses of the crashed thread, its process and its KPRCB.
 
-    `inferred` has a sentence on each address that other bytes gave, `defects` one on each copy that is in the file and
-    has no place.
+    `stack` is the range [start, end) of the stack that the machine crashed on, None where the dump has none. `inferred`
+    has a sentence on each address that other bytes gave, `defects` one on each copy that is in the file and has no place.
     """
 
     memory: KnownMemory
     thread: int | None
     process: int | None
     prcb: int | None
+    stack: tuple[int, int] | None
     inferred: tuple[str, ...]
     defects: tuple[str, ...]
 
@@ -45,11 +46,12 @@ def dumped_memory(dump: Minidump, read: ReadFile, kernel: KernelSymbolFile | Non
     collector = _Collector(dump, read, kernel)
     collector.place_data_blocks()
     collector.place_debugger_data()
-    collector.place_stack()
+    stack = collector.place_stack()
     thread = collector.place_thread()
     process = collector.place_process()
     prcb = collector.place_prcb(thread)
-    return DumpedMemory(collector.memory, thread, process, prcb, tuple(collector.inferred), tuple(collector.defects))
+    inferred, defects = tuple(collector.inferred), tuple(collector.defects)
+    return DumpedMemory(collector.memory, thread, process, prcb, stack, inferred, defects)
 
 
 class _Collector:
@@ -78,11 +80,14 @@ class _Collector:
         if self._dump.debugger_data and address:
             self._place(address, self._dump.triage.debugger_data_offset, self._dump.triage.debugger_data_size)
 
-    def place_stack(self) -> None:
+    def place_stack(self) -> tuple[int, int] | None:
         # TopOfStack is the lowest address of the stored part of the stack; in a genuine dump it ends at StackBase.
         triage = self._dump.triage
-        if self._dump.header.claims(TRIAGE_DUMP_STACK) and triage.call_stack_offset and triage.top_of_stack:
-            self._place(triage.top_of_stack, triage.call_stack_offset, triage.size_of_call_stack)
+        top, size = triage.top_of_stack, triage.size_of_call_stack
+        if not (self._dump.header.claims(TRIAGE_DUMP_STACK) and triage.call_stack_offset and top and size):
+            return None
+        self._place(top, triage.call_stack_offset, size)
+        return top, top + size
 
     def place_thread(self) -> int | None:
         """Place the crashed thread where its own pointers lead; return its address, even if the file has no copy."""

@@ -47,13 +47,15 @@ class PartialLayer(Protocol):
     """What a physical layer tells that was made to hold parts of memory only, as a minidump's is.
 
     `dumped_threads` are the virtual addresses of the threads that the dump is about, `prcb_address` that of its
-    processor's _KPRCB, `defects` a sentence on each defect of the file.
+    processor's _KPRCB, `defects` a sentence on each defect of the file. `crash_stack` is the range [start, end) of the
+    stack that its context is on, None where the dump has none.
     """
 
     crash_header: CrashHeader
     dumped_threads: tuple[int, ...]
     prcb_address: int | None
     defects: tuple[str, ...]
+    crash_stack: tuple[int, int] | None
 
     def known_runs(self, start: int, end: int) -> Iterable[tuple[int, int]]:
         """Yield the ranges [start, end) of physical addresses within one that are known."""

@@ -126,7 +126,14 @@ class Reports:
         if self._stacks is None:
             from ..stacks.stacks import Stacks
 
-            self._stacks = Stacks(self._kernel, self._header, stopped=self._facts.stopped)
+            facts = self._facts
+            self._stacks = Stacks(
+                self._kernel,
+                self._header,
+                stopped=facts.stopped,
+                bugcheck=facts.bugcheck,
+                crashed=facts.crashing_thread,
+            )
         return self._stacks.walk(thread)
 
     def _check_code(self, thread: Thread) -> tuple[Finding, ...]:

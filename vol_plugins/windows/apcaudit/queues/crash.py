@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from .. import windows
 from ..dumps.bugcheck_parameters import BugcheckReferences, crash_sentence, other_sentence
@@ -12,6 +12,7 @@ from ..formats.lists import walk
 from ..image.structures import read_member
 from ..kernel import Kernel
 from ..model import Apc, Code, Ending, Facts, FoundThread, Queue, QueueName, Thread, ThreadMembers
+from ..unwind.frame import StackRange
 from .apc_lists import ApcLists
 
 # Offsets of Esp and Rsp in CONTEXT (winnt.h), of which a dump header's ContextRecord is one.
@@ -50,15 +51,18 @@ class Crash:
         self.thread: int | None = None
         self.stack_pointer: int | None = None
 
-    def find_thread(self, running: Iterable[int], dumped: Iterable[int], header: CrashHeader | None) -> None:
+    def find_thread(
+        self, running: Mapping[int, tuple[StackRange, ...]], dumped: Iterable[int], header: CrashHeader | None
+    ) -> None:
         """Find the crashed thread among those on the processors.
 
         The first of these rules that names one thread decides: the thread that a minidump names; the thread on whose
-        stack the dump's stack pointer lies; the only thread that runs on a processor; the thread of the KAPC that the
-        bugcheck names; the only running thread whose stack has an address in KeBugCheck, KeBugCheckEx or KeBugCheck2.
+        stack, or whose processor's, the dump's stack pointer lies; the only thread that runs on a processor; the thread
+        of the KAPC that the bugcheck names; the only running thread whose stack has an address in KeBugCheck,
+        KeBugCheckEx or KeBugCheck2.
 
         Args:
-            running: virtual addresses of the processors' current threads.
+            running: the processors' stacks by the virtual address of their current thread.
             dumped: virtual addresses of the threads that a minidump names.
             header: the crash dump's, None for other images.
         """
@@ -67,6 +71,8 @@ class Crash:
         if wanted is None and self._facts.bugcheck is not None:
             stack_pointer = _stack_pointer(header)
             on_stack = [each for each in on_processors if stack_pointer and self._on_stack(each, stack_pointer)]
+            if stack_pointer and not on_stack:
+                on_stack = [each for each, stacks in running.items() if any(one.holds(stack_pointer) for one in stacks)]
             of_apc = [each for each in on_processors if self._apcs and self._apcs[0].thread == each]
             for candidates in (on_stack, on_processors, of_apc):
                 if len(candidates) == 1:

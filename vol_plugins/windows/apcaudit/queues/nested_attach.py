@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from struct import Struct
 
 from .. import windows
-from ..image.symbols import KernelSymbols
 from ..kernel import Kernel
 from ..model import FoundThread, Queue, QueueName, ThreadMembers
+from ..threads.kernel_stacks import StackSegments
 from .apc_lists import ApcLists
 
 STACK_BOUND = 96 << 10
 """How many bytes of a stack are searched, from its base down; on x64 a stack has 24 KiB, a large one 72 KiB."""
-
-
-SEGMENTS_BOUND = 8
-"""How many stacks of one thread are searched: each win32k callout may add one."""
-
-# The structure at InitialStack, and its member for the base of its own stack: since 8; of Vista and 7 (public PDBs).
-_CONTROLS = (("_KSTACK_CONTROL", "StackBase"), ("_KERNEL_STACK_CONTROL", "Current.StackBase"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,7 @@ class NestedAttach:
         layout = kernel.layout
         self._kernel, self._user = layout.state_kernel_head, layout.state_user_head
         self._process = layout.state_process
-        self._control = _stack_control(kernel.symbols)
+        self._segments = StackSegments(kernel)
 
     def find(self, thread: FoundThread) -> Nested:
         """Search the kernel stack of an attached thread for a third APC state, and walk its lists."""
@@ -104,25 +97,10 @@ class NestedAttach:
         """
         # KernelStack of a running thread is its stack pointer of the last wait.
         top = stack_pointer if members.state == windows.RUNNING else members.kernel_stack
-        searches = [self._segment(limit, base, top, processes) for limit, base in self._segments(members)]
+        searches = [self._segment(each.limit, each.base, top, processes) for each in self._segments.read(members)]
         states = tuple(state for search in searches for state in search.states)
         known = [search.whole for search in searches if search.whole is not None]
         return StackSearch(states, all(known) if known else None, top is not None)
-
-    def _segments(self, members: ThreadMembers) -> Iterator[tuple[int, int]]:
-        """Yield (limit, base) of the stack in use and of those that it grew out of, as in callouts of win32k."""
-        limit, base, initial = members.stack_limit, members.stack_base, members.initial_stack
-        for _ in range(SEGMENTS_BOUND):
-            if not base or not limit or not limit < base or base % self._pointer:
-                return
-            yield limit, base
-            if not initial or self._control is None:
-                return
-            own, *before = (self._memory.pointer(initial + offset) for offset in self._control)
-            # It is such a structure only if it names the base of its own stack.
-            if own != base:
-                return
-            base, limit, initial = before
 
     def _segment(self, limit: int, base: int, top: int | None, processes: AbstractSet[int]) -> StackSearch:
         start = max(limit, base - STACK_BOUND)
@@ -154,19 +132,6 @@ class NestedAttach:
                 return None
             empty = empty and links == (head, head)
         return NestedState(address, heads[0], heads[1], process, empty)
-
-
-def _stack_control(symbols: KernelSymbols) -> tuple[int, ...] | None:
-    """Return offsets from InitialStack: of this stack's base, and of base, limit and InitialStack of the previous one.
-
-    None where the symbols lack the structure.
-    """
-    for structure, own in _CONTROLS:
-        paths = (own, *(f"Previous.{name}" for name in ("StackBase", "StackLimit", "InitialStack")))
-        members = [symbols.member(structure, path) for path in paths]
-        if None not in members:
-            return tuple(member.offset for member in members if member is not None)
-    return None
 
 
 _NONE = {

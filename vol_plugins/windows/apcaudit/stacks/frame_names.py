@@ -45,11 +45,20 @@ class ModuleCode:
 
     def call_before(self, address: int) -> CallBefore:
         """Look for the call that ends at an address."""
-        return find_call(self._memory.read, address, self._memory.pointer_size)
+        call = find_call(self._memory.read, address, self._memory.pointer_size)
+        return call if call.pointer is None else replace(call, through=self._memory.pointer(call.pointer))
 
     def read_code(self, address: int, length: int) -> bytes | None:
         """Read bytes of code; None unless all of them can be read."""
         return self._memory.read(address, length)
+
+    def read_ahead(self, address: int, length: int) -> bytes:
+        """Read code from an address on, as many bytes up to a length as can be read."""
+        code = self._memory.read(address, length)
+        if code is not None:
+            return code
+        data, holes = self._memory.read_sparse(address, length)
+        return data[: holes[0][0]] if holes else data
 
     def function(self, address: int) -> int | None:
         """Return the start of the function that contains an address; None where it is unknown."""

@@ -5,116 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .. import windows
 from ..formats.crash_header import CrashHeader
 from ..image.structures import read_member
 from ..kernel import Kernel
-from ..model import Thread, View
-from ..unwind.frame import Frame, How, Stack
+from ..model import BugCheck, Thread
+from ..unwind.frame import Frame, How, Stack, StackKind
 from ..unwind.registers import (
+    CONTEXT_BYTES,
     SWITCH_FRAME_BYTES,
+    ExceptionRegisters,
     Registers,
     partial_registers,
     registers_from_context,
     registers_from_switch_frame,
 )
-from ..unwind.scan import FRAMES_BOUND, FROM_USER, CodeView, Scanner, StackView, Walked
+from ..unwind.scan import FRAMES_BOUND, FROM_USER, Found, Leaving, Scanner, Walked
+from ..unwind.stack_view import StackView
 from ..unwind.x64 import walk_x64
-from ..unwind.x86 import TrapFrames, walk_x86
+from ..unwind.x86 import walk_x86
+from .exceptions import Exceptions
 from .frame_names import FrameNames, ModuleCode
+from .thread_stacks import ThreadStacks, is_running
+from .user_mode import Callout, UserModeEntries
 
-# KCALLOUT_FRAME, which no PDB has; _KTHREAD.CallbackStack points to it (ReactOS, sdk/include/ndk/i386/ketypes.h and
-# KiCallUserMode in ntoskrnl/ke/i386/usercall_asm.S, which pushes it): InitialStack, TrapFrame, CallbackStack, EDI, ESI,
-# EBX, EBP, the return address.
-_INITIAL_STACK, _TRAP_FRAME, _CALLBACK_STACK, _EBP, _RETURN_ADDRESS = 0x0, 0x4, 0x8, 0x18, 0x1C
+# A frame and the stack that it is on.
+_Placed = tuple[Found, StackKind]
 
 
 @dataclass(frozen=True, slots=True)
-class Callout:
-    """The caller of KiCallUserMode: instruction pointer, its address on the stack, EBP.
+class _Start:
+    """Where a walk starts: the registers, their stack, where they were saved, and whether the ip is exact.
 
-    `trap_frame` is the previous _KTHREAD.TrapFrame, `previous` the callout frame of the enclosing call, 0 for none.
+    `exception` are the registers at the exception that the walk comes to.
     """
 
-    ip: int
-    found_at: int
-    bp: int
-    trap_frame: int
-    previous: int
-
-
-def read_callout(stack: StackView, address: int) -> Callout | None:
-    """Read the KCALLOUT_FRAME at _KTHREAD.CallbackStack; None if it is not one (in Windows 7 it may be a depth)."""
-    initial, previous = stack.word(address + _INITIAL_STACK), stack.word(address + _CALLBACK_STACK)
-    trap_frame, bp = stack.word(address + _TRAP_FRAME), stack.word(address + _EBP)
-    ip = stack.word(address + _RETURN_ADDRESS)
-    if initial is None or previous is None or trap_frame is None or bp is None or ip is None:
-        return None
-    # The saved addresses are of the same stack and farther out.
-    if not address < initial <= stack.base or (previous and not address < previous < stack.base):
-        return None
-    return Callout(ip, address + _RETURN_ADDRESS, bp, trap_frame, previous)
-
-
-# The member of _KTRAP_FRAME in which a system service saves the previous _KTHREAD.TrapFrame, by size of a pointer:
-# ReactOS, KiSystemServiceHandler (ntoskrnl/ke/i386/traphdlr.c and ke/amd64/traphandler.c). There is a previous one
-# because the kernel calls system services too.
-_PREVIOUS = {4: "Edx", 8: "TrapFrame"}
-_MODE_MASK = 1  # of SegCs: a selector of ring 3
-
-NESTED_BOUND = 16
-"""How many nested system services are followed to find the one that user mode called."""
-
-
-class UserModeEntries:
-    """Finds a thread's entries from user mode (trap frames), and its calls of user mode (callout frames)."""
-
-    def __init__(self, kernel: Kernel, code: CodeView) -> None:
-        memory, symbols = kernel.memory, kernel.symbols
-        self._memory, self._symbols = memory, symbols
-        self._code = code
-        self.traps: TrapFrames | None = None
-        if memory.pointer_size == 4:
-            self.traps = TrapFrames.from_symbols(symbols.member, symbols.address("KiSystemService"))
-
-    def latest(self, thread: Thread, stack: StackView) -> int | None:
-        """Return the address of the trap frame of the thread's latest entry from user mode; None if there is none."""
-        return self._from_user(self._member("_ETHREAD", "Tcb.TrapFrame", thread.address), stack)
-
-    def latest_callout(self, thread: Thread) -> int | None:
-        """Return the virtual address of the latest KCALLOUT_FRAME.
-
-        None on x64, and where the kernel has no CallbackStack (Windows 8 and later).
-        """
-        return self._member("_ETHREAD", "Tcb.CallbackStack", thread.address) if self.traps is not None else None
-
-    def before_callout(self, callout: int, stack: StackView) -> tuple[Callout, StackView] | None:
-        """Return the caller that a callout frame saved, and the stack with the previous entry from user mode.
-
-        None if the callout frame is invalid.
-        """
-        found = read_callout(stack, callout)
-        if found is None or not self._code.is_code(found.ip) or self._code.call_before(found.ip).follows is False:
-            return None
-        return found, stack.with_entry(self._from_user(found.trap_frame, stack))
-
-    def _from_user(self, frame: int | None, stack: StackView) -> int | None:
-        for _ in range(NESTED_BOUND):
-            if not frame or not stack.holds(frame):
-                break
-            selector = self._member("_KTRAP_FRAME", "SegCs", frame)
-            if selector is None or selector & _MODE_MASK:
-                return None if selector is None else frame
-            frame = self._member("_KTRAP_FRAME", _PREVIOUS[stack.pointer_size], frame)
-        return None
-
-    def _member(self, structure: str, path: str, address: int) -> int | None:
-        return read_member(self._memory, self._symbols, structure, path, address)
-
-
-_CONTEXT_BYTES = {4: 0x2CC, 8: 0x4D0}  # sizeof(CONTEXT), winnt.h
-
-_PROCESSORS = 2048  # as many as Windows 11 runs on
+    registers: Registers
+    stack: StackView
+    source: str
+    exact: bool
+    exception: ExceptionRegisters | None = None
 
 
 class Stacks:
@@ -124,56 +53,117 @@ class Stacks:
         kernel: the image's kernel.
         header: the crash dump's header; None where the image is not a crash dump.
         stopped: whether a bugcheck stopped the machine; then the processors saved their contexts.
+        bugcheck: that bugcheck, None where it is unknown.
+        crashed: virtual address of the thread that it stopped the machine on, None where it is unknown.
     """
 
-    def __init__(self, kernel: Kernel, header: CrashHeader | None, *, stopped: bool) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        header: CrashHeader | None,
+        *,
+        stopped: bool,
+        bugcheck: BugCheck | None = None,
+        crashed: int | None = None,
+    ) -> None:
         self._memory, self._symbols = kernel.memory, kernel.symbols
         self._header = header
         self._stopped = stopped
+        self._crashed = crashed
         self._code = ModuleCode(kernel)
         self._entries = UserModeEntries(kernel, self._code)
+        self._exceptions = Exceptions(kernel, bugcheck, self._entries.traps)
+        self._stacks = ThreadStacks(kernel, self._code)
         self._names = FrameNames(kernel.drivers, self._code)
 
     def walk(self, thread: Thread) -> Stack:
         """Return the frames of a thread's stack, or the reason why there are none."""
-        limit, base = thread.members.stack_limit, thread.members.stack_base
-        size = self._memory.pointer_size
-        if limit is None or base is None:
-            return _no_frames("its limits cannot be read")
-        if not 0 < limit < base <= limit + windows.STACK_BOUND or (limit | base) % size:
-            return _no_frames(f"none, StackLimit is {limit:#x} and StackBase {base:#x}")
-        data, holes = self._memory.read_sparse(limit, base - limit)
-        if sum(end - start for start, end in holes) == len(data):
-            resident = read_member(self._memory, self._symbols, "_ETHREAD", "Tcb.KernelStackResident", thread.address)
-            return _no_frames("not in the image" + ("" if resident is None else f" (KernelStackResident {resident})"))
-        stack = StackView(limit, data, holes, size)
-        stack = stack.with_entry(self._entries.latest(thread, stack))
-        for registers, start, exact in self._saved_registers(thread, stack):
-            if stack.holds(registers.sp) and self._code.is_code(registers.ip):
-                return self._name_frames(self._walk_all(thread, registers, stack, exact=exact), start, exact=exact)
-        return self._search(thread, stack)
+        stacks = self._stacks.read(thread)
+        if stacks and not stacks[0].kind.processors:
+            stacks = (stacks[0].with_entry(self._entries.latest(thread, stacks[0])), *stacks[1:])
+        start, stacks = self._find_start(thread, stacks)
+        if start is not None:
+            placed, ending = self._walk_all(thread, start, stacks)
+            return self._name_frames(placed, start.source, ending, exact=start.exact)
+        why = self._why_none(thread, stacks)
+        return _no_frames(why) if why is not None else self._search(thread, stacks)
 
-    def _saved_registers(self, thread: Thread, stack: StackView) -> Iterator[tuple[Registers, str, bool]]:
-        """Yield candidates for the thread's registers: registers, where they were saved, whether the ip is exact."""
+    def _why_none(self, thread: Thread, stacks: tuple[StackView, ...]) -> str | None:
+        """Say why a thread has no frames; None if its stack can be searched."""
+        limit, base = thread.members.stack_limit, thread.members.stack_base
+        if limit is None or base is None:
+            return "its limits cannot be read"
+        if not stacks or stacks[0].kind.processors:
+            return f"none, StackLimit is {limit:#x} and StackBase {base:#x}"
+        if not stacks[0].present:
+            resident = read_member(self._memory, self._symbols, "_ETHREAD", "Tcb.KernelStackResident", thread.address)
+            return "not in the image" + ("" if resident is None else f" (KernelStackResident {resident})")
+        return None
+
+    def _find_start(self, thread: Thread, stacks: tuple[StackView, ...]) -> tuple[_Start | None, tuple[StackView, ...]]:
+        """Find the registers from which to walk (None: none are usable), and return the stacks, if need be one more."""
+        if not is_running(thread):
+            return self._switch_frame(thread, stacks), stacks
+        crashed = thread.address == self._crashed
+        found = None
+        for registers, source in self._contexts(thread):
+            stack = next((each for each in stacks if each.present and each.holds(registers.sp)), None)
+            if stack is None and crashed:
+                stack = self._stacks.around(registers.sp, stacks)
+                stacks = stacks if stack is None else (*stacks, stack)
+            # Code outside of all modules can crash, too.
+            if stack is not None and (crashed or self._code.is_code(registers.ip)):
+                found = _Start(registers, stack, f"{source}{_on(stack)}", self._exact(registers))
+                break
+        exception = self._exceptions.find(stacks) if crashed else None
+        if exception is None:
+            return found, stacks
+        return self._with_exception(found, exception, stacks), stacks
+
+    def _with_exception(
+        self, start: _Start | None, exception: ExceptionRegisters, stacks: tuple[StackView, ...]
+    ) -> _Start | None:
+        """Return where to start if the registers at the exception are known, too."""
+        registers = exception.registers
+        if start is not None and (start.registers.ip, start.registers.sp) == (registers.ip, registers.sp):
+            # Those of a trap frame are not all.
+            known = start.registers if None in registers.general else registers
+            return replace(start, registers=known, exact=True)
+        if start is not None and not (start.stack.holds(exception.top) and start.registers.sp >= exception.top):
+            return replace(start, exception=exception)
+        # What the header has is not of the code that handled the exception.
+        stack = next((each for each in stacks if each.present and each.holds(registers.sp)), None)
+        stack = stack or self._stacks.around(registers.sp, stacks)
+        return start if stack is None else _Start(registers, stack, f"{exception.source}{_on(stack)}", exact=True)
+
+    def _switch_frame(self, thread: Thread, stacks: tuple[StackView, ...]) -> _Start | None:
+        """Read the registers of a thread that does not run."""
         size = self._memory.pointer_size
-        if not _is_running(thread):
-            address = thread.members.kernel_stack or 0
-            data = self._memory.read(address, SWITCH_FRAME_BYTES[size]) if stack.holds(address) else None
-            registers = None if data is None else registers_from_switch_frame(data, address, size)
-            # If the switch frame has another form, the address read here usually does not follow a call.
-            if registers is not None and self._code.call_before(registers.ip).follows is not False:
-                yield registers, f"the switch frame at KernelStack {address:#x}", False
-            return
+        address = thread.members.kernel_stack or 0
+        stack = stacks[0] if stacks and stacks[0].holds(address) else None
+        data = None if stack is None else self._memory.read(address, SWITCH_FRAME_BYTES[size])
+        if stack is None or data is None:
+            return None
+        registers = registers_from_switch_frame(data, address, size)
+        # If the switch frame has another form, the address read here usually does not follow a call.
+        usable = self._code.call_before(registers.ip).follows is not False and self._code.is_code(registers.ip)
+        if not usable or not stack.holds(registers.sp):
+            return None
+        return _Start(registers, stack, f"the switch frame at KernelStack {address:#x}", exact=False)
+
+    def _contexts(self, thread: Thread) -> Iterator[tuple[Registers, str]]:
+        """Yield candidates for a running thread's registers, and where they were saved."""
+        size = self._memory.pointer_size
         if self._header is not None and self._header.pointer_size == size:
             registers = registers_from_context(self._header.context_record, size)
             if registers is not None:
-                yield registers, "the context in the dump's header", self._exact(registers)
+                yield registers, "the context in the dump's header"
         context = self._processor_context(thread) if self._stopped else None
-        data = None if context is None else self._memory.read(context, _CONTEXT_BYTES[size])
+        data = None if context is None else self._memory.read(context, CONTEXT_BYTES[size])
         registers = None if data is None else registers_from_context(data, size)
         if registers is not None:
-            where = f"the context of processor {thread.processor} in its KPRCB"
-            yield registers, where, self._exact(registers)
+            number = "" if thread.processor is None else f" {thread.processor}"
+            yield registers, f"the context of processor{number} in its KPRCB"
 
     def _exact(self, registers: Registers) -> bool:
         """Return whether a context's instruction pointer is the next instruction and not a return address.
@@ -185,76 +175,130 @@ class Stacks:
 
     def _processor_context(self, thread: Thread) -> int | None:
         """Return the virtual address of _KPRCB.ProcessorState.ContextFrame of the processor that runs a thread."""
-        array = self._symbols.address("KiProcessorBlock")
-        number = thread.processor
         member = self._symbols.member("_KPRCB", "ProcessorState.ContextFrame.ContextFlags")
         flags = self._symbols.member("_CONTEXT", "ContextFlags")
-        if array is None or number is None or not 0 <= number < _PROCESSORS or member is None or flags is None:
-            return None
-        prcb = self._memory.pointer(array + number * self._memory.pointer_size)
-        return prcb + member.offset - flags.offset if prcb else None
+        prcb = self._stacks.processor(thread)
+        return prcb + member.offset - flags.offset if prcb and member is not None and flags is not None else None
 
-    def _walk_all(self, thread: Thread, registers: Registers, stack: StackView, *, exact: bool) -> Walked:
-        """Walk from registers to the entry from user mode, and on from each callout before that."""
-        walked = self._walk(registers, stack, exact=exact)
-        frames, ending = walked.frames, walked.ending
-        callout = self._entries.latest_callout(thread)
-        while callout and (ending == FROM_USER or (stack.entry is not None and ending == stack.searched)):
-            caller = self._entries.before_callout(callout, stack)
-            if caller is None or len(frames) >= FRAMES_BOUND:
+    def _walk_all(
+        self, thread: Thread, start: _Start, stacks: tuple[StackView, ...]
+    ) -> tuple[tuple[_Placed, ...], str]:
+        """Walk all stacks: from registers to the entry from user mode, and on from each callout before that."""
+        stack, exception = start.stack, start.exception
+        walked = self._walk(start.registers, stack, exact=start.exact, exception=exception)
+        placed: list[_Placed] = [(each, stack.kind) for each in walked.frames]
+        left = [each for each in stacks if each.range != stack.range]
+        callouts: list[tuple[Callout, StackView]] | None = None
+        while len(placed) < FRAMES_BOUND:
+            if exception is not None and _has(placed, exception):
+                exception = None
+            if walked.leaving is not None:
+                leaving = walked.leaving
+                other = next((each for each in left if each.holds(leaving.registers.sp)), None)
+                if other is None:
+                    return tuple(placed), "it goes back to a stack that it has left"
+                left.remove(other)
+                stack, first = other, None if leaving.same_frame else self._first_on(leaving)
+                called = leaving.how is not How.SWITCHED or not leaving.exact
+                walked = self._walk(leaving.registers, stack, exact=leaving.exact, called=called, exception=exception)
+            elif walked.ending == FROM_USER or (stack.entry is not None and walked.ending == stack.searched):
+                callouts = self._entries.callouts(thread, stacks) if callouts is None else callouts
+                if not callouts:
+                    break
+                callout, stack = callouts.pop(0)
+                first = Found(callout.registers.ip, How.CALLOUT, found_at=callout.found_at, follows_call=True)
+                walked = self._walk(callout.registers, stack, exact=False)
+            else:
                 break
-            found, stack = caller
-            walked = self._walk(partial_registers(found.ip, found.found_at + 4, found.bp, 4), stack, exact=False)
-            first, *rest = walked.frames
-            frames += (replace(first, how=How.CALLOUT, found_at=found.found_at, follows_call=True), *rest)
-            ending, callout = walked.ending, found.previous
-        return Walked(frames[:FRAMES_BOUND], ending)
+            if first is not None:
+                innermost = walked.frames[0]
+                placed.append((replace(first, address=innermost.address, arguments=innermost.arguments), stack.kind))
+            placed += [(each, stack.kind) for each in walked.frames[1:]]
+        ending = walked.ending if stack.present else f"the {stack.kind.value} stack is not in the image"
+        return tuple(placed[:FRAMES_BOUND]), ending
 
-    def _walk(self, registers: Registers, stack: StackView, *, exact: bool) -> Walked:
+    def _first_on(self, leaving: Leaving) -> Found:
+        """Return the frame with which a walk goes on on another stack."""
+        ip = leaving.registers.ip
+        follows = None if leaving.exact else self._code.call_before(ip).follows
+        return Found(ip, leaving.how, found_at=leaving.found_at, follows_call=follows, certain=leaving.certain)
+
+    def _walk(
+        self,
+        registers: Registers,
+        stack: StackView,
+        *,
+        exact: bool,
+        called: bool = True,
+        exception: ExceptionRegisters | None = None,
+    ) -> Walked:
+        if exception is not None and not (stack.holds(exception.top) and registers.sp < exception.top):
+            exception = None
         if stack.pointer_size == 8:
-            return walk_x64(registers, stack, self._code, self._code.unwind_table, exact=exact)
-        return walk_x86(registers, stack, self._code, self._entries.traps, exact=exact)
+            return walk_x64(
+                registers,
+                stack,
+                self._code,
+                self._code.unwind_table,
+                exact=exact,
+                called=called,
+                traps=self._exceptions.traps64,
+                exception=exception,
+            )
+        return walk_x86(registers, stack, self._code, self._entries.traps, exact=exact, exception=exception)
 
-    def _search(self, thread: Thread, stack: StackView) -> Stack:
+    def _search(self, thread: Thread, stacks: tuple[StackView, ...]) -> Stack:
         """Search a stack for return addresses.
 
         The search starts at KernelStack if the thread does not run and KernelStack lies on the stack, else at
         StackLimit: KernelStack of a running thread is its stack pointer of the last wait.
         """
-        kernel_stack = 0 if _is_running(thread) else thread.members.kernel_stack or 0
+        stack = stacks[0]
+        kernel_stack = 0 if is_running(thread) else thread.members.kernel_stack or 0
         at = kernel_stack if stack.holds(kernel_stack) else stack.limit
         where = f"KernelStack {at:#x}" if at == kernel_stack else f"StackLimit {at:#x}"
-        start = f"a search from {where}, since the thread has no usable saved registers"
+        source = f"a search from {where}, since the thread has no usable saved registers"
         found = Scanner(stack, self._code).next_frames(0, at)
         if not found:
-            return Stack((), start, f"no return address from {where} on")
+            return Stack((), source, f"no return address from {where} on")
         last = found[-1]
         size = stack.pointer_size
         registers = partial_registers(last.ip, (last.found_at or at) + size, last.address if size == 4 else None, size)
-        walked = self._walk_all(thread, registers, stack, exact=False)
-        frames = (*found[:-1], replace(last, arguments=walked.frames[0].arguments), *walked.frames[1:])
-        return self._name_frames(Walked(frames, walked.ending), start, exact=False)
+        placed, ending = self._walk_all(thread, _Start(registers, stack, source, exact=False), stacks)
+        first = replace(last, arguments=placed[0][0].arguments)
+        frames = (*((each, stack.kind) for each in (*found[:-1], first)), *placed[1:])
+        return self._name_frames(frames, source, ending, exact=False)
 
-    def _name_frames(self, walked: Walked, start: str, *, exact: bool) -> Stack:
-        following = (*(found.ip for found in walked.frames[1:]), None)
+    def _name_frames(self, placed: tuple[_Placed, ...], source: str, ending: str, *, exact: bool) -> Stack:
+        following = (*(found.ip for found, _ in placed[1:]), None)
         frames = tuple(
             Frame(
-                self._names.name(found.ip, exact=found.how is How.INTERRUPTED or (exact and found is walked.frames[0])),
+                self._names.name(found.ip, exact=_is_exact(found) or (exact and position == 0)),
                 found.how,
                 found.address,
                 found.found_at,
                 return_address,
                 found.arguments,
                 found.follows_call,
+                kind,
+                found.certain,
             )
-            for found, return_address in zip(walked.frames, following, strict=True)
+            for position, ((found, kind), return_address) in enumerate(zip(placed, following, strict=True))
         )
-        return Stack(frames, start, walked.ending)
+        return Stack(frames, source, ending)
 
 
-def _is_running(thread: Thread) -> bool:
-    """Tell whether the thread ran when the image was made, so that KernelStack and what lies there are stale."""
-    return thread.members.state == windows.RUNNING or thread.processor is not None or View.DUMP in thread.views
+def _is_exact(found: Found) -> bool:
+    return found.how is How.INTERRUPTED or (found.how is How.SWITCHED and not found.follows_call)
+
+
+def _has(placed: list[_Placed], exception: ExceptionRegisters) -> bool:
+    """Return whether the frame of an exception is among frames."""
+    return any(found.how is How.INTERRUPTED and found.found_at == exception.found_at for found, _ in placed)
+
+
+def _on(stack: StackView) -> str:
+    return "" if stack.kind is StackKind.THREAD else f", on the {stack.kind.value} stack"
 
 
 def _no_frames(why: str) -> Stack:

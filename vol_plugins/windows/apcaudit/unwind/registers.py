@@ -9,10 +9,13 @@ STACK_POINTER, FRAME_POINTER = 4, 5
 """Numbers of RSP and RBP (ESP and EBP) as instructions encode them (Intel SDM volume 2, table 3-1)."""
 
 # CONTEXT (winnt.h) by size of a pointer: the ContextFlags that mean that the control registers are present; offset of
-# ContextFlags; the smallest record that contains all registers read here.
+# ContextFlags.
 _CONTROL = {4: 0x10001, 8: 0x100001}
 _FLAGS = {4: 0x0, 8: 0x30}
-_LEAST = {4: 0xCC, 8: 0x100}
+CONTEXT_BYTES = {4: 0xCC, 8: 0x100}
+"""The size of the part of a CONTEXT that has all registers read here, by size of a pointer."""
+CONTEXT_IP = {4: 0xB8, 8: 0xF8}
+"""Offset of Eip and Rip."""
 _EDI_TO_EIP = Struct("<8I")  # Edi, Esi, Ebx, Edx, Ecx, Eax, Ebp, Eip from 0x9C; Esp is behind SegCs and EFlags
 _ESP = 0xC4
 _RAX_TO_RIP = Struct("<17Q")  # Rax ... R15 from 0x78 in the order of their numbers, then Rip
@@ -53,6 +56,20 @@ class Registers:
         return replace(self, general=(*self.general[:number], value, *self.general[number + 1 :]))
 
 
+@dataclass(frozen=True, slots=True)
+class ExceptionRegisters:
+    """The registers at an exception, as a CONTEXT or trap frame has them, and which one it is.
+
+    `top` is the highest stack pointer that the code which handled the exception may have had; `found_at` is the address
+    of the saved instruction pointer, `source` says what the record is and what names it.
+    """
+
+    registers: Registers
+    top: int
+    found_at: int
+    source: str
+
+
 def partial_registers(ip: int, sp: int, bp: int | None, pointer_size: int) -> Registers:
     """Return registers of which only the given ones are known."""
     unknown: tuple[int | None, ...] = (None,) * (16 if pointer_size == 8 else 8)
@@ -61,7 +78,7 @@ def partial_registers(ip: int, sp: int, bp: int | None, pointer_size: int) -> Re
 
 def registers_from_context(record: bytes, pointer_size: int) -> Registers | None:
     """Decode a CONTEXT record; None where it is too short or its flags lack the control registers."""
-    if len(record) < _LEAST[pointer_size]:
+    if len(record) < CONTEXT_BYTES[pointer_size]:
         return None
     (flags,) = unpack_from("<I", record, _FLAGS[pointer_size])
     if flags & _CONTROL[pointer_size] != _CONTROL[pointer_size]:

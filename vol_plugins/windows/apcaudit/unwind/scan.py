@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from struct import unpack_from
 from typing import Protocol
 
 from ..windows import PAGE_SIZE
 from .frame import How
+from .registers import Registers
+from .stack_view import StackView
 
 LONGEST = 7
 """Length in bytes of the longest call instruction that is recognized, without prefixes."""
@@ -18,14 +20,21 @@ _NEAR_CALL, _NEAR_CALL_LENGTH = 0xE8, 5
 _GROUP_5, _INDIRECT_CALL = 0xFF, 2
 _MODRM_LENGTHS = (2, 3, 4, 6, 7)
 _SIB, _DISPLACEMENT_ONLY = 4, 5
+_CALL_POINTER, _CALL_POINTER_LENGTH = b"\xff\x15", 6  # call [displacement]: absolute on x86, relative to RIP on x64
 
 
 @dataclass(frozen=True, slots=True)
 class CallBefore:
-    """Whether a call instruction ends at an address (None: cannot be read), and the target of a direct call."""
+    """Whether a call instruction ends at an address (None: cannot be read), and the target of a direct call.
+
+    `pointer` is the address of the pointer that a call through memory uses, an import's for example, `through` what
+    that pointer is in the image. Unlike a direct call's target it may have changed since.
+    """
 
     follows: bool | None
     target: int | None = None
+    pointer: int | None = field(default=None, compare=False)
+    through: int | None = field(default=None, compare=False)
 
 
 def call_before(code: bytes, address: int, pointer_size: int) -> CallBefore:
@@ -44,7 +53,7 @@ def call_before(code: bytes, address: int, pointer_size: int) -> CallBefore:
             break
         start = len(code) - length
         if code[start] == _GROUP_5 and code[start + 1] >> 3 & 7 == _INDIRECT_CALL and _length(code[start:]) == length:
-            return CallBefore(True)
+            return CallBefore(True, pointer=_pointer(code[start:], address, pointer_size))
     return CallBefore(None if len(code) < LONGEST else False)
 
 
@@ -77,6 +86,15 @@ def _length(code: bytes) -> int:
     return 2 + sib + (1 if mode == 1 else 4)
 
 
+def _pointer(call: bytes, address: int, pointer_size: int) -> int | None:
+    """Return the address of the pointer that a call through memory at a fixed address uses; None for other calls."""
+    if len(call) != _CALL_POINTER_LENGTH or not call.startswith(_CALL_POINTER):
+        return None
+    if pointer_size == 4:
+        return int.from_bytes(call[2:], "little")
+    return (address + int.from_bytes(call[2:], "little", signed=True)) % (1 << 64)
+
+
 FRAMES_BOUND = 64
 """How many frames of a stack are returned."""
 
@@ -98,14 +116,32 @@ class Found:
     found_at: int | None = None
     arguments: tuple[int, ...] = ()
     follows_call: bool | None = None
+    certain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Where a walk goes on on another stack: the registers there, and how and at which address they were found.
+
+    `exact` is whether the instruction pointer is the next instruction, `certain` as in `frame.Frame`. `same_frame` is
+    whether it is still the last frame of the walk, whose function itself changed stacks.
+    """
+
+    registers: Registers
+    how: How
+    found_at: int
+    exact: bool = True
+    certain: bool = True
+    same_frame: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """The frames of a walk, innermost first, and how it ended."""
+    """The frames of a walk on one stack, innermost first, how it ended, and where it goes on on another stack."""
 
     frames: tuple[Found, ...]
     ending: str
+    leaving: Leaving | None = None
 
 
 class CodeView(Protocol):
@@ -120,6 +156,9 @@ class CodeView(Protocol):
     def read_code(self, address: int, length: int) -> bytes | None:
         """Read bytes of code; None unless all of them can be read."""
 
+    def read_ahead(self, address: int, length: int) -> bytes:
+        """Read code from an address on, as many bytes up to a length as can be read."""
+
     def function(self, address: int) -> int | None:
         """Return the start of the function that contains an address; None where it is unknown."""
 
@@ -130,155 +169,139 @@ class CodeView(Protocol):
         """Return whether the code there jumps to a variable address, so that a call of it may lead anywhere."""
 
 
-class StackView:
-    """The words of a kernel stack [limit, base), read once.
-
-    Args:
-        limit: its lowest address.
-        data: its bytes; those in the holes are ignored.
-        holes: the unreadable ranges [start, end) in bytes from the limit.
-        pointer_size: 4 or 8.
-        entry: address of the trap frame of the entry from user mode, None where there is none. Above it are no frames,
-            only floating-point state and leftovers of earlier calls.
-    """
-
-    def __init__(
-        self,
-        limit: int,
-        data: bytes,
-        holes: Iterable[tuple[int, int]],
-        pointer_size: int,
-        entry: int | None = None,
-    ) -> None:
-        self.limit = limit
-        self.base = limit + len(data)
-        self.pointer_size = pointer_size
-        self.entry = entry
-        self._data = data
-        self._holes = tuple(holes)
-
-    @property
-    def top(self) -> int:
-        """The address above which there are no frames."""
-        return self.base if self.entry is None else self.entry
-
-    @property
-    def searched(self) -> str:
-        """The ending of a walk that found no further return address up to the top."""
-        where = "on the stack" if self.entry is None else "below the trap frame of the entry from user mode"
-        return f"no further return address {where}"
-
-    def with_entry(self, entry: int | None) -> StackView:
-        """Return the same stack with another trap frame of the entry from user mode."""
-        return StackView(self.limit, self._data, self._holes, self.pointer_size, entry)
-
-    def word(self, address: int) -> int | None:
-        """Return the word at an address; None outside of the stack, at an unaligned address, or in a hole."""
-        start, end = address - self.limit, address - self.limit + self.pointer_size
-        if start < 0 or end > len(self._data) or address % self.pointer_size:
-            return None
-        if any(max(start, hole) < min(end, hole_end) for hole, hole_end in self._holes):
-            return None
-        return int.from_bytes(self._data[start:end], "little")
-
-    def words(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield (address, value) of the words in [start, end), without zeros and those in holes."""
-        size = self.pointer_size
-        first = -(-max(start, self.limit) // size) * size
-        count = max(min(end, self.base) - first, 0) // size
-        # All of them at once, since most words are zero and cost nothing then.
-        values = unpack_from(f"<{count}{'Q' if size == 8 else 'I'}", self._data, first - self.limit) if count else ()
-        for address, value in zip(range(first, first + count * size, size), values, strict=True):
-            if value and self.word(address) is not None:
-                yield address, value
-
-    def find_word(self, value: int, start: int, end: int) -> Iterator[int]:
-        """Yield the addresses in [start, end) of words with a given value."""
-        wanted = value.to_bytes(self.pointer_size, "little")
-        at = self._data.find(wanted, max(start - self.limit, 0))
-        while 0 <= at < end - self.limit:
-            if self.word(self.limit + at) == value:
-                yield self.limit + at
-            at = self._data.find(wanted, at + 1)
-
-    def holds(self, address: int) -> bool:
-        """Return whether an address is on the stack."""
-        return self.limit <= address < self.base
-
-
 # RSP is a multiple of this at a call, so that the return address is 8 bytes below such a multiple (Microsoft, "x64
 # stack usage"). Hand-written code may differ: alignment is checked only where the bytes before an address cannot be
 # read.
 _ALIGNMENT = 16
+
+# How far from a call's target code is read, to see whether another function begins between, and what is between
+# functions: int3, or on x86 also nop (padding of Microsoft's compiler and linker).
+_READ_AT_MOST = PAGE_SIZE
+_PADDING = (b"\xcc\xcc", b"\x90\x90\x90\x90\x90")
 
 
 class Link(Enum):
     """Whether the call before a return address can have led to the frame below it."""
 
     CONFIRMS = "it entered that frame's function"
+    SUGGESTS = "it entered code shortly before that frame's address, whose function is not known"
     ALLOWS = "it may have led there"
     CONTRADICTS = "it entered another function"
 
 
-@dataclass(slots=True)
 class Scanner:
-    """Searches one stack; `dispatchers` are call targets that were found to jump to other functions."""
+    """Searches one stack for return addresses.
 
-    stack: StackView
-    code: CodeView
-    dispatchers: set[int] = field(default_factory=set)
+    Args:
+        stack: the stack.
+        code: the code that return addresses point to.
+        ends_search: tells by its Child-SP whether a possible frame is that of an interrupt's or exception's entry code;
+            what was interrupted comes next then.
+    """
 
-    def next_frames(self, ip: int, start: int) -> list[Found]:
-        """Find the caller of the function at an instruction pointer (0: unknown), at or above a stack address.
+    def __init__(self, stack: StackView, code: CodeView, ends_search: Callable[[int], bool] | None = None) -> None:
+        self._stack = stack
+        self._code = code
+        self._ends_search = ends_search
+        self._dispatchers: set[int] = set()  # call targets that were found to jump to other functions
+        self._candidates: list[tuple[int, int, CallBefore]] | None = None
+
+    def next_frames(self, ip: int, start: int, end: int | None = None) -> list[Found]:
+        """Find the caller of the function at a code address (0: unknown), in a range of the stack.
+
+        Args:
+            ip: an address inside the function; of a return address the one before it.
+            start: the lowest stack address at which the return address may be.
+            end: the address below which it is, the top of the stack by default.
 
         Returns:
-            The caller's frame, preceded by possible frames between whose code cannot be read; empty where there is
-            none. If no call could be read at all, every possible return address.
+            The caller's frame, preceded by the possible frames between, which are not certain; empty where there is
+            none. A call that entered the function is preferred to one that may have led to it, and of equal ones the
+            nearest. If no call could be read at all, every possible return address.
         """
-        size = self.stack.pointer_size
-        pending: list[Found] = []
-        for slot, value in self.stack.words(start, self.stack.top):
-            if not self.code.is_code(value):
+        possible: list[Found] = []
+        calls = 0  # how many of `possible` there are up to the first one behind a call
+        for slot, value, call in self._range(start, end):
+            found = Found(value, How.SCANNED, self._address(slot), slot, follows_call=call.follows, certain=False)
+            link = Link.ALLOWS if call.follows is None else self._best_link(ip, possible, value, call)
+            if link is Link.CONTRADICTS:
                 continue
-            call = self.code.call_before(value)
-            if call.follows is None and size == 8 and slot % _ALIGNMENT != 8:
-                continue
-            found = Found(value, How.SCANNED, self._address(slot), slot, follows_call=call.follows)
-            if call.follows is None and self.code.function(value) != value and len(pending) < FRAMES_BOUND:
-                pending.append(found)
-            if not call.follows:
-                continue
-            link = self.link(ip, value, call.target)
-            if link is Link.CONFIRMS:
-                return [found]
-            if link is Link.ALLOWS:
-                return [*pending, found]
-            between = [each for each in pending if self.link(each.ip, value, call.target) is Link.CONFIRMS]
-            if between and call.target is not None:
-                return [min(between, key=lambda each: each.ip), found]
-        return pending
+            if link in (Link.CONFIRMS, Link.SUGGESTS):
+                return [*possible, replace(found, certain=link is Link.CONFIRMS)]
+            if len(possible) < FRAMES_BOUND:
+                possible.append(found)
+            if call.follows and not calls:
+                calls = len(possible)
+            # Without the function nothing can confirm a call.
+            if (calls and not ip) or (self._ends_search is not None and self._ends_search(found.address or 0)):
+                return possible
+        return possible[:calls] if calls else possible
 
-    def link(self, ip: int, return_address: int, target: int | None) -> Link:
-        """Return whether a call to a target (None: indirect) can lead to the function at an instruction pointer."""
-        if not ip or target is None or target in self.dispatchers or self.code.is_dispatcher(target):
+    def _range(self, start: int, end: int | None) -> Iterator[tuple[int, int, CallBefore]]:
+        """Yield the possible return addresses of a range of the stack: address, value, the call before."""
+        if self._candidates is None:
+            self._candidates = list(self._read())
+        first = bisect_left(self._candidates, start, key=lambda each: each[0])
+        for position in range(first, len(self._candidates)):
+            if end is not None and self._candidates[position][0] >= end:
+                break
+            yield self._candidates[position]
+
+    def _read(self) -> Iterator[tuple[int, int, CallBefore]]:
+        size = self._stack.pointer_size
+        for slot, value in self._stack.words(self._stack.limit, self._stack.top):
+            if not self._code.is_code(value):
+                continue
+            call = self._code.call_before(value)
+            # A function's address is more likely a pointer to it than what a call before it pushed.
+            unlikely = (size == 8 and slot % _ALIGNMENT != 8) or self._code.function(value) == value
+            if call.follows or (call.follows is None and not unlikely):
+                yield slot, value, call
+
+    def _best_link(self, ip: int, possible: list[Found], return_address: int, call: CallBefore) -> Link:
+        """Return how a call relates to the function at an address, or to that of a possible frame between."""
+        link = self.link(ip, return_address, call)
+        if link in (Link.CONFIRMS, Link.SUGGESTS) or not ip:
+            return link
+        others = {self.link(each.ip - 1, return_address, call) for each in possible}
+        if Link.CONFIRMS in others:
+            return Link.CONFIRMS
+        return Link.SUGGESTS if link is Link.CONTRADICTS and Link.SUGGESTS in others else link
+
+    def link(self, ip: int, return_address: int, call: CallBefore) -> Link:
+        """Return whether a call can lead to the function at a code address (0: unknown)."""
+        target = call.target
+        if target is None:
+            through = call.through
+            known = bool(ip and through is not None and self._code.is_code(through))
+            return Link.CONFIRMS if known and self._enters(through or 0, ip) is Link.CONFIRMS else Link.ALLOWS
+        if not ip or target in self._dispatchers or self._code.is_dispatcher(target):
             return Link.ALLOWS
-        if not self.code.is_code(target):
+        if not self._code.is_code(target):
             return Link.CONTRADICTS
-        entered, current = self.code.function(target), self.code.function(ip)
-        if not self.code.same_module(target, ip):
-            if entered is not None:
+        if not self._code.same_module(target, ip):
+            if self._code.function(target) is not None:
                 return Link.CONTRADICTS
             # A target in another module than `ip` can only be a thunk, for example for an import.
-            if self.code.same_module(target, return_address):
-                self.dispatchers.add(target)
+            if self._code.same_module(target, return_address):
+                self._dispatchers.add(target)
             return Link.ALLOWS
+        return self._enters(target, ip)
+
+    def _enters(self, target: int, ip: int) -> Link:
+        """Return whether a call's target is in the function at a code address."""
+        entered, current = self._code.function(target), self._code.function(ip)
         if entered is not None and current is not None:
             return Link.CONFIRMS if entered == current else Link.CONTRADICTS
-        return Link.CONFIRMS if 0 <= ip - target < FUNCTION_BOUND else Link.CONTRADICTS
+        if not 0 <= ip - target < FUNCTION_BOUND:
+            return Link.CONTRADICTS
+        between = self._code.read_code(target, ip - target) if 0 < ip - target <= _READ_AT_MOST else None
+        alone = between is not None and not any(padding in between for padding in _PADDING)
+        return Link.CONFIRMS if alone or ip == target else Link.SUGGESTS
 
     def _address(self, slot: int) -> int | None:
         """Return Frame.address of the frame whose return address is at a slot: the stack pointer, on x86 EBP."""
-        if self.stack.pointer_size == 8:
+        if self._stack.pointer_size == 8:
             return slot + 8
-        saved = self.stack.word(slot - 4)
-        return saved if saved is not None and saved > slot and self.stack.holds(saved) and not saved % 4 else None
+        saved = self._stack.word(slot - 4)
+        return saved if saved is not None and saved > slot and self._stack.holds(saved) and not saved % 4 else None

@@ -7,72 +7,13 @@ from dataclasses import dataclass, replace
 
 from ..formats.pe import ReadRva
 from ..formats.unwind_info import FunctionTable, NoEntry, Operation, RuntimeFunction, UnwindInfo, read_unwind_info
+from .epilogue import BYTES, Epilogue, find_epilogue
 from .frame import How
-from .registers import STACK_POINTER, Registers, partial_registers
-from .scan import FRAMES_BOUND, FROM_USER, CodeView, Found, Scanner, StackView, Walked
-
-BYTES = 64
-"""How many bytes of code are read for an epilogue: stack adjustment, pops of all registers, return."""
-
-_POP, _POP_EXTENDED = range(0x58, 0x60), 0x41
-_RETURNS = (b"\xc3", b"\xf3\xc3", b"\xc2")
-_TAIL_JUMPS = (b"\xff\x25", b"\x48\xff\x25", b"\x48\xff\xe0")
-
-
-@dataclass(frozen=True, slots=True)
-class Epilogue:
-    """The effect of the rest of an epilogue on the stack.
-
-    RSP is set to the register `base` (None: RSP itself) plus `adjustment` bytes; then the registers with the numbers
-    `pops` are popped.
-    """
-
-    base: int | None
-    adjustment: int
-    pops: tuple[int, ...]
-
-
-def find_epilogue(code: bytes, frame_register: int) -> Epilogue | None:
-    """Decode the code at an instruction pointer if it is the rest of an epilogue, else return None.
-
-    Args:
-        code: up to BYTES bytes from the instruction pointer.
-        frame_register: the number of the function's frame register by its unwind data; 0 is none.
-    """
-    base, adjustment, at = _adjustment(code, frame_register)
-    pops = []
-    while at < len(code):
-        if code[at] in _POP:
-            pops.append(code[at] - _POP.start)
-            at += 1
-        elif code[at] == _POP_EXTENDED and code[at + 1 : at + 2] and code[at + 1] in _POP:
-            pops.append(8 + code[at + 1] - _POP.start)
-            at += 2
-        else:
-            break
-    if code.startswith(_RETURNS, at) or code.startswith(_TAIL_JUMPS, at):
-        return Epilogue(base, adjustment, tuple(pops))
-    return None
-
-
-def _adjustment(code: bytes, frame_register: int) -> tuple[int | None, int, int]:
-    """Decode `add rsp, n` or `lea rsp, [frame register + n]`: base register, n, length of the instruction."""
-    if code.startswith(b"\x48\x83\xc4"):
-        return None, _signed(code[3:4]), 4
-    if code.startswith(b"\x48\x81\xc4"):
-        return None, _signed(code[3:7]), 7
-    if frame_register and len(code) > 2 and code[0] == 0x48 + (frame_register >> 3) and code[1] == 0x8D:
-        mode, target, source = code[2] >> 6, code[2] >> 3 & 7, code[2] & 7
-        # R12 would need a SIB byte; compilers do not use it as frame register.
-        if target == 4 and source == frame_register & 7 and source != 4 and mode in (1, 2):
-            length = 1 if mode == 1 else 4
-            return frame_register, _signed(code[3 : 3 + length]), 3 + length
-    return None, 0, 0
-
-
-def _signed(data: bytes) -> int:
-    return int.from_bytes(data, "little", signed=True)
-
+from .function_ends import CODE_BYTES, find_function_end
+from .registers import FRAME_POINTER, STACK_POINTER, ExceptionRegisters, Registers, partial_registers
+from .scan import FRAMES_BOUND, FROM_USER, CallBefore, CodeView, Found, Leaving, Link, Scanner, Walked
+from .stack_view import StackView
+from .traps import TrapFrame, TrapFrames64, came_from_kernel
 
 CHAIN_BOUND = 32
 """How many chained entries are followed; Windows' unwinder has the same limit (UNWIND_CHAIN_LIMIT)."""
@@ -233,31 +174,186 @@ UnwindTables = Callable[[int], "UnwindTable | None"]
 """Returns the table of the module that contains an address; None where there is none."""
 
 
-def walk_x64(start: Registers, stack: StackView, code: CodeView, tables: UnwindTables, *, exact: bool = True) -> Walked:
+def walk_x64(
+    start: Registers,
+    stack: StackView,
+    code: CodeView,
+    tables: UnwindTables,
+    *,
+    exact: bool = True,
+    called: bool = True,
+    traps: TrapFrames64 | None = None,
+    exception: ExceptionRegisters | None = None,
+) -> Walked:
     """Walk a stack from the innermost frame outwards.
 
-    `exact` is whether `start.ip` is the next instruction; False if it is a return address.
+    Args:
+        start: the registers in the innermost frame.
+        stack: the stack that they lead to.
+        code: the code of the modules.
+        tables: the unwind data of the modules.
+        exact: whether `start.ip` is the next instruction; False if it is a return address.
+        called: whether the function at `start.ip` was called by that name; False where the kernel goes on in the middle
+            of one after it has changed stacks, at a label that has a name of its own.
+        traps: recognizes trap frames.
+        exception: the registers at the exception that the innermost frames handle, where they are known.
     """
-    frames = [Found(start.ip, How.SAVED, start.sp)]
-    scanner = Scanner(stack, code)
-    registers = start
-    while len(frames) < FRAMES_BOUND:
-        step = _step(registers, stack, tables, exact=exact)
-        ending = None if step is None else _describe_ending(step, registers, stack, code)
-        if ending is not None:
-            return Walked(tuple(frames), ending)
-        if step is None or not _is_plausible(step, registers, stack, code):
-            found = scanner.next_frames(registers.ip, max(registers.sp, stack.limit))
-            if not found:
-                return Walked(tuple(frames), stack.searched)
-            frames += found
-            registers, exact = partial_registers(found[-1].ip, found[-1].address or 0, None, 8), False
-            continue
-        registers, exact = step.registers, step.interrupted
-        how = How.INTERRUPTED if step.interrupted else How.UNWOUND
-        follows = None if step.interrupted else code.call_before(registers.ip).follows
-        frames.append(Found(registers.ip, how, registers.sp, step.found_at, follows_call=follows))
-    return Walked(tuple(frames[:FRAMES_BOUND]), f"{FRAMES_BOUND} frames, no more are followed")
+    return _Walk(stack, code, tables, traps, exception).run(start, exact=exact, called=called)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The next frames and the registers in the last of them."""
+
+    frames: list[Found]
+    registers: Registers
+    exact: bool = False
+
+
+class _Walk:
+    def __init__(
+        self,
+        stack: StackView,
+        code: CodeView,
+        tables: UnwindTables,
+        traps: TrapFrames64 | None,
+        exception: ExceptionRegisters | None,
+    ) -> None:
+        self._stack = stack
+        self._code = code
+        self._tables = tables
+        self._traps = traps
+        self._exception = exception
+        self._scanner = Scanner(stack, code, lambda sp: self._trap_at(sp) is not None)
+
+    def run(self, start: Registers, *, exact: bool, called: bool) -> Walked:
+        frames = [Found(start.ip, How.SAVED, start.sp)]
+        registers = start
+        while len(frames) < FRAMES_BOUND:
+            function = (registers.ip - (not exact)) if called or len(frames) > 1 else 0
+            following = self._next(registers, function, certain=frames[-1].certain, exact=exact)
+            following = self._through_exception(following)
+            if isinstance(following, str):
+                return Walked(tuple(frames), following)
+            if isinstance(following, Leaving):
+                return Walked(tuple(frames), "", following)
+            frames += following.frames
+            registers, exact = following.registers, following.exact
+        return Walked(tuple(frames[:FRAMES_BOUND]), f"{FRAMES_BOUND} frames, no more are followed")
+
+    def _next(self, registers: Registers, function: int, *, certain: bool, exact: bool) -> _Step | Leaving | str:
+        """Return the next frames, where they are on another stack, or how the walk ends.
+
+        `function` is an address inside the current function, 0 if that is unknown.
+        """
+        followed = self._by_unwind_data(registers, exact=exact)
+        if followed is None and not exact:
+            followed = self._by_trap_frame(registers, certain=certain)
+        left = None if followed is not None else find_function_end(self._code.read_ahead(registers.ip, CODE_BYTES))
+        if left is not None and left.whole:
+            followed = self._by_function_end(registers, left.epilogue, exact=exact)
+        if followed is not None:
+            return followed
+        end = None if self._exception is None else self._exception.top
+        known = function if self._code.is_code(function) else 0
+        # What an epilogue adds and pops is the function's own part of the stack, also where the rest of it is unknown.
+        part = 0 if left is None or left.whole or exact or left.epilogue.base is not None else left.epilogue.size
+        found = self._scanner.next_frames(known, max(registers.sp + part, self._stack.limit), end)
+        if found:
+            return _Step(found, partial_registers(found[-1].ip, found[-1].address or 0, None, 8))
+        return self._by_switch() or self._stack.searched
+
+    def _through_exception(self, following: _Step | Leaving | str) -> _Step | Leaving | str:
+        """Return what comes next, or the exception's registers where that is their frame or beyond it."""
+        exception = self._exception
+        if exception is None or (isinstance(following, _Step) and following.registers.sp <= exception.top):
+            return following
+        self._exception = None
+        registers = exception.registers
+        frame = Found(registers.ip, How.INTERRUPTED, registers.sp, exception.found_at)
+        return _Step([frame], registers, exact=True)
+
+    def _by_unwind_data(self, registers: Registers, *, exact: bool) -> _Step | Leaving | str | None:
+        step = _step(registers, self._stack, self._tables, exact=exact)
+        if step is None:
+            return None
+        after = step.registers
+        if after.sp <= registers.sp or not self._stack.limit < after.sp <= self._stack.base:
+            if self._stack.is_on_other(after.sp) and self._code.is_code(after.ip):
+                return self._leave(after, step.found_at, interrupted=step.interrupted)
+            return FROM_USER if step.interrupted and not self._code.is_code(after.ip) else None
+        if not after.ip:
+            return "the outermost frame"
+        if step.interrupted:
+            # Code outside of all modules can be interrupted too.
+            if not self._code.is_code(after.ip) and not came_from_kernel(self._stack, step.found_at):
+                return None
+            return _Step([Found(after.ip, How.INTERRUPTED, after.sp, step.found_at)], after, exact=True)
+        follows = self._code.call_before(after.ip).follows
+        if follows is False or not self._code.is_code(after.ip):
+            return None
+        return _Step([Found(after.ip, How.UNWOUND, after.sp, step.found_at, follows_call=follows)], after)
+
+    def _by_trap_frame(self, registers: Registers, *, certain: bool) -> _Step | Leaving | str | None:
+        """Step to what was interrupted: where the frame is that of entry code, its stack pointer is the trap frame."""
+        trap = self._trap_at(registers.sp)
+        if trap is None:
+            return None
+        if trap.user:
+            return FROM_USER
+        after = partial_registers(trap.ip, trap.sp, trap.bp, 8)
+        if not self._stack.holds(trap.sp):
+            return Leaving(after, How.INTERRUPTED, trap.found_at, certain=certain)
+        return _Step([Found(trap.ip, How.INTERRUPTED, trap.sp, trap.found_at, certain=certain)], after, exact=True)
+
+    def _trap_at(self, sp: int) -> TrapFrame | None:
+        trap = None if self._traps is None else self._traps.read(self._stack, sp)
+        if trap is None:
+            return None
+        # The entry from user mode is known where the thread is; other such frames are left over.
+        valid = self._stack.entry in (None, sp) if trap.user else self._code.is_code(trap.ip)
+        return trap if valid else None
+
+    def _by_function_end(self, registers: Registers, epilogue: Epilogue, *, exact: bool) -> _Step | None:
+        """Step to where the epilogue behind the instruction pointer returns; None where that is no caller."""
+        word = self._stack.word
+        try:
+            step = _pop_return_address(_run_epilogue(epilogue, registers, word), word)
+        except _LostError:
+            step = None
+        if step is None or not registers.sp < step.registers.sp <= self._stack.top:
+            return None
+        ip, sp = step.registers.ip, step.registers.sp
+        call = self._code.call_before(ip) if self._code.is_code(ip) else CallBefore(False)
+        link = self._scanner.link(registers.ip - (not exact), ip, call)
+        if call.follows is False or link is Link.CONTRADICTS:
+            return None
+        # The next instruction may be in the prologue, so that only a call of the very function proves the frame.
+        if exact and not (call.follows and link in (Link.CONFIRMS, Link.SUGGESTS)):
+            return None
+        bp = step.registers.bp if FRAME_POINTER in epilogue.pops else None
+        frame = Found(ip, How.SCANNED, sp, step.found_at, follows_call=call.follows)
+        return _Step([frame], partial_registers(ip, sp, bp, 8))
+
+    def _by_switch(self) -> Leaving | None:
+        """Step to where the change to this stack came from; None where that is not known."""
+        switch = self._stack.switch
+        if switch is None or switch.ip_at is None:
+            return None
+        ip, sp = self._stack.word(switch.ip_at), self._stack.word(switch.sp_at)
+        if ip is None or sp is None or not self._code.is_code(ip) or not self._stack.is_on_other(sp):
+            return None
+        return self._leave(partial_registers(ip, sp, None, 8), switch.ip_at)
+
+    def _leave(self, registers: Registers, found_at: int, *, interrupted: bool = True) -> Leaving:
+        """Return where the walk goes on on another stack."""
+        switch = self._stack.switch
+        if switch is None or found_at != switch.ip_at:
+            return Leaving(registers, How.INTERRUPTED if interrupted else How.UNWOUND, found_at, exact=interrupted)
+        # What changed stacks did so with a call, or goes on where a routine begins (KiDispatchInterruptContinue).
+        follows = self._code.call_before(registers.ip).follows
+        exact = not follows if follows is not None else self._code.function(registers.ip) == registers.ip
+        return Leaving(registers, How.SWITCHED, found_at, exact=exact)
 
 
 def _step(registers: Registers, stack: StackView, tables: UnwindTables, *, exact: bool) -> Unwound | None:
@@ -272,20 +368,3 @@ def _step(registers: Registers, stack: StackView, tables: UnwindTables, *, exact
         return None
     at = registers if exact else replace(registers, ip=registers.ip - 1)
     return unwind(at, stack.word, module.read, entry, module.base, exact=exact)
-
-
-def _describe_ending(step: Unwound, before: Registers, stack: StackView, code: CodeView) -> str | None:
-    """Return the ending of the walk if a step has left the kernel or reached the outermost frame, else None."""
-    after = step.registers
-    if after.sp <= before.sp or not stack.limit < after.sp <= stack.base:
-        return None if not step.interrupted or code.is_code(after.ip) else FROM_USER
-    if not after.ip:
-        return "the outermost frame"
-    return None
-
-
-def _is_plausible(step: Unwound, before: Registers, stack: StackView, code: CodeView) -> bool:
-    after = step.registers
-    if not before.sp < after.sp <= stack.base or not code.is_code(after.ip):
-        return False
-    return step.interrupted or code.call_before(after.ip).follows is not False

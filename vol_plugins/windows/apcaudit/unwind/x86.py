@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from ..formats.layout import MemberLookup
 from .frame import How
-from .registers import Registers
-from .scan import FRAMES_BOUND, FROM_USER, CodeView, Found, Link, Scanner, StackView, Walked
+from .registers import ExceptionRegisters, Registers, partial_registers
+from .scan import FRAMES_BOUND, FROM_USER, CodeView, Found, Leaving, Link, Scanner, Walked
+from .stack_view import StackView
+from .traps import TrapFrame
 
 # The value of DbgArgMark, by which debuggers recognize a trap frame; DbgEbp and DbgEip in front of it continue the EBP
 # chain: ReactOS, ntoskrnl/include/internal/i386/trap_x.h (KiFillTrapFrameDebug).
@@ -18,23 +20,6 @@ _MODE_MASK, _V86 = 1, 1 << 17
 # An edited trap frame has these bits of SegCs clear and its ESP in TempEsp (ntoskrnl/ke/i386/traphdlr.c).
 _FRAME_EDITED = 0xFFF8
 _MEMBERS = ("DbgEbp", "DbgEip", "DbgArgMark", "Ebp", "Eip", "SegCs", "EFlags", "HardwareEsp", "TempEsp")
-
-
-@dataclass(frozen=True, slots=True)
-class TrapFrame:
-    """A trap frame's address, the registers that it saved, and whether they are of user mode.
-
-    `found_at` is the address of its Eip. `called` is whether the kernel itself called a system service, as its Zw
-    routines do; then nothing was interrupted.
-    """
-
-    address: int
-    ip: int
-    sp: int
-    bp: int
-    found_at: int
-    user: bool
-    called: bool = False
 
 
 class TrapFrames:
@@ -51,9 +36,12 @@ class TrapFrames:
         offsets = {name: found.offset for name, found in members.items() if found is not None}
         return cls(offsets, service) if len(offsets) == len(members) else None
 
-    def read(self, stack: StackView, address: int) -> TrapFrame | None:
-        """Read the trap frame at an address; None where DbgArgMark is wrong or a member cannot be read."""
-        if self._word(stack, address, "DbgArgMark") != _MARK:
+    def read(self, stack: StackView, address: int, *, marked: bool = True) -> TrapFrame | None:
+        """Read the trap frame at an address; None where DbgArgMark is wrong or a member cannot be read.
+
+        `marked` is whether DbgArgMark is looked at; it need not be where something else names the trap frame.
+        """
+        if marked and self._word(stack, address, "DbgArgMark") != _MARK:
             return None
         ip, bp = self._word(stack, address, "Eip"), self._word(stack, address, "Ebp")
         selector, flags = self._word(stack, address, "SegCs"), self._word(stack, address, "EFlags")
@@ -87,13 +75,25 @@ _HOT_PATCH, _PUSH_EBP, _MOV_EBP_ESP = b"\x8b\xff", b"\x55", (b"\x8b\xec", b"\x89
 
 
 def walk_x86(
-    start: Registers, stack: StackView, code: CodeView, traps: TrapFrames | None = None, *, exact: bool = True
+    start: Registers,
+    stack: StackView,
+    code: CodeView,
+    traps: TrapFrames | None = None,
+    *,
+    exact: bool = True,
+    exception: ExceptionRegisters | None = None,
 ) -> Walked:
     """Walk a stack from the innermost frame outwards.
 
-    `exact` is whether `start.ip` is the next instruction; False if it is a return address.
+    Args:
+        start: the registers in the innermost frame.
+        stack: the stack that they lead to.
+        code: the code of the modules.
+        traps: recognizes trap frames.
+        exact: whether `start.ip` is the next instruction; False if it is a return address.
+        exception: the registers at the exception that the innermost frames handle, where they are known.
     """
-    return _Walk(stack, code, traps).run(_Place(start.ip, start.sp, start.bp, exact))
+    return _Walk(stack, code, traps, exception).run(_Place(start.ip, start.sp, start.bp, exact))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,13 @@ class _Place:
 
 
 class _Walk:
-    def __init__(self, stack: StackView, code: CodeView, traps: TrapFrames | None) -> None:
+    def __init__(
+        self, stack: StackView, code: CodeView, traps: TrapFrames | None, exception: ExceptionRegisters | None
+    ) -> None:
         self._stack = stack
         self._code = code
         self._traps = traps
+        self._exception = exception
         self._scanner = Scanner(stack, code)
 
     def run(self, place: _Place) -> Walked:
@@ -130,16 +133,27 @@ class _Walk:
                     frames.append(caller)
                     place = _Place(caller.ip, entered + 4, place.bp)
                     continue
-            if place.bp == 0 and len(frames) > 1:
-                return Walked(tuple(frames), "the outermost frame: its EBP is 0")
             trap = self._trap_at(place)
-            if place.bp == self._stack.entry is not None or (trap is not None and trap.user):
-                return Walked(tuple(frames), FROM_USER)
-            found, place = self._by_trap(place, trap) or self._by_chain(place) or self._by_search(place)
+            ending = self._describe_ending(place, trap, innermost=len(frames) == 1)
+            if ending is not None and self._exception is None:
+                return Walked(tuple(frames), ending)
+            followed = None if ending is not None else self._by_trap(place, trap) or self._by_chain(place)
+            if ending is None and followed is None:
+                followed = self._by_search(place)
+            found, following = self._through_exception(*(followed or ([], place)))
             if not found:
-                return Walked(tuple(frames), self._stack.searched)
+                leaving = self._by_switch(place)
+                return Walked(tuple(frames), self._stack.searched if leaving is None else "", leaving)
             frames += found
+            place = following
         return Walked(tuple(frames[:FRAMES_BOUND]), f"{FRAMES_BOUND} frames, no more are followed")
+
+    def _describe_ending(self, place: _Place, trap: TrapFrame | None, *, innermost: bool) -> str | None:
+        """Return how the walk ends if a place is the outermost one, else None."""
+        if place.bp == 0 and not innermost:
+            return "the outermost frame: its EBP is 0"
+        from_user = place.bp == self._stack.entry is not None or (trap is not None and trap.user)
+        return FROM_USER if from_user else None
 
     def _by_trap(self, place: _Place, trap: TrapFrame | None) -> tuple[list[Found], _Place] | None:
         """Follow EBP to a trap frame; the kernel's interrupt entry code sets EBP to it."""
@@ -155,9 +169,10 @@ class _Walk:
         if bp is None or saved is None or value is None or not self._code.is_code(value):
             return None
         call = self._code.call_before(value)
-        if call.follows is False or (saved and (saved % 4 or not bp < saved < stack.base)):
+        farther = bp < saved < stack.base or stack.is_on_other(saved)
+        if call.follows is False or (saved and (saved % 4 or not farther)):
             return None
-        if call.follows and self._scanner.link(place.inside, value, call.target) is Link.CONTRADICTS:
+        if call.follows and self._scanner.link(place.inside, value, call) is Link.CONTRADICTS:
             # Functions without a frame pointer may be between, or an interrupt whose code did not change EBP.
             between = self._find_caller(place, bp)
             if between is not None:
@@ -165,9 +180,14 @@ class _Walk:
             trap = next((each for each in self._traps_below(place, bp) if each.bp == bp), None)
             if trap is not None:
                 return self._to_interrupted(trap)
-        return self._to_caller(
-            Found(value, How.FRAME_POINTER, saved, bp + 4, self._arguments(saved), call.follows), place
-        )
+            # What was called may have no frame either, and its code may not be in the image.
+            found = self._scanner.next_frames(place.inside, max(place.sp, stack.limit), bp)
+            possible = [each for each in found if each.follows_call is None]
+        else:
+            possible = []
+        caller = Found(value, How.FRAME_POINTER, saved, bp + 4, self._arguments(saved), call.follows)
+        callers, following = self._to_caller(caller, place)
+        return [*possible, *callers], following
 
     def _by_search(self, place: _Place) -> tuple[list[Found], _Place]:
         """Find the next frames by return addresses, or a trap frame below them; no frames where there are none."""
@@ -180,6 +200,30 @@ class _Walk:
             return [], place
         frames = [replace(each, arguments=self._arguments(each.address)) for each in found]
         return frames, self._to_caller(frames[-1], place)[1]
+
+    def _through_exception(self, found: list[Found], following: _Place) -> tuple[list[Found], _Place]:
+        """Return the next frames, those of the exception instead of any that are its frame or beyond it."""
+        exception = self._exception
+        if exception is None:
+            return found, following
+        before = [each for each in found if (each.found_at or 0) < exception.top]
+        if found and len(before) == len(found):
+            return found, following
+        self._exception = None
+        registers = exception.registers
+        arguments = self._arguments(registers.bp)
+        interrupted = Found(registers.ip, How.INTERRUPTED, registers.bp, exception.found_at, arguments)
+        return [*before, interrupted], _Place(registers.ip, registers.sp, registers.bp, exact=True)
+
+    def _by_switch(self, place: _Place) -> Leaving | None:
+        """Step to the stack that the function at a place came from; None where that is not known."""
+        switch = self._stack.switch
+        sp = None if switch is None else self._stack.word(switch.sp_at)
+        if switch is None or sp is None or not self._stack.is_on_other(sp):
+            return None
+        bp = place.bp if place.bp is not None and self._stack.is_on_other(place.bp) else None
+        registers = partial_registers(place.ip, sp, bp, 4)
+        return Leaving(registers, How.SWITCHED, switch.sp_at, exact=place.exact, same_frame=True)
 
     def _to_caller(self, found: Found, place: _Place) -> tuple[list[Found], _Place]:
         """Return a caller's frame, and its registers."""
@@ -219,14 +263,16 @@ class _Walk:
     def _find_caller(self, place: _Place, end: int) -> Found | None:
         """Find a return address below `end` whose direct call entered the function of a place."""
         for slot, value in self._stack.words(place.sp, end):
-            if self._code.is_code(value) and self._entered(place, value):
-                return Found(value, How.SCANNED, None, slot, follows_call=True)
+            link = self._entered(place, value) if self._code.is_code(value) else None
+            if link is not None:
+                return Found(value, How.SCANNED, None, slot, follows_call=True, certain=link is Link.CONFIRMS)
         return None
 
-    def _entered(self, place: _Place, return_address: int) -> bool:
-        """Return whether a direct call before a return address entered the function of a place."""
-        target = self._code.call_before(return_address).target
-        return target is not None and self._scanner.link(place.inside, return_address, target) is Link.CONFIRMS
+    def _entered(self, place: _Place, return_address: int) -> Link | None:
+        """Return how a direct call before a return address entered the function of a place; None where it did not."""
+        call = self._code.call_before(return_address)
+        link = Link.CONTRADICTS if call.target is None else self._scanner.link(place.inside, return_address, call)
+        return link if link in (Link.CONFIRMS, Link.SUGGESTS) else None
 
     def _caller_of_unframed(self, place: _Place, slot: int) -> Found | None:
         """Return the caller of a function that has not yet set EBP; its return address is at `slot`."""
