@@ -266,8 +266,8 @@ def test_a_minidump_of_it(tmp_path: Path, symbols: Path) -> None:
     assert stack.ending == "the thread stack is not in the image"
 
 
-# The clock interrupts a driver's work item, and its interrupt's routine crashes: on the interrupt stack, whose beginning
-# has the return address of KiInterruptDispatch... and the thread's RSP, where its trap frame is.
+# The clock interrupts a driver's work item, and its interrupt's routine crashes on the interrupt stack. At the base of
+# that is the return address of KiInterruptDispatch..., and the thread's RSP, where its trap frame is.
 CLOCK_RSP = PROCESSOR_BASE - 0x1C0
 CLOCK_TRAP = STACK_BASE - 0x700
 CLOCK_CRASH = Crash(0x101, (0, 0, 0, 0), "nt!KeBugCheckEx", CLOCK_RSP, (CLOCK_RSP, PROCESSOR_BASE))

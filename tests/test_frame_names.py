@@ -27,7 +27,11 @@ TWICE = Driver(
     exports={"First": 0x1000, "Second": 0x1040, "Middle": 0x1060, "Third": 0x2000},
     code={0x103E: CALL, 0x105E: CALL, 0x2000 - 2: CALL},
     # push rbx; sub rsp, 20h
-    unwind={(0x1000, 0x1040): bytes.fromhex("0106020006320230"), (0x1040, 0x1080): bytes.fromhex("0106020006320230")},
+    unwind={
+        (0x1000, 0x1040): bytes.fromhex("0106020006320230"),
+        (0x1040, 0x1080): bytes.fromhex("0106020006320230"),
+        (0x2030, 0x2050): bytes.fromhex("0106020006320230"),
+    },
 )
 PLAIN = replace(TWICE, name="plain.sys", unwind={})
 
@@ -84,6 +88,23 @@ def test_a_return_address_that_the_function_table_proves(built: tuple[str, Image
     assert code.text == ("twice!First+0x40" if kernel == X64 else "twice!Second")
 
 
+@pytest.mark.parametrize(
+    ("place", "exact", "expected"),
+    [
+        pytest.param("twice!First+0x10", True, "twice!First+0x10", id="in an exported function"),
+        pytest.param("twice!Middle+0x8", True, "twice!Middle+0x8", id="behind an export in the middle of a function"),
+        pytest.param("twice!Middle+0x100", True, "twice+0x1160 (.text)", id="beyond the end of the function"),
+        pytest.param("twice!Third+0x40", True, "twice+0x2040 (.text)", id="in a function that is not exported"),
+        pytest.param("plain!Third+0x40", True, "plain!Third+0x40", id="without a function table"),
+    ],
+)
+def test_code_behind_an_export(built: tuple[str, Image, Audit], place: str, expected: str, *, exact: bool) -> None:
+    """On x64 the function table tells whether code belongs to the export before it; x86 has none."""
+    kernel, image, audit = built
+    text = names_of(audit).name(image.resolve(place), exact=exact).text
+    assert text == (expected if kernel == X64 else place)
+
+
 # Functions of the 19041 kernel by its function table, ours: KiSwapThread is one, and a part of it was split off behind
 # IofCallDriver; another part belongs to no name; KiSwapContext is short, and what lies behind it is no function.
 SWAP_THREAD, PART, NAMELESS, SWAP_CONTEXT = "KiSwapThread", 0x60, 0x80, "KiSwapContext"
@@ -136,14 +157,49 @@ def test_code_that_the_nearest_symbol_does_not_name(
     assert names_of(audit).name(address, exact=exact).text == expected
 
 
-def test_code_behind_a_string(tmp_path: Path) -> None:
-    """String literals lie between the functions of old kernels: what is behind one has no name."""
-    symbols = with_symbols(tmp_path, {"??_C@_0M@KGFKNKGK@KiSwapStack@FNODOBFM@": 0xB0C00})
+#: A string literal between KiSwapContext, at b0be0, and the next function, at b0d60, as old kernels have them.
+LITERAL = 0xB0C00
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("??_C@_0M@KGFKNKGK@KiSwapStack@FNODOBFM@", id="a string literal"),
+        pytest.param("??_7Node@@6B@", id="a table of virtual functions"),
+        pytest.param("__real@3ff0000000000000", id="a constant"),
+    ],
+)
+@pytest.mark.parametrize("at", [LITERAL, LITERAL + 0x20], ids=["at it", "behind it"])
+def test_code_behind_data(tmp_path: Path, name: str, at: int) -> None:
+    """Data lies between the functions of old kernels: its symbol is no name for code, of a frame or of a routine."""
     images: list[Image] = []
-    audit = audit_of(scene_of(XP), tmp_path, images.append, symbols=symbols)
-    # KiSwapContext is at be0, the next function at d60.
-    address = images[0].kernel.base + 0xB0C20
-    assert names_of(audit).name(address, exact=False).text == "nt+0xb0c20 (.text)"
+    audit = audit_of(scene_of(XP), tmp_path, images.append, symbols=with_symbols(tmp_path, {name: LITERAL}))
+    address = images[0].kernel.base + at
+    texts = {names_of(audit).name(address, exact=True).text, audit.kernel.drivers.routine(address).text}
+    assert texts == {f"nt+{at:#x} (.text)"}
+    # A call may be the last instruction before it.
+    returned = "nt!KiSwapContext+0x20" if at == LITERAL else f"nt+{at:#x} (.text)"
+    assert names_of(audit).name(address, exact=False).text == returned
+
+
+def test_code_that_no_symbol_of_its_section_precedes(built: tuple[str, Image, Audit]) -> None:
+    """A variable is no name for code in the next section."""
+    _, image, audit = built
+    # Our kernels have variables from 7c000 to 8c000, and code behind.
+    assert audit.kernel.drivers.code(image.kernel.base + 0x8D100).text == "nt+0x8d100 (PAGE)"
+    assert audit.kernel.drivers.code(image.kernel.base + 0x7C004).text == "nt!KdDebuggerDataBlock+0x4"
+
+
+def test_code_too_far_behind_a_function(tmp_path: Path) -> None:
+    """Symbols name every function: code that no function is long enough for has no name."""
+    images: list[Image] = []
+    audit = audit_of(
+        scene_of(XP), tmp_path, images.append, symbols=with_symbols(tmp_path, {"KiSystemService": 0x12000})
+    )
+    base = images[0].kernel.base
+    # KiThreadStartup is at 157a3, the next function, KeUnstackDetachProcess, at 31c17.
+    assert audit.kernel.drivers.code(base + 0x257A2).text == "nt!KiThreadStartup+0xffff"
+    assert audit.kernel.drivers.code(base + 0x257A3).text == "nt+0x257a3 (.text)"
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,14 @@ ROUTINES = frozenset(
 """The symbols of the kernel routines that the checks need. Compare their addresses, not printed names: of folded code
 only one of many names is printed."""
 
+# Prefixes of the names that Microsoft's compiler gives to data: string literals, virtual function and base tables,
+# RTTI, floating-point and vector constants, pointers to imports (undname prints `string', `vftable' and so on of them).
+# In old kernels they lie between functions.
+DATA_NAMES = ("??_C@", "??_7", "??_8", "??_R", "__real@", "__xmm@", "__ymm@", "__imp_")
+
+FUNCTION_BOUND = 1 << 16
+"""The assumed largest size in bytes of a function where nothing shows its end."""
+
 STACK_BOUND = 1 << 20
 """The largest plausible kernel stack, in bytes. One on x64 has up to 72 KiB; callouts to user mode may add others."""
 

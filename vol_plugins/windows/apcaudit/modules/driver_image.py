@@ -141,6 +141,11 @@ class Image:
         section = None if self.header is None else self.header.section_at(rva)
         return (section.name or None) if section is not None else None
 
+    def is_same_section(self, one: int, other: int) -> bool:
+        """Return whether two relative virtual addresses are in the same section, as far as the headers tell."""
+        header = self.header
+        return header is None or header.section_at(one) == header.section_at(other)
+
     def function_size(self, rva: int) -> int:
         """Return the number of bytes from a relative virtual address to the end of its function."""
         return function_size(self.read, self.header, self.exports, rva, self.driver.size)

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .. import windows
 from ..image.memory import Memory
 from ..image.symbols import KernelSymbols
 from ..model import Backing, Code, ModuleConflict, NotCode
@@ -253,13 +254,24 @@ class Drivers:
         return tuple(f"{driver.label}!{name}" for name in names)
 
     def nearest(self, address: int) -> tuple[str, int] | None:
-        """Return the nearest symbol, else export, at or below an address, and the distance in bytes."""
+        """Return the nearest symbol, else export, at or below an address, and the distance in bytes.
+
+        None where that does not name what is at the address: data does not name code.
+        """
         driver = self.find(address)
         if driver is None:
             return None
-        if self.is_kernel(driver):
-            return self._symbols.nearest(address)
-        return self.image(driver).nearest(address - driver.base)
+        image, rva = self.image(driver), address - driver.base
+        nearest = self._symbols.nearest(address) if self.is_kernel(driver) else image.nearest(rva)
+        if nearest is None or nearest[0].startswith(windows.DATA_NAMES):
+            return None
+        distance = nearest[1]
+        # Symbols name every function, exports only some.
+        if not image.is_same_section(rva - distance, rva) or (
+            distance >= windows.FUNCTION_BOUND and self.has_symbols(address)
+        ):
+            return None
+        return nearest
 
     def has_symbols(self, address: int) -> bool:
         """Return whether the module that contains an address has symbols, which name every function, unlike exports."""

@@ -66,7 +66,7 @@ class ModuleCode:
         if driver is None:
             return None
         if self._drivers.is_kernel(driver):
-            nearest = self._symbols.nearest(address)
+            nearest = self._drivers.nearest(address)
             return None if nearest is None else address - nearest[1]
         table = self.unwind_table(address)
         entry = None if table is None else table.table.find(address - driver.base)
@@ -104,10 +104,6 @@ class ModuleCode:
         return self._drivers.find(address) if address >= self._drivers.kernel_start else None
 
 
-_STRING = "??_C@"
-"""Prefix of the names that Microsoft's compiler gives to string literals, which are between functions."""
-
-
 class FrameNames:
     """Names the code addresses of frames."""
 
@@ -128,15 +124,14 @@ class FrameNames:
     def _nearest(self, address: int, *, exact: bool) -> tuple[str, int] | None:
         nearest = self._drivers.nearest(address)
         inside = address if exact else address - 1
-        if not exact and nearest is not None and nearest[1] == 0:
-            if self._function_ends_at(address):
+        if not exact and (nearest is None or nearest[1] == 0):
+            # Data may follow the last call of a function, too.
+            if nearest is None or self._function_ends_at(address):
                 before = self._drivers.nearest(inside)
                 nearest = None if before is None else (before[0], before[1] + 1)
             else:
                 inside = address
-        if nearest is None or not self._drivers.has_symbols(address):
-            return nearest
-        return None if nearest[0].startswith(_STRING) else self._in_function(address, inside, nearest)
+        return None if nearest is None else self._in_function(address, inside, nearest)
 
     def _function_ends_at(self, address: int) -> bool:
         """Return whether the function that contains the call before an address ends at that address.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
-from ..windows import PAGE_SIZE
+from ..windows import FUNCTION_BOUND, PAGE_SIZE
 from .frame import How
 from .registers import Registers
 from .stack_view import StackView
@@ -97,10 +97,6 @@ def _pointer(call: bytes, address: int, pointer_size: int) -> int | None:
 
 FRAMES_BOUND = 64
 """How many frames of a stack are returned."""
-
-FUNCTION_BOUND = 0x10000
-"""The assumed largest size in bytes of a function whose start is a call's target, where no function start is known."""
-
 
 FROM_USER = "entered from user mode"
 """The ending of a walk that has reached the trap frame of the entry from user mode; frames beyond it are stale."""
