@@ -585,6 +585,29 @@ def test_a_crash_within_a_call_of_user_mode(tmp_path: Path, symbols: Path) -> No
     assert stack.frames[2].found_at == EXCEPTION_FRAME + 0x138
 
 
+def test_a_thread_whose_stack_is_full(tmp_path: Path, symbols: Path) -> None:
+    """0x7F: the double fault is handled on a stack of the TSS; the thread's stack pointer is below its StackLimit."""
+    limit, trap = STACK_BASE - 0x6000, PROCESSOR_BASE - 0x190
+    start = trap - 0x148
+
+    def plant(image: Image) -> None:
+        write_words(image, start, "nt!KiBugCheckDispatch+0x69")
+        write_words(image, trap - 8, "nt!KiPageFault+0x469")
+        trap_frame64(image, trap, "faulty!Work+0x2c", limit - 0x20)
+        write_words(image, limit + 0x38, "faulty!Dispatch+0x60")
+
+    code: dict[Address, Code] = {**CODE, "faulty!Dispatch+0x5b": (b"\xe8", Relative("faulty!Work"))}
+    crash = Crash(0x7F, (8, 0, 0, 0), "nt!KeBugCheckEx", start, (start, PROCESSOR_BASE))
+    stack = walk(tmp_path, symbols, crash, plant, code=code, thread={"stack_pages": 6})
+    assert shown(stack.frames) == [
+        (StackKind.OTHER, How.SAVED, "nt!KeBugCheckEx"),
+        (StackKind.OTHER, How.SCANNED, "nt!KiBugCheckDispatch+0x69"),
+        (StackKind.OTHER, How.SCANNED, "nt!KiPageFault+0x469"),
+        (OWN, How.INTERRUPTED, "faulty!Work+0x2c"),
+        (OWN, How.SCANNED, "faulty!Dispatch+0x60"),
+    ]
+
+
 def test_a_stack_of_unknown_use(tmp_path: Path, symbols: Path) -> None:
     """The stack that the triage header gives is walked though the thread and the processor name another."""
 
@@ -596,4 +619,4 @@ def test_a_stack_of_unknown_use(tmp_path: Path, symbols: Path) -> None:
     expected = [(StackKind.OTHER if kind is DPC else kind, how, text) for kind, how, text in DPC_FRAMES[:8]]
     scanned = [text for _, how, text in expected[:7] if how is How.SCANNED]
     assert unnamed(shown(stack.frames)) == unnamed(marked(expected, *scanned))
-    assert stack.start == "the context in the dump's header, on the other stack"
+    assert stack.start.endswith(", on a stack that is not known to be the thread's or its processor's")

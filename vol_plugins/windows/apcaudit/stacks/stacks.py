@@ -255,7 +255,7 @@ class Stacks:
         """
         stack = stacks[0]
         kernel_stack = 0 if is_running(thread) else thread.members.kernel_stack or 0
-        at = kernel_stack if stack.holds(kernel_stack) else stack.limit
+        at = kernel_stack if stack.holds(kernel_stack) else thread.members.stack_limit or stack.limit
         where = f"KernelStack {at:#x}" if at == kernel_stack else f"StackLimit {at:#x}"
         source = f"a search from {where}, since the thread has no usable saved registers"
         found = Scanner(stack, self._code).next_frames(0, at)
@@ -298,6 +298,8 @@ def _has(placed: list[_Placed], exception: ExceptionRegisters) -> bool:
 
 
 def _on(stack: StackView) -> str:
+    if stack.kind is StackKind.OTHER:
+        return ", on a stack that is not known to be the thread's or its processor's"
     return "" if stack.kind is StackKind.THREAD else f", on the {stack.kind.value} stack"
 
 

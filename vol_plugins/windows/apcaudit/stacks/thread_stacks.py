@@ -60,6 +60,10 @@ class ThreadStacks:
         processors = () if prcb is None else read_processor_stacks(self._kernel, prcb)
         # A processor's first idle thread has the stack that is also the DPC stack.
         processors = tuple(each for each in processors if not any(one.holds(each.limit) for one, _ in own))
+        if is_running(thread) and own:
+            # A thread whose stack is full crashes with its stack pointer in the page below, which is not mapped.
+            stack, segment = own[0]
+            own[0] = (StackRange(stack.kind, max(stack.limit - windows.PAGE_SIZE, 0), stack.base), segment)
         ranges = tuple(each for each, _ in own)
         views = [
             self._view(stack, ranges[position + 1 :], self._switch(stack, segment))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -170,6 +170,9 @@ class CodeView(Protocol):
 # read.
 _ALIGNMENT = 16
 
+# How far beyond a call of a pointer a call of the very function is looked for. Frames are rarely as large.
+_AHEAD = PAGE_SIZE
+
 # How far from a call's target code is read, to see whether another function begins between, and what is between
 # functions: int3, or on x86 also nop (padding of Microsoft's compiler and linker).
 _READ_AT_MOST = PAGE_SIZE
@@ -183,6 +186,37 @@ class Link(Enum):
     SUGGESTS = "it entered code shortly before that frame's address, whose function is not known"
     ALLOWS = "it may have led there"
     CONTRADICTS = "it entered another function"
+
+
+class _Possible:
+    """The possible frames of a search, which may be found by a call's target."""
+
+    def __init__(self, code: CodeView) -> None:
+        self.frames: list[Found] = []
+        self._code = code
+        self._by_function: dict[int, int] = {}
+        self._unknown: list[int] = []  # sorted
+
+    def add(self, frame: Found) -> None:
+        if len(self.frames) == FRAMES_BOUND:
+            return
+        self.frames.append(frame)
+        function = self._code.function(frame.ip - 1)
+        if function is None:
+            insort(self._unknown, frame.ip)
+        else:
+            self._by_function.setdefault(function, frame.ip)
+
+    def nearest_in_function(self, target: int) -> int | None:
+        """Return the code address of the frame in the function of a call's target, None if there is none.
+
+        Where functions are not known it is the one that is closest behind the target.
+        """
+        function = self._code.function(target)
+        if function in self._by_function:
+            return self._by_function[function]
+        position = bisect_right(self._unknown, target)
+        return self._unknown[position] if position < len(self._unknown) else None
 
 
 class Scanner:
@@ -215,37 +249,39 @@ class Scanner:
             none. A call that entered the function is preferred to one that may have led to it, and of equal ones the
             nearest. If no call could be read at all, every possible return address.
         """
-        possible: list[Found] = []
-        calls = 0  # how many of `possible` there are up to the first one behind a call
+        possible = _Possible(self._code)
+        calls = 0  # how many of the possible frames there are up to the first one behind a call
         for slot, value, call in self._range(start, end):
+            if calls and slot >= (possible.frames[calls - 1].found_at or 0) + _AHEAD:
+                break
             found = Found(value, How.SCANNED, self._address(slot), slot, follows_call=call.follows, certain=False)
             link = Link.ALLOWS if call.follows is None else self._best_link(ip, possible, value, call)
             if link is Link.CONTRADICTS:
                 continue
             if link in (Link.CONFIRMS, Link.SUGGESTS):
-                return [*possible, replace(found, certain=link is Link.CONFIRMS)]
-            if len(possible) < FRAMES_BOUND:
-                possible.append(found)
+                return [*possible.frames, replace(found, certain=link is Link.CONFIRMS)]
+            possible.add(found)
             if call.follows and not calls:
-                calls = len(possible)
+                calls = len(possible.frames)
             # Without the function nothing can confirm a call.
             if (calls and not ip) or (self._ends_search is not None and self._ends_search(found.address or 0)):
-                return possible
-        return possible[:calls] if calls else possible
+                return possible.frames
+        return possible.frames[:calls] if calls else possible.frames
 
     def _range(self, start: int, end: int | None) -> Iterator[tuple[int, int, CallBefore]]:
         """Yield the possible return addresses of a range of the stack: address, value, the call before."""
         if self._candidates is None:
-            self._candidates = list(self._read())
+            # Walks go from lower to higher addresses.
+            self._candidates = list(self._read(start))
         first = bisect_left(self._candidates, start, key=lambda each: each[0])
         for position in range(first, len(self._candidates)):
             if end is not None and self._candidates[position][0] >= end:
                 break
             yield self._candidates[position]
 
-    def _read(self) -> Iterator[tuple[int, int, CallBefore]]:
+    def _read(self, start: int) -> Iterator[tuple[int, int, CallBefore]]:
         size = self._stack.pointer_size
-        for slot, value in self._stack.words(self._stack.limit, self._stack.top):
+        for slot, value in self._stack.words(start, self._stack.top):
             if not self._code.is_code(value):
                 continue
             call = self._code.call_before(value)
@@ -254,15 +290,17 @@ class Scanner:
             if call.follows or (call.follows is None and not unlikely):
                 yield slot, value, call
 
-    def _best_link(self, ip: int, possible: list[Found], return_address: int, call: CallBefore) -> Link:
+    def _best_link(self, ip: int, possible: _Possible, return_address: int, call: CallBefore) -> Link:
         """Return how a call relates to the function at an address, or to that of a possible frame between."""
         link = self.link(ip, return_address, call)
-        if link in (Link.CONFIRMS, Link.SUGGESTS) or not ip:
+        target = call.through if call.target is None else call.target
+        if link in (Link.CONFIRMS, Link.SUGGESTS) or not ip or target is None:
             return link
-        others = {self.link(each.ip - 1, return_address, call) for each in possible}
-        if Link.CONFIRMS in others:
-            return Link.CONFIRMS
-        return Link.SUGGESTS if link is Link.CONTRADICTS and Link.SUGGESTS in others else link
+        other = possible.nearest_in_function(target)
+        between = Link.CONTRADICTS if other is None else self.link(other - 1, return_address, call)
+        if between is Link.CONFIRMS or (between is Link.SUGGESTS and link is Link.CONTRADICTS):
+            return between
+        return link
 
     def link(self, ip: int, return_address: int, call: CallBefore) -> Link:
         """Return whether a call can lead to the function at a code address (0: unknown)."""
