@@ -10,6 +10,7 @@ from apcaudit.synthetic.machine import Machine, SceneError
 from apcaudit.synthetic.pages import PAGE
 from apcaudit.synthetic.scene import Process, Scene, Thread
 from apcaudit.synthetic.threads import ThreadWriter
+from apcaudit.synthetic.userspace import spaces
 
 
 def build(scene: Scene, kernel: Kernel) -> Image:
@@ -73,6 +74,8 @@ def _place_threads(machine: Machine, whole: tuple[Process, ...]) -> None:
         for thread in process.threads:
             body = writer.place(process, thread)
             placed.append((thread, body))
+            if process.space is not None:
+                spaces.place_teb_pointer(machine, thread.tid, body)
             if thread.in_thread_list:
                 listed.append(body)
             if thread.idle and thread.running_on is not None:

@@ -23,7 +23,9 @@ class Image:
 
     `address_of` holds virtual addresses: of threads by TID, and by `thread:TID`, `process:NAME`, `process:PID`,
     `driver:NAME` (image base), `driver-object:NAME`, `device:NAME`, `module:NAME` (its list entry), `apc:LABEL`,
-    `irp:LABEL`, `file:NAME`, `kpcr:NUMBER`, `kprcb:NUMBER`. Where an APC has no label it is `apc:TID:QUEUE:POSITION`.
+    `irp:LABEL`, `file:NAME`, `kpcr:NUMBER`, `kprcb:NUMBER`. Where an APC has no label it is
+    `apc:TID:QUEUE:POSITION`. Of user space: `image:LABEL` (its base), `memory:LABEL`, `peb:PID`, `teb:TID`, and of its
+    VADs `vad:PID:START` with the address in hexadecimal.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -57,6 +59,10 @@ class Image:
     def write(self, address: int, data: bytes) -> None:
         """Write virtual memory."""
         self.memory.space.write(address, data)
+
+    def user(self, pid: int) -> Memory:
+        """Give the memory of a process that has a user space of its own."""
+        return Memory(self.kernel, self._machine.user_pages[pid])
 
     def resolve(self, address: int | str) -> int:
         """Turn a scene's symbolic address into a number."""
@@ -104,8 +110,11 @@ class Image:
     def _runs(self) -> list[tuple[int, list[bytes | bytearray]]]:
         """Give physical memory as runs: first address, and the pieces that follow one another there."""
         space = self.memory.space
+        tables = space.tables()
+        for pages in self._machine.user_pages.values():
+            pages.share_kernel_half(tables)
         pieces: list[tuple[int, bytes | bytearray]] = [(space.mode.first, space.physical)]
-        pieces += space.tables().items()
+        pieces += tables.items()
         pieces += space.fixed.items()
         runs: list[tuple[int, list[bytes | bytearray]]] = []
         end = -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from apcaudit.errors import ApcAuditError
 from apcaudit.synthetic.kernels import Kernel
@@ -12,11 +13,17 @@ from apcaudit.synthetic.pages import PAGE
 from apcaudit.synthetic.pool import Pool
 from apcaudit.synthetic.scene import Address, Scene
 
+if TYPE_CHECKING:
+    from apcaudit.synthetic.userspace.images import Images
+    from apcaudit.synthetic.userspace.page_tables import UserPages
+
 #: The time of every scene, 2026-01-02 03:04:05 UTC, in 100 ns since 1601; the machine started an hour before.
 SYSTEM_TIME = (1767323045 + 11644473600) * 10_000_000
 BOOT_TIME = SYSTEM_TIME - 3600 * 10_000_000
 
 _NAME = re.compile(r"(?P<module>[^!+\-]+?)(?:!(?P<symbol>[^+\-]+))?(?P<offset>[+\-](?:0x[0-9a-fA-F]+|\d+))?")
+
+_ENCODED = "wow64:"
 
 
 class SceneError(ApcAuditError):
@@ -105,6 +112,9 @@ class Machine:
         self.processes: dict[str, int] = {}
         self.stack_of: dict[int, int] = {}
         self.cid_entries: dict[int, int] = {}
+        #: Page tables of the processes that have a user space of their own, by PID, and the images that they map.
+        self.user_pages: dict[int, UserPages] = {}
+        self.user_images: Images | None = None
         self._next_stack = self.ranges.stacks
         self._in_kernel: dict[str, int] = {}
 
@@ -140,6 +150,9 @@ class Machine:
             names = address.split("|")
             has = (name for name in names if self.kernel.has(name.removeprefix("nt!").partition("+")[0]))
             address = next(has, names[-1])
+        if address.startswith(_ENCODED):
+            # A routine of 32-bit code, as PsWrapApcWow64Thread encodes it (public header, wow64t.h).
+            return -(self.resolve(address.removeprefix(_ENCODED), stack_base) << 2)
         match = _NAME.fullmatch(address)
         if match is None:
             raise SceneError(f"{address}: not an address")

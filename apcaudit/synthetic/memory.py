@@ -12,12 +12,12 @@ _UNSIGNED = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 
 class Memory:
-    """A kernel's virtual memory and its structures' members."""
+    """A kernel's virtual memory and its structures' members; of a process where its own space is given."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, space: AddressSpace | None = None) -> None:
         self.kernel = kernel
         self.layout = kernel.layout
-        self.space = AddressSpace(X64 if kernel.is_64bit else PAE if kernel.is_pae else X86)
+        self.space = space or AddressSpace(X64 if kernel.is_64bit else PAE if kernel.is_pae else X86)
         self.pointer_size = kernel.layout.pointer_size
         self._pointer = struct.Struct("<Q" if kernel.is_64bit else "<I")
         self._links = struct.Struct("<QQ" if kernel.is_64bit else "<II")

@@ -14,6 +14,8 @@ from apcaudit.synthetic.intermediate import Pdb
 
 _PAGE = 0x1000
 _CODE, _CONSTANTS, _DATA, _INIT = 0x68000020, 0x48000040, 0xC8000040, 0xE2000020
+#: ... and in user space, where nothing is marked as not pageable: code, constants, data, relocations (discardable).
+_USER = (0x60000020, 0x40000040, 0xC0000040, 0x42000040)
 
 #: Link time of every image: fixed, 2026-01-01.
 TIME_DATE_STAMP = 0x6955B900
@@ -41,18 +43,59 @@ class PeImage:
     data: int | None = None
     #: Whether all that precedes .data is one section of code, as where only the addresses of a kernel are known.
     all_code: bool = False
+    #: Exports that lead to other modules' (`NTDLL.RtlAllocateHeap`), by name.
+    forwards: Mapping[str, str] = field(default_factory=dict)
+    #: Whether it is a program's file, or a DLL, of user space.
+    user: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of an image: where it is, relative to the base, and its Characteristics."""
+
+    name: bytes
+    start: int
+    size: int
+    flags: int
+
+    @property
+    def executable(self) -> bool:
+        """Tell whether IMAGE_SCN_MEM_EXECUTE is set."""
+        return bool(self.flags & 0x20000000)
+
+    @property
+    def writable(self) -> bool:
+        """Tell whether IMAGE_SCN_MEM_WRITE is set."""
+        return bool(self.flags & 0x80000000)
+
+
+def sections(image: PeImage) -> list[Section]:
+    """Give the image's sections in their order."""
+    return [Section(*each) for each in _sections(image)[0]]
 
 
 def lay_out(image: PeImage) -> dict[int, bytes]:
     """Give the image's pieces: relative address to bytes. INIT has been discarded, as after a driver's start."""
+    sections, constants, text = _sections(image)
+    read_only, directories = _read_only_data(image, constants)
+    pieces = {0: _headers(image, sections, directories, text), constants: read_only}
+    body = _BODY[image.is_64bit]
+    pieces |= {rva: body for rva in sorted(set(image.exports.values())) if _is_code(rva, sections)}
+    pieces |= dict(image.code)
+    return pieces
+
+
+def _sections(image: PeImage) -> tuple[list[tuple[bytes, int, int, int]], int, int]:
+    """Give the sections, and where constants and code begin."""
     init = image.size - _PAGE
     length = -(-len(_read_only_data(image, 0)[0]) // _PAGE) * _PAGE
+    code, read_only, variables, last = _USER if image.user else (_CODE, _CONSTANTS, _DATA, _INIT)
     if image.data is None:
-        # A driver: code, constants, variables.
+        # A driver or a file of user space: code, constants, variables.
         text, data = _PAGE, init - _PAGE
         constants = data - length
-        sections = [(b".text", text, constants - text, _CODE), (b".rdata", constants, length, _CONSTANTS)]
-        sections += [(b".data", data, init - data, _DATA)]
+        sections = [(b".text", text, constants - text, code), (b".rdata", constants, length, read_only)]
+        sections += [(b".data", data, init - data, variables)]
     elif image.all_code:
         constants, text, data = _PAGE, _PAGE, image.data
         sections = [(b".text", text, data - text, _CODE), (b".data", data, init - data, _DATA)]
@@ -63,13 +106,8 @@ def lay_out(image: PeImage) -> dict[int, bytes]:
         sections = [(b".rdata", constants, length, _CONSTANTS), (b".text", text, data - text, _CODE)]
         sections += [(b".data", data, 0x10000, _DATA), (b"POOLCODE", after, _PAGE, _CODE)]
         sections.append((b"PAGE", after + _PAGE, init - after - _PAGE, _CODE))
-    sections.append((b"INIT", init, image.size - init, _INIT))
-    read_only, directories = _read_only_data(image, constants)
-    pieces = {0: _headers(image, sections, directories, text), constants: read_only}
-    body = _BODY[image.is_64bit]
-    pieces |= {rva: body for rva in sorted(set(image.exports.values())) if _is_code(rva, sections)}
-    pieces |= dict(image.code)
-    return pieces
+    sections.append((b".reloc" if image.user else b"INIT", init, image.size - init, last))
+    return sections, constants, text
 
 
 def import_slots(image: PeImage) -> dict[str, int]:
@@ -86,7 +124,7 @@ def import_slots(image: PeImage) -> dict[str, int]:
 
 
 def _is_code(rva: int, sections: list[tuple[bytes, int, int, int]]) -> bool:
-    return any(start <= rva < start + size and flags == _CODE for _, start, size, flags in sections)
+    return any(start <= rva < start + size and flags in (_CODE, _USER[0]) for _, start, size, flags in sections)
 
 
 def _headers(
@@ -129,7 +167,7 @@ def _read_only_data(image: PeImage, start: int) -> tuple[bytes, dict[int, tuple[
     data += struct.pack("<IIHHIIII", 0, TIME_DATE_STAMP, 0, 0, 2, len(record), start + 0x1C, start + 0x1C) + record
     directories[6] = (start, 0x1C)
     data += bytes(-len(data) % 16)
-    if image.exports:
+    if image.exports or image.forwards:
         exports = _exports(image, start + len(data))
         directories[0] = (start + len(data), len(exports))
         data += exports + bytes(-len(exports) % 16)
@@ -156,12 +194,17 @@ def _function_table(image: PeImage, start: int) -> bytes:
 
 
 def _exports(image: PeImage, start: int) -> bytes:
-    names = sorted(image.exports)
+    names = sorted({*image.exports, *image.forwards})
     functions, strings_at = start + 0x28, start + 0x28 + 10 * len(names)
     strings, offsets = bytearray(image.name.encode() + b"\0"), []
+    addresses = dict(image.exports)
     for name in names:
         offsets.append(strings_at + len(strings))
         strings += name.encode() + b"\0"
+        if name in image.forwards:
+            # A forwarded export's address leads to the text of its target, within the export directory.
+            addresses[name] = strings_at + len(strings)
+            strings += image.forwards[name].encode() + b"\0"
     count = len(names)
     table = struct.pack(
         "<IIHHIIIIIII",
@@ -177,7 +220,7 @@ def _exports(image: PeImage, start: int) -> bytes:
         functions + 4 * count,
         functions + 8 * count,
     )
-    table += struct.pack(f"<{count}I", *(image.exports[name] for name in names))
+    table += struct.pack(f"<{count}I", *(addresses[name] for name in names))
     table += struct.pack(f"<{count}I", *offsets)
     table += struct.pack(f"<{count}H", *range(count))
     return table + bytes(strings)

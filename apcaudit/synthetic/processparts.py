@@ -12,11 +12,10 @@ from apcaudit.synthetic import handletable
 from apcaudit.synthetic.machine import Machine
 from apcaudit.synthetic.pages import PAGE
 from apcaudit.synthetic.scene import Process
+from apcaudit.synthetic.userspace import spaces, vads
 
 #: STATUS_PENDING (ntstatus.h): the ExitStatus of a process that has not ended.
 _PENDING = 0x103
-#: The page of KUSER_SHARED_DATA in user space, which every process has, and MM_READONLY (ReactOS, mm.h).
-_SHARED_DATA, _READ_ONLY = 0x7FFE0000, 1
 #: Where the first PEB lies behind the base of user images; ours.
 _PEBS = 0x1000000
 #: MmProtectToValue, by the VADs' five bits: the PAGE_* (winnt.h) of the lowest three, and what the upper two add.
@@ -30,10 +29,14 @@ def place(machine: Machine, process: Process, body: int, position: int) -> None:
     memory = machine.memory
     handletable.place_empty(machine, body)
     memory.write(body, "_EPROCESS", "ExitStatus", _PENDING, optional=True)
-    _vads(machine, body)
+    if process.space is not None:
+        spaces.place(machine, process, body)
+        _image_name(machine, process, body)
+        return
+    vads.place(machine, body, [vads.Vad(spaces.SHARED_DATA, PAGE, "READONLY")])
     if process.name in _MINIMAL:
         return
-    # All processes share their page tables here, so each PEB has an address of its own.
+    # All processes without a space of their own share their page tables, so each PEB has an address of its own.
     peb = machine.ranges.user + _PEBS + position * PAGE
     memory.space.map(peb, PAGE)
     memory.write(peb, "_PEB", "ImageBaseAddress", machine.ranges.user, optional=True)
@@ -52,28 +55,6 @@ def place_protections(machine: Machine) -> None:
         for position, access in enumerate(_PAGE_ACCESS)
     ]
     machine.memory.space.write(table, struct.pack("<32I", *values))
-
-
-def _vads(machine: Machine, body: int) -> None:
-    """Make a process's VADs: one, for KUSER_SHARED_DATA."""
-    memory = machine.memory
-    vad = machine.pool.allocate(memory.size("_MMVAD_SHORT"), b"VadS")
-    for path, value in (
-        ("StartingVpn", _SHARED_DATA // PAGE),
-        ("EndingVpn", _SHARED_DATA // PAGE),
-        ("u.VadFlags.PrivateMemory", 1),
-        ("u.VadFlags.Protection", _READ_ONLY),
-    ):
-        memory.write(vad, "_MMVAD_SHORT", path, value, optional=True)
-    root = body + memory.offset("_EPROCESS", "VadRoot")
-    if memory.has("_EPROCESS", "VadRoot.BalancedRoot"):
-        # From Vista to 8: the tree hangs to the right of a node in the process, which is its own parent.
-        memory.write(root, "_MM_AVL_TABLE", "BalancedRoot.RightChild", vad)
-        memory.write(root, "_MM_AVL_TABLE", "BalancedRoot.u1.Parent", root)
-        memory.write(root, "_MM_AVL_TABLE", "NumberGenericTableElements", 1)
-        memory.write(vad, "_MMVAD_SHORT", "u1.Parent", root)
-    else:
-        memory.write_pointer(root, vad)
 
 
 def _image_name(machine: Machine, process: Process, body: int) -> None:

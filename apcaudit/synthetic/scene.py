@@ -3,7 +3,7 @@
 An address is a number or a name: `nt!IopCompleteRequest`, `Bfilter!ScUnInitExcludePath+0x30` (an export),
 `Bfilter+0x8a0` (an offset in the image), `nt!A|nt!B` (the first that the kernel has), for a thread's own values
 `stack-0x90` (below its stack base), and in stack contents the name of anything placed (`process:svchost.exe`,
-`thread:8`, `apc:LABEL`: see `image.Image`).
+`thread:8`, `apc:LABEL`: see `image.Image`). Addresses in user space are told in `user`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from apcaudit.synthetic.assembly import Code
+from apcaudit.synthetic.user import UserSpace
 
 if TYPE_CHECKING:
     from apcaudit.synthetic.image import Image
@@ -150,7 +151,8 @@ class Thread:
 class Process:
     """One process; PID 4 is System, PID 0 is Idle. A scene that leaves them out is given them.
 
-    `wow64` is whether it runs 32-bit code on x64.
+    `wow64` is whether it runs 32-bit code on x64. `space` is what it has in user space, behind page tables of its own;
+    without it the process has the kernel's page tables, a PEB and one VAD.
     """
 
     name: str
@@ -160,6 +162,7 @@ class Process:
     parent: int = 4
     in_process_list: bool = True
     wow64: bool = False
+    space: UserSpace | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from apcaudit.synthetic import situations
 from apcaudit.synthetic.scene import Scene
-from apcaudit.synthetic.scenes import desktop, healthy, many, seed
+from apcaudit.synthetic.scenes import desktop, healthy, injection, many, seed
 
 SCENES: dict[str, Callable[..., Scene]] = {
     "seed": seed.scene,
     "healthy": healthy.scene,
     "many": many.scene,
     "desktop": desktop.scene,
+    "injection": injection.scene,
     "situations": situations.scene,
 }
