@@ -31,13 +31,13 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scene import Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes import SCENES
+from apcaudit.synthetic.situations import owners
 from apcaudit.synthetic.situations.situation import (
     BYSTANDER,
     RUNNING,
     SERVICE,
     SPECIAL,
     TIED,
-    WOW64,
     Situation,
 )
 from tests.volatility import construct, rows
@@ -243,8 +243,7 @@ def scene(tids: dict[int, Situation], kernel: Kernel) -> Scene:
 
     listed = (
         Process("System", 4, (Thread(tid=BYSTANDER), Thread(tid=TIED, **RUNNING), *threads("System"))),
-        Process(SERVICE, 1204, threads(SERVICE)),
-        Process(WOW64, 1300, threads(WOW64), wow64=True),
+        *(owners.process(name, kernel, threads(name)) for name in owners.wanted(tids.values())),
     )
     hidden = Process("ghost.exe", 3600, threads("ghost.exe"), in_process_list=False)
     events = tuple(each.event(tid) for tid, each in tids.items() if each.after is not None)

@@ -1,55 +1,133 @@
-"""Stock Volatility reads the user spaces that were planted: page tables, VADs, modules."""
+"""Stock Volatility reads the user spaces that were planted: page tables, VADs, modules, code."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from apcaudit.synthetic import isf, situations
 from apcaudit.synthetic.build import build
-from apcaudit.synthetic.kernels import OWN, load_kernel
-from apcaudit.synthetic.scenes import injection
-from tests.volatility import CACHE, construct, rows
+from apcaudit.synthetic.image import Image
+from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.situations import owners
+from tests import volatility
+
+LAYOUTS = volatility.ROOT.parent / "shared" / "layouts"
+#: Every layout of VadRoot and of _MMVAD, with page table entries of each kind: XP's pointer, the table of 2003 to 8,
+#: the tree since; and x86 without PAE.
+KERNELS = (
+    "xp-sp3-x86",
+    "7-sp1-x86",
+    "7-sp1-x64",
+    "8.1-x64",
+    "10-19041-x64",
+    "11-26100-x64",
+    LAYOUTS / "5.1.2600.5512-x86.json.xz",
+    LAYOUTS / "5.2.3790.3959-x86.json.xz",
+    LAYOUTS / "6.0.6002.18005-x64.json.xz",
+)
 
 
-@pytest.fixture(scope="module", params=OWN)
-def injected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The smallest machine with a user space; also how to read it."""
+@dataclass(frozen=True)
+class Planted:
+    """The machine with every situation of user APCs, and how stock Volatility is given it."""
+
+    image: Image
+    path: Path
+    how: dict[str, Any]
+
+    def rows(self, plugin: str) -> list[dict[str, Any]]:
+        """Run a plugin; its rows of the processes that have a user space."""
+        return [row for row in volatility.rows(self.path, plugin, **self.how) if row["PID"] in self.pids]
+
+    @property
+    def pids(self) -> dict[int, str]:
+        """The processes that have a user space of their own, by PID."""
+        return {each.pid: each.name for each in self.image.scene.processes if each.space is not None}
+
+
+@pytest.fixture(scope="module", params=KERNELS, ids=lambda each: str(each).rpartition("/")[2].partition(".json")[0])
+def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Build the machine once a kernel."""
+    if isinstance(request.param, Path) and not request.param.is_file():
+        pytest.skip(f"{request.param} is missing: the layouts of other builds")
+    folder = tmp_path_factory.mktemp("users")
     kernel = load_kernel(request.param)
-    image = build(injection.scene(), kernel)
-    path = tmp_path_factory.mktemp(kernel.name) / "image.dmp"
-    image.write_dump(path)
-    return path, {"cache": CACHE, "kernel": kernel}
+    symbols = (volatility.REPOSITORY_SYMBOLS,)
+    if isinstance(request.param, Path):
+        isf.write_derived(kernel, folder)
+        symbols = (folder,)
+    image = build(situations.of(kernel, situations.USER_SITUATIONS), kernel)
+    image.write_dump(folder / "users.dmp")
+    return Planted(image, folder / "users.dmp", {"cache": volatility.CACHE, "kernel": kernel, "symbols": symbols})
 
 
-def test_vads(injected: tuple[Path, dict[str, Any]]) -> None:
-    """Stock vadinfo lists the program, its DLL, its private memory and the shared page, each as it was declared."""
-    path, how = injected
-    found = [row for row in rows(path, "windows.vadinfo.VadInfo", **how) if row["PID"] == 1500]
-    files = {row["File"]: (row["Tag"], row["Protection"], row["PrivateMemory"]) for row in found if row["File"]}
-    assert files == {
-        "\\Windows\\System32\\notepad.exe": ("Vad ", "PAGE_EXECUTE_WRITECOPY", 0),
-        "\\Windows\\System32\\ntdll.dll": ("Vad ", "PAGE_EXECUTE_WRITECOPY", 0),
+def test_vads(planted: Planted) -> None:
+    """Every VAD planted is listed by vadinfo, with its process, address, range, protection and file; no other is."""
+    found = {
+        (row["PID"], row["Start VPN"]): (
+            int(row["Offset"]),
+            int(row["End VPN"]),
+            row["Tag"],
+            row["Protection"],
+            row["CommitCharge"],
+            row["PrivateMemory"],
+            row["File"],
+        )
+        for row in planted.rows("windows.vadinfo.VadInfo")
     }
-    private = sorted((row["Protection"], row["Tag"], row["PrivateMemory"]) for row in found if not row["File"])
-    assert private == [
-        ("PAGE_EXECUTE_READWRITE", "VadS", 1),
-        ("PAGE_READONLY", "VadS", 1),
-        ("PAGE_READWRITE", "VadS", 1),
-        ("PAGE_READWRITE", "VadS", 1),
-    ]
-
-
-def test_memory_at_the_target(injected: tuple[Path, dict[str, Any]]) -> None:
-    """What the APC would run is read through the process's own page tables, and only through those."""
-    path, how = injected
-    plugin = construct(path, "windows.pslist.PsList", **how)
-    processes = {
-        int(each.UniqueProcessId): each for each in plugin.list_processes(plugin.context, plugin.config["kernel"])
+    image, mask = planted.image, planted.image.memory.layout.pointer_mask
+    expected = {
+        (pid, vad.start): (
+            image.address_of[f"vad:{pid}:{vad.start:#x}"] & mask,
+            vad.end,
+            "VadS" if vad.section is None else "Vad ",
+            f"PAGE_{vad.protection}",
+            vad.commit,
+            int(vad.private),
+            vad.file,
+        )
+        for pid in planted.pids
+        for vad in image.vads(pid)
     }
-    vad = next(each for each in processes[1500].get_vad_root().traverse() if int(each.Protection or 0) == 6)
-    layer = plugin.context.layers[processes[1500].add_process_layer()]
-    assert layer.read(vad.get_start(), 10) == bytes.fromhex("fc4883e4f0e8c8000000")
-    other = plugin.context.layers[processes[4].add_process_layer()]
-    assert not other.is_valid(vad.get_start())
+    assert found == expected
+
+
+def test_modules(planted: Planted) -> None:
+    """Every image of a process that has run is listed by dlllist, 32-bit ones too; a newborn process has no list."""
+    found: dict[int, set[tuple[int, str]]] = {pid: set() for pid in planted.pids}
+    for row in planted.rows("windows.dlllist.DllList"):
+        found[row["PID"]].add((int(row["Base"]), row["Path"]))
+    expected: dict[int, set[tuple[int, str]]] = {pid: set() for pid in planted.pids}
+    for process in planted.image.scene.processes:
+        if process.space is not None and process.space.has_run:
+            files = {(vad.start, f"C:{vad.file}") for vad in planted.image.vads(process.pid) if vad.image}
+            expected[process.pid] = files
+    assert found == expected
+
+
+def test_memory(planted: Planted) -> None:
+    """Content is read through the process's own page tables, and through no other's."""
+    plugin = volatility.construct(planted.path, "windows.pslist.PsList", **planted.how)
+    listed = plugin.list_processes(plugin.context, plugin.config["kernel"])
+    layers = {
+        str(process.ImageFileName.cast("string", max_length=15)): plugin.context.layers[process.add_process_layer()]
+        for process in listed
+    }
+    resolve = planted.image.resolve
+    for owner, label, content in (
+        (owners.EARLY, "memory:early", owners.SHELLCODE),
+        (owners.PROTECTED, "memory:protected", owners.SHELLCODE),
+        (owners.PAGED_OUT, "memory:in_transition", owners.SHELLCODE),
+        (owners.MANAGED, "memory:stub3", owners.COMPILED),
+        (owners.LOADED, "memory:foreign_path", "C:\\Users".encode("utf-16-le")),
+    ):
+        assert layers[owner].read(resolve(label), len(content)) == content
+    assert not layers[owners.PAGED_OUT].is_valid(resolve("memory:paged_out"))
+    assert not layers["System"].is_valid(resolve("memory:early"))
+    # The same page of a DLL, written over in one process.
+    hooked, clean = (layers[name].read(resolve("kernel32!SleepEx"), 5) for name in (owners.PATCHED, owners.LOADED))
+    assert hooked == owners.HOOK != clean

@@ -14,6 +14,7 @@ from apcaudit.synthetic.memory import Memory
 from apcaudit.synthetic.pages import PAGE
 from apcaudit.synthetic.pool import Pool
 from apcaudit.synthetic.scene import Scene
+from apcaudit.synthetic.userspace.vads import Vad
 
 _BLOCK = 1 << 20
 
@@ -63,6 +64,10 @@ class Image:
     def user(self, pid: int) -> Memory:
         """Give the memory of a process that has a user space of its own."""
         return Memory(self.kernel, self._machine.user_pages[pid])
+
+    def vads(self, pid: int) -> list[Vad]:
+        """Give the VADs of a process that has a user space of its own, as they were planted."""
+        return self._machine.user_vads[pid]
 
     def resolve(self, address: int | str) -> int:
         """Turn a scene's symbolic address into a number."""

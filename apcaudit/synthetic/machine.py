@@ -16,6 +16,7 @@ from apcaudit.synthetic.scene import Address, Scene
 if TYPE_CHECKING:
     from apcaudit.synthetic.userspace.images import Images
     from apcaudit.synthetic.userspace.page_tables import UserPages
+    from apcaudit.synthetic.userspace.vads import Vad
 
 #: The time of every scene, 2026-01-02 03:04:05 UTC, in 100 ns since 1601; the machine started an hour before.
 SYSTEM_TIME = (1767323045 + 11644473600) * 10_000_000
@@ -48,6 +49,7 @@ class Ranges:
     """Where a kernel's kinds of memory lie. Our choice, within what Windows uses on that processor."""
 
     pool: int
+    user_pool: int
     stacks: int
     stack_size: int
     stacks_end: int
@@ -63,6 +65,7 @@ class Ranges:
 
 X86_RANGES = Ranges(
     pool=0x88000000,
+    user_pool=0x8C000000,
     stacks=0x90000000,
     stack_size=0x3000,
     stacks_end=0xB8000000,
@@ -79,8 +82,10 @@ X86_RANGES = Ranges(
 
 def _x64_ranges(kernel: Kernel) -> Ranges:
     old = kernel.version < (6, 2, 0)
+    pool = 0xFFFFFA8000C00000 if old else 0xFFFFE00000000000 if kernel.version < (10, 0, 0) else 0xFFFFAB8400000000
     return Ranges(
-        pool=0xFFFFFA8000C00000 if old else 0xFFFFE00000000000 if kernel.version < (10, 0, 0) else 0xFFFFAB8400000000,
+        pool=pool,
+        user_pool=pool + 0x40000000,
         stacks=0xFFFFF88003000000 if old else 0xFFFFD00020000000 if kernel.version < (10, 0, 0) else 0xFFFFF58C10000000,
         stack_size=0x6000,
         stacks_end=0xFFFFFFFF00000000,
@@ -112,9 +117,13 @@ class Machine:
         self.processes: dict[str, int] = {}
         self.stack_of: dict[int, int] = {}
         self.cid_entries: dict[int, int] = {}
+        #: What the kernel keeps of user space has a range of its own, and so moves nothing else.
+        self.user_pool = Pool(self.memory, self.ranges.user_pool)
         #: Page tables of the processes that have a user space of their own, by PID, and the images that they map.
         self.user_pages: dict[int, UserPages] = {}
         self.user_images: Images | None = None
+        #: What was planted of their VADs, by PID and in their order.
+        self.user_vads: dict[int, list[Vad]] = {}
         self._next_stack = self.ranges.stacks
         self._in_kernel: dict[str, int] = {}
 
@@ -148,8 +157,7 @@ class Machine:
         written = address
         if "|" in address:
             names = address.split("|")
-            has = (name for name in names if self.kernel.has(name.removeprefix("nt!").partition("+")[0]))
-            address = next(has, names[-1])
+            address = next(filter(self._has, names), names[-1])
         if address.startswith(_ENCODED):
             # A routine of 32-bit code, as PsWrapApcWow64Thread encodes it (public header, wow64t.h).
             return -(self.resolve(address.removeprefix(_ENCODED), stack_base) << 2)
@@ -166,6 +174,13 @@ class Machine:
             # The kernel's names, which thousands of threads share, stay where they are.
             self._in_kernel[written] = found
         return found
+
+    def _has(self, name: str) -> bool:
+        """Tell whether the kernel, or the module of user space that a name gives, has the function."""
+        module, _, function = name.removeprefix(_ENCODED).partition("+")[0].rpartition("!")
+        if module in ("", "nt"):
+            return self.kernel.has(function)
+        return module.lower() in self.modules and function in self.modules[module.lower()].exports
 
     def _module_address(self, address: str, name: str, symbol: str | None) -> int:
         if name == "nt":

@@ -45,6 +45,8 @@ class PeImage:
     all_code: bool = False
     #: Exports that lead to other modules' (`NTDLL.RtlAllocateHeap`), by name.
     forwards: Mapping[str, str] = field(default_factory=dict)
+    #: Exports without a name: relative addresses by ordinal, which precede those of the named ones.
+    ordinals: Mapping[int, int] = field(default_factory=dict)
     #: Whether it is a program's file, or a DLL, of user space.
     user: bool = False
 
@@ -67,6 +69,11 @@ class Section:
     def writable(self) -> bool:
         """Tell whether IMAGE_SCN_MEM_WRITE is set."""
         return bool(self.flags & 0x80000000)
+
+
+def body(is_64bit: bool) -> bytes:
+    """Give the first bytes of a function."""
+    return _BODY[is_64bit]
 
 
 def sections(image: PeImage) -> list[Section]:
@@ -167,7 +174,7 @@ def _read_only_data(image: PeImage, start: int) -> tuple[bytes, dict[int, tuple[
     data += struct.pack("<IIHHIIII", 0, TIME_DATE_STAMP, 0, 0, 2, len(record), start + 0x1C, start + 0x1C) + record
     directories[6] = (start, 0x1C)
     data += bytes(-len(data) % 16)
-    if image.exports or image.forwards:
+    if image.exports or image.forwards or image.ordinals:
         exports = _exports(image, start + len(data))
         directories[0] = (start + len(data), len(exports))
         data += exports + bytes(-len(exports) % 16)
@@ -195,17 +202,20 @@ def _function_table(image: PeImage, start: int) -> bytes:
 
 def _exports(image: PeImage, start: int) -> bytes:
     names = sorted({*image.exports, *image.forwards})
-    functions, strings_at = start + 0x28, start + 0x28 + 10 * len(names)
+    first = max(image.ordinals, default=0)
+    count = first + len(names)
+    functions, strings_at = start + 0x28, start + 0x28 + 4 * count + 6 * len(names)
     strings, offsets = bytearray(image.name.encode() + b"\0"), []
-    addresses = dict(image.exports)
+    addresses = [image.ordinals.get(ordinal, 0) for ordinal in range(1, first + 1)]
     for name in names:
         offsets.append(strings_at + len(strings))
         strings += name.encode() + b"\0"
-        if name in image.forwards:
-            # A forwarded export's address leads to the text of its target, within the export directory.
-            addresses[name] = strings_at + len(strings)
-            strings += image.forwards[name].encode() + b"\0"
-    count = len(names)
+        if name not in image.forwards:
+            addresses.append(image.exports[name])
+            continue
+        # A forwarded export's address leads to the text of its target, within the export directory.
+        addresses.append(strings_at + len(strings))
+        strings += image.forwards[name].encode() + b"\0"
     table = struct.pack(
         "<IIHHIIIIIII",
         0,
@@ -215,14 +225,14 @@ def _exports(image: PeImage, start: int) -> bytes:
         strings_at,
         1,
         count,
-        count,
+        len(names),
         functions,
         functions + 4 * count,
-        functions + 8 * count,
+        functions + 4 * (count + len(names)),
     )
-    table += struct.pack(f"<{count}I", *(addresses[name] for name in names))
-    table += struct.pack(f"<{count}I", *offsets)
-    table += struct.pack(f"<{count}H", *range(count))
+    table += struct.pack(f"<{count}I", *addresses)
+    table += struct.pack(f"<{len(names)}I", *offsets)
+    table += struct.pack(f"<{len(names)}H", *range(first, count))
     return table + bytes(strings)
 
 

@@ -99,8 +99,8 @@ class Thread:
     `system` is whether it is a system thread (default: its process is System or Idle). `wait_mode` is `kernel` or
     `user` (default: as the thread is), `wait_state` WaitRegister.State (default: WaitCommitted of a waiting thread).
     `stack` are the pointers found from KernelStack upwards; `frames` go to addresses of their own. `stack_pages` is how
-    much of the top of the stack is in memory. `members` are raw values by `_ETHREAD` member path (`Tcb.WaitIrql`),
-    written last.
+    much of the top of the stack is in memory, `instruction` where the thread left user mode. `members` are raw values
+    by `_ETHREAD` member path (`Tcb.WaitIrql`), written last.
     """
 
     tid: int
@@ -139,6 +139,7 @@ class Thread:
     stack_pages: int = 1
     stale_saved_state: bool = False
     pool_tag: bytes | None = None
+    instruction: Address | None = None
     members: Mapping[str, int | bytes] = field(default_factory=dict)
 
     @property

@@ -265,12 +265,12 @@ class ThreadWriter:
             return
         memory.space.map(base - thread.stack_pages * PAGE, thread.stack_pages * PAGE)
         if not system and not thread.idle:
-            self._trap_frame(data, base)
+            self._trap_frame(data, base, thread)
         values = thread.stack or ("nt!KiSwapContext+0x7a", "nt!KiSwapThread+0x9c")
         pointers = [self.machine.resolve(value, base) & self._mask for value in values]
         memory.space.write(top, b"".join(map(self._pointer.pack, pointers)))
 
-    def _trap_frame(self, data: bytearray, base: int) -> None:
+    def _trap_frame(self, data: bytearray, base: int, thread: Thread) -> None:
         """Write the frame that a system call from user mode leaves at the top of the stack."""
         memory = self.memory
         if not memory.layout.has_type("_KTRAP_FRAME"):
@@ -278,5 +278,6 @@ class ThreadWriter:
         frame = base - (-(-memory.size("_KTRAP_FRAME") // 16) * 16)
         is_64bit = self.machine.kernel.is_64bit
         memory.write(frame, "_KTRAP_FRAME", "SegCs", 0x33 if is_64bit else 0x1B)
-        memory.write(frame, "_KTRAP_FRAME", "Rip" if is_64bit else "Eip", self.machine.ranges.user + 0x1234)
+        left = self.machine.ranges.user + 0x1234 if thread.instruction is None else thread.instruction
+        memory.write(frame, "_KTRAP_FRAME", "Rip" if is_64bit else "Eip", self.machine.resolve(left))
         self._put(data, "Tcb.TrapFrame", frame)

@@ -32,6 +32,7 @@ PAGE_STATES = ("valid", "transition", "paged-out", "demand-zero")
 class UserImage:
     r"""An image file that processes map: exports by relative address, forwarded ones by where they lead.
 
+    `functions` are those that are not exported by name, `ordinals` their names by the ordinals of those exported so.
     `label` is its name in addresses (default: the file's stem). `bits` are its own: 64 or 32, by default the kernel's.
     Of its pages the first holds the headers; code goes from 0x1000 to the last three, which are constants, data and
     relocations. `path` is the folder, as a file object has it, without the volume.
@@ -40,6 +41,8 @@ class UserImage:
     name: str
     exports: Mapping[str, int] = field(default_factory=dict)
     forwards: Mapping[str, str] = field(default_factory=dict)
+    functions: Mapping[str, int] = field(default_factory=dict)
+    ordinals: Mapping[int, str] = field(default_factory=dict)
     code: Mapping[int, bytes] = field(default_factory=dict)
     size: int = 0x8000
     base: int | None = None

@@ -6,14 +6,18 @@ from dataclasses import replace
 
 from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scene import Driver, Process, Scene, Thread, UnloadedDriver
+from apcaudit.synthetic.situations import owners
 from apcaudit.synthetic.situations.legitimate import LEGITIMATE
 from apcaudit.synthetic.situations.of_apcs import OF_APCS
 from apcaudit.synthetic.situations.of_threads import OF_THREADS
-from apcaudit.synthetic.situations.situation import BYSTANDER, RUNNING, SERVICE, TIED, WOW64, Situation
+from apcaudit.synthetic.situations.of_user_apcs import LOW_USER_APCS, OF_USER_APCS, ORDINARY_USER_APCS
+from apcaudit.synthetic.situations.situation import BYSTANDER, RUNNING, TIED, Situation
 
-__all__ = ("SITUATIONS", "TIED", "of", "scene", "tids")
+__all__ = ("SITUATIONS", "TIED", "USER_SITUATIONS", "of", "scene", "tids")
 
 SITUATIONS: tuple[Situation, ...] = LEGITIMATE + OF_THREADS + OF_APCS
+#: Those of user APCs, whose findings tell what would run.
+USER_SITUATIONS: tuple[Situation, ...] = OF_USER_APCS + LOW_USER_APCS + ORDINARY_USER_APCS
 
 #: UNWIND_INFO of a function that begins with sub rsp, 28h (Microsoft, "x64 exception handling").
 UNWIND = bytes.fromhex("0104010004420000")
@@ -24,9 +28,9 @@ FIRST_TID = 0x1000
 FORMER_RANGE = {4: (0xBAE00000, 0xBAE08000), 8: (0xFFFFF80033000000, 0xFFFFF80033008000)}
 
 
-def tids(kernel: Kernel) -> dict[int, Situation]:
+def tids(kernel: Kernel, chosen: tuple[Situation, ...] = SITUATIONS) -> dict[int, Situation]:
     """Give the situations that a kernel can have, by the TID of their thread."""
-    possible = [each for each in SITUATIONS if each.fits(kernel)]
+    possible = [each for each in chosen if each.fits(kernel)]
     return {FIRST_TID + 4 * number: each for number, each in enumerate(possible)}
 
 
@@ -35,9 +39,13 @@ def scene(kernel: str = "10-19041-x64") -> Scene:
     return replace(of(load_kernel(kernel)), kernel=kernel)
 
 
-def of(kernel: Kernel) -> Scene:
+def of(kernel: Kernel, situations: tuple[Situation, ...] = SITUATIONS) -> Scene:
     """Declare the machine that has every situation the kernel can have."""
-    chosen = tids(kernel)
+    return machine(kernel, tids(kernel, situations))
+
+
+def machine(kernel: Kernel, chosen: dict[int, Situation]) -> Scene:
+    """Declare the machine that has situations, by the TIDs of their threads."""
     former = FORMER_RANGE[kernel.layout.pointer_size]
 
     def threads(owner: str) -> tuple[Thread, ...]:
@@ -49,8 +57,7 @@ def of(kernel: Kernel) -> Scene:
         kernel=kernel.name,
         processes=(
             Process("System", 4, (Thread(tid=BYSTANDER), Thread(tid=TIED, **RUNNING), *threads("System"))),
-            Process(SERVICE, 1204, threads(SERVICE)),
-            Process(WOW64, 1300, threads(WOW64), wow64=True),
+            *(owners.process(name, kernel, threads(name)) for name in owners.wanted(chosen.values())),
         ),
         drivers=(
             Driver("Bfilter.sys", exports={"ScUnInitExcludePath": 0x1000}),

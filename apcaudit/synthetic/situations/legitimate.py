@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from apcaudit.synthetic.image import Image
+from apcaudit.synthetic.libraries import TIMER
 from apcaudit.synthetic.scene import Apc
 from apcaudit.synthetic.situations.moved import move_to_stack
 from apcaudit.synthetic.situations.situation import (
@@ -246,14 +247,14 @@ ORDINARY: tuple[Situation, ...] = (
     Situation(
         "wow64-apc",
         "a user APC to a 32-bit program carries its routine encoded, which looks like a kernel address",
-        {**PROGRAM, "user_apcs": (replace(USER, normal_routine=-(0x77A51234 << 2) & 0xFFFFFFFFFFFFFFFF),)},
+        {**PROGRAM, "user_apcs": (replace(USER, normal_routine="wow64:avtray32+0x1240"),)},
         owner=WOW64,
         x64=True,
     ),
     Situation(
         "timer-apc",
         "a timer of the program has expired: its APC waits for an alertable wait",
-        {**PROGRAM, "user_apcs": (Apc("nt!ExpTimerApcRoutine", normal_routine=0x7FF10000, holder="timer"),)},
+        {**PROGRAM, "user_apcs": (Apc("nt!ExpTimerApcRoutine", normal_routine=TIMER, holder="timer"),)},
         owner=SERVICE,
     ),
     Situation(

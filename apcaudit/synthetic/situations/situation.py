@@ -8,6 +8,7 @@ from typing import Any
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import Kernel
+from apcaudit.synthetic.libraries import DISPATCHER
 from apcaudit.synthetic.scene import Apc, Thread
 
 SERVICE = "BAVSvc.exe"
@@ -78,12 +79,18 @@ def _has(kernel: Kernel, name: str) -> bool:
     return kernel.layout.has("_ETHREAD", name)
 
 
-#: A special and a normal kernel APC as Windows and drivers queue them, and a user APC of NtQueueApcThread.
+#: A special and a normal kernel APC as Windows and drivers queue them, and a user APC of QueueUserAPC.
 SPECIAL = Apc(kernel_routine="nt!IopCompleteRequest")
 NORMAL = Apc(
     kernel_routine="avhook!AvApcKernelRoutine", normal_routine="avhook!AvApcNormalRoutine", normal_context=0x1234
 )
-USER = Apc(kernel_routine="nt!IopDeallocateApc", normal_routine=0x7FF10000)
+USER = Apc(
+    kernel_routine="nt!IopDeallocateApc",
+    normal_routine=DISPATCHER,
+    normal_context="BAVSvc+0x1100",
+    # No activation context (kernelbase!QueueUserAPC).
+    system_argument2=-1,
+)
 
 #: The KAPC that suspends a thread, SchedulerApc or SuspendApc, as the kernel makes it.
 SUSPENDING = Apc(
@@ -99,7 +106,7 @@ TEB_UPDATE = Apc(kernel_routine="nt!KiSchedulerApcNop", normal_routine="nt!KiUpd
 SPECIAL_USER = Apc(
     kernel_routine="nt!KeSpecialUserApcKernelRoutine",
     rundown_routine="nt!ExFreePoolWithTag",
-    normal_routine=0x7FF10000,
+    normal_routine="BAVSvc+0x1180",
     mode="kernel",
 )
 

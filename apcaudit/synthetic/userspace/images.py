@@ -43,6 +43,11 @@ class Mapped:
     section: Section
 
     @property
+    def path(self) -> str:
+        """The file's path, as a file object has it."""
+        return f"{self.image.path}\\{self.image.name}"
+
+    @property
     def size(self) -> int:
         """Size in bytes."""
         return len(self.protections) * PAGE
@@ -79,8 +84,9 @@ class Images:
             machine.kernel.version,
             base,
             image.exports,
-            code=image.code,
+            code={rva: pe.body(is_64bit(machine, image)) for rva in image.functions.values()} | dict(image.code),
             forwards=image.forwards,
+            ordinals={ordinal: image.functions[name] for ordinal, name in image.ordinals.items()},
             user=True,
         )
         physical = pages.take_frames(image.size // PAGE)
@@ -94,7 +100,7 @@ class Images:
             for page in range(part.start // PAGE, (part.start + part.size) // PAGE):
                 protections[page] = protection
         section = place_section(machine, pages, physical, protections, f"{image.path}\\{image.name}")
-        machine.modules[image.key.lower()] = Module(image.name, base, image.size, dict(image.exports))
+        machine.modules[image.key.lower()] = Module(image.name, base, image.size, {**image.exports, **image.functions})
         machine.address_of[f"image:{image.key}"] = base
         return Mapped(image, base, physical, tuple(protections), section)
 
@@ -122,7 +128,7 @@ def place_section(
     machine: Machine, pages: UserPages, physical: int, protections: list[str], path: str | None
 ) -> Section:
     """Make a section of consecutive frames, of the file at `path` or of the page file, and its prototype PTEs."""
-    memory, pool = machine.memory, machine.pool
+    memory, pool = machine.memory, machine.user_pool
     entry_size, count = pages.entries.size, len(protections)
     prototypes = pool.allocate(entry_size * count, b"MmSt")
     for number, protection in enumerate(protections):
@@ -174,9 +180,9 @@ def _runs(protections: list[str]) -> list[tuple[int, int]]:
 
 def _place_file(machine: Machine, path: str) -> int:
     memory = machine.memory
-    body = machine.pool.place_object("File", memory.size("_FILE_OBJECT"))
+    body = machine.user_pool.place_object("File", memory.size("_FILE_OBJECT"))
     memory.write(body, "_FILE_OBJECT", "Type", _IO_TYPE_FILE)
     memory.write(body, "_FILE_OBJECT", "Size", memory.size("_FILE_OBJECT"))
-    machine.pool.string(body, "_FILE_OBJECT", "FileName", path)
+    machine.user_pool.string(body, "_FILE_OBJECT", "FileName", path)
     machine.address_of[f"file:{path}"] = body
     return body

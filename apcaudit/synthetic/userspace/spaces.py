@@ -89,8 +89,10 @@ def place(machine: Machine, process: Process, body: int) -> None:
     machine.user_pages[process.pid] = pages
     if machine.user_images is None:
         machine.user_images = Images(machine)
+        machine.user_pool.types = machine.pool.types
     memory = Memory(machine.kernel, pages)
-    private = _PRIVATE[machine.kernel.is_64bit and machine.kernel.version >= (6, 2, 0)]
+    # All that 32-bit code uses lies below 4 GiB.
+    private = _PRIVATE[machine.kernel.is_64bit and machine.kernel.version >= (6, 2, 0) and not process.wow64]
     building = _Building(machine, process, space, memory, pages, private)
     _map_shared_data(building)
     images = [_map_image(building, machine.user_images, image) for image in _images(process, space)]
@@ -102,7 +104,8 @@ def place(machine: Machine, process: Process, body: int) -> None:
         _patch(pages, machine.resolve(address), data, images)
     for region in space.regions:
         _fill_region(building, region)
-    nodes = vads.place(machine, body, building.vads)
+    nodes = vads.place(machine, machine.user_pool, body, building.vads)
+    machine.user_vads[process.pid] = sorted(building.vads, key=lambda vad: vad.start)
     machine.address_of |= {f"vad:{process.pid}:{start:#x}": node for start, node in nodes.items()}
     machine.memory.write(body, "_EPROCESS", "Pcb.DirectoryTableBase", pages.root)
 
@@ -129,7 +132,9 @@ def _map_image(building: _Building, images: Images, image: UserImage) -> Mapped:
     for number, protection in enumerate(mapped.protections):
         building.pages.map_frame(mapped.base + number * PAGE, mapped.physical + number * PAGE, protection)
     writable = sum(protection == "WRITECOPY" for protection in mapped.protections)
-    building.vads.append(Vad(mapped.base, mapped.size, "EXECUTE_WRITECOPY", False, True, writable, mapped.section))
+    building.vads.append(
+        Vad(mapped.base, mapped.size, "EXECUTE_WRITECOPY", False, True, writable, mapped.section, mapped.path)
+    )
     return mapped
 
 
@@ -223,7 +228,7 @@ def _place_loader_data(building: _Building, body: int, peb: int, images: list[Ma
         machine.memory.write(body, "_EPROCESS", "ImageFilePointer", program.section.file_object)
     native = [each for each in images if each is program or is_64bit(machine, each.image) == machine.kernel.is_64bit]
     _place_lists(building, heap, peb, native)
-    if process.wow64:
+    if process.wow64 and machine.kernel.is_64bit:
         _place_wow64(building, body, images)
 
 
@@ -283,7 +288,7 @@ def _place_wow64(building: _Building, body: int, images: list[Mapped]) -> None:
     _place_lists(building, heap, peb, [each for each in images if not is_64bit(machine, each.image)])
     pointer = peb
     if machine.memory.layout.has_type("_EWOW64PROCESS"):
-        pointer = machine.pool.allocate(machine.memory.size("_EWOW64PROCESS"), b"PsWo")
+        pointer = machine.user_pool.allocate(machine.memory.size("_EWOW64PROCESS"), b"PsWo")
         machine.memory.write(pointer, "_EWOW64PROCESS", "Peb", peb)
     for name in ("WoW64Process", "Wow64Process"):
         machine.memory.write(body, "_EPROCESS", name, pointer, optional=True)

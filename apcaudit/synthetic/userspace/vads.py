@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from apcaudit.synthetic.machine import Machine
 from apcaudit.synthetic.pages import PAGE
+from apcaudit.synthetic.pool import Pool
 from apcaudit.synthetic.user import PROTECTIONS
 
 #: MI_VAD_TYPE VadNone and VadImageMap (public PDBs since Vista).
@@ -31,7 +32,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Vad:
-    """One descriptor, of [start, start + size). `commit` are the pages charged for it."""
+    """One descriptor, of [start, start + size). `commit` are the pages charged for it, `file` what it maps."""
 
     start: int
     size: int
@@ -40,6 +41,7 @@ class Vad:
     image: bool = False
     commit: int = 0
     section: Section | None = None
+    file: str | None = None
 
     @property
     def end(self) -> int:
@@ -47,19 +49,23 @@ class Vad:
         return self.start + self.size - 1
 
 
-def place(machine: Machine, process: int, vads: list[Vad]) -> dict[int, int]:
-    """Make the tree of a process (the address of its _EPROCESS); give each node's address by where its VAD starts."""
+def place(machine: Machine, pool: Pool, process: int, vads: list[Vad]) -> dict[int, int]:
+    """Make the tree of a process (the address of its _EPROCESS) in a pool.
+
+    Returns:
+        Each node's address, by where its VAD starts.
+    """
     ordered = sorted(vads, key=lambda vad: vad.start)
-    nodes = [_place_node(machine, process, vad) for vad in ordered]
+    nodes = [_place_node(machine, pool, process, vad) for vad in ordered]
     top, _ = _balance(machine, nodes)
     _hang(machine, process, top, len(nodes))
     return {vad.start: node for vad, node in zip(ordered, nodes, strict=True)}
 
 
-def _place_node(machine: Machine, process: int, vad: Vad) -> int:
+def _place_node(machine: Machine, pool: Pool, process: int, vad: Vad) -> int:
     memory = machine.memory
     kind = "_MMVAD_SHORT" if vad.section is None else "_MMVAD"
-    node = machine.pool.allocate(memory.size(kind), _SHORT if vad.section is None else _LONG)
+    node = pool.allocate(memory.size(kind), _SHORT if vad.section is None else _LONG)
     first, last = vad.start // PAGE, vad.end // PAGE
     high = memory.has("_MMVAD_SHORT", "StartingVpnHigh")
     values: list[tuple[str, int]] = [
