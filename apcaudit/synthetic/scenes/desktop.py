@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from apcaudit.synthetic import libraries
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scene import Apc, Driver, IoStackLocation, Irp, Process, Scene, Thread, UnloadedDriver
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL, NTFS
-from apcaudit.synthetic.situations import FORMER_RANGE, UNWIND
+from apcaudit.synthetic.situations import FORMER_RANGE, UNWIND, owners
 from apcaudit.synthetic.situations.legitimate import LOW, ORDINARY
+from apcaudit.synthetic.situations.of_user_apcs import LOW_USER_APCS, ORDINARY_USER_APCS
 from apcaudit.synthetic.situations.situation import (
     IN_PLACE_SINCE,
     NORMAL,
@@ -23,6 +25,7 @@ from apcaudit.synthetic.situations.situation import (
     WOW64,
     Situation,
 )
+from apcaudit.synthetic.user import UserSpace
 
 #: (image name, how many processes, threads in each): services and the shell.
 _SERVICES = (
@@ -52,7 +55,12 @@ _OFTEN = {
     "timer-apc": 15,
     "teb-update": 30,
     "wow64-apc": 6,
+    "read-file-ex": 6,
+    "wow64-queue-user-apc": 4,
 }
+
+#: The process that the implant has chosen.
+_IMPLANTED = "lsass.exe"
 
 _FIRST_PID = 0x200
 _SYSTEM_THREADS = 150
@@ -99,24 +107,28 @@ def of(kernel: Kernel, *, implant: bool = False, crowd: bool = True) -> Scene:
     """Declare the machine as far as the kernel can have it; without its crowd there are two of a kind at most."""
     former = FORMER_RANGE[kernel.layout.pointer_size]
     machine = _Machine(all(kernel.layout.has("_ETHREAD", path) for path in IN_PLACE_SINCE), crowd)
+    everything = (*ORDINARY, *LOW, *ORDINARY_USER_APCS, *LOW_USER_APCS)
+    chosen = tuple(situation for situation in everything if situation.fits(kernel))
     _add_processes(machine)
+    for name in owners.wanted(chosen):
+        if name not in machine.threads:
+            machine.add_process(name, name)
     _add_system_threads(machine)
-    for situation in (*ORDINARY, *LOW):
-        if situation.fits(kernel):
-            _add_situation(machine, situation, former[0])
+    for situation in chosen:
+        _add_situation(machine, situation, former[0])
     if implant:
         # User APC of a driver that took itself off the list of modules.
         machine.add(
-            "lsass.exe:4",
+            f"{_IMPLANTED}:4",
             **PROGRAM,
             alertable=True,
-            user_apcs=(Apc("Ghost+0x1200", normal_routine=0x7FF10000, mode="user", label="implant"),),
+            user_apcs=(Apc("Ghost+0x1200", normal_routine="lsass+0x1200", mode="user", label="implant"),),
         )
     return Scene(
         name="desktop",
         description="an ordinary machine: 1,500 threads in 120 processes, nothing wrong",
         kernel=kernel.name,
-        processes=tuple(_declared(machine)),
+        processes=tuple(_declared(machine, kernel)),
         drivers=(
             HAL,
             FLTMGR,
@@ -224,7 +236,14 @@ def _add_situation(machine: _Machine, situation: Situation, former: int) -> None
             machine.events.append(situation.event(thread.tid))
 
 
-def _declared(machine: _Machine) -> Iterator[Process]:
+def _declared(machine: _Machine, kernel: Kernel) -> Iterator[Process]:
+    """Declare the processes; a user space of their own have those whose user APCs lead there."""
     yield Process("System", 4, tuple(machine.threads["System"]), parent=0)
     for name, pid, label in machine.processes:
-        yield Process(name, pid, tuple(machine.threads[label]), wow64=name == WOW64)
+        threads = tuple(machine.threads[label])
+        if name in owners.OWNERS:
+            yield replace(owners.process(name, kernel, threads), pid=pid)
+        elif name == _IMPLANTED:
+            yield Process(name, pid, threads, space=UserSpace(libraries.system(kernel)))
+        else:
+            yield Process(name, pid, threads)
