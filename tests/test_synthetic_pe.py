@@ -8,6 +8,7 @@ from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Driver, Process, Scene
 from apcaudit.synthetic.scenes.common import HAL
+from apcaudit.synthetic.user import UserImage, UserSpace
 
 pefile = pytest.importorskip("pefile")
 
@@ -63,3 +64,29 @@ def test_kernel_image(kernel: str) -> None:
     entry = parsed.DIRECTORY_ENTRY_DEBUG[0].entry
     assert entry.PdbFileName.rstrip(b"\0").decode() == image.kernel.pdb.name
     assert entry.Signature_String[:32].upper() == image.kernel.pdb.guid
+
+
+@pytest.mark.parametrize(("kernel", "bits"), [("xp-sp3-x86", 32), ("10-19041-x64", 64), ("10-19041-x64", 32)])
+def test_user_image(kernel: str, bits: int) -> None:
+    """A DLL of user space exports by name, by ordinal alone and by forwarding; its code alone is executable."""
+    dll = UserImage(
+        "mixed.dll",
+        exports={"Second": 0x1400, "First": 0x1200},
+        forwards={"Elsewhere": "NTDLL.NtContinue"},
+        functions={"Nameless": 0x1800, "Internal": 0x1900},
+        ordinals={3: "Nameless"},
+        bits=bits,
+    )
+    process = Process("host.exe", 100, space=UserSpace((dll,)))
+    image = build(Scene("pe", "", kernel, (process,)), load_kernel(kernel))
+    data = image.user(100).space.read(image.address_of["image:mixed"], dll.size)
+    parsed = pefile.PE(data=data)
+    assert (pefile.OPTIONAL_HEADER_MAGIC_PE_PLUS if bits == 64 else pefile.OPTIONAL_HEADER_MAGIC_PE) == parsed.PE_TYPE
+    executable = {each.Name.rstrip(b"\0"): each.IMAGE_SCN_MEM_EXECUTE for each in parsed.sections}
+    assert executable == {b".text": True, b".rdata": False, b".data": False, b".reloc": False}
+    found = {
+        (each.ordinal, each.name): (each.address, each.forwarder) for each in parsed.DIRECTORY_ENTRY_EXPORT.symbols
+    }
+    assert found.pop((4, b"Elsewhere"))[1] == b"NTDLL.NtContinue"
+    assert found == {(3, None): (0x1800, None), (5, b"First"): (0x1200, None), (6, b"Second"): (0x1400, None)}
+    assert image.resolve("mixed!Internal") == image.address_of["image:mixed"] + 0x1900

@@ -14,6 +14,7 @@ from apcaudit.synthetic.memory import Memory
 from apcaudit.synthetic.pages import PAGE
 from apcaudit.synthetic.pool import Pool
 from apcaudit.synthetic.scene import Scene
+from apcaudit.synthetic.userspace.page_tables import UserPages
 from apcaudit.synthetic.userspace.vads import Vad
 
 _BLOCK = 1 << 20
@@ -52,6 +53,15 @@ class Image:
     def pool(self) -> Pool:
         """The kernel pool, for what is allocated once the scene is built."""
         return self._machine.pool
+
+    @property
+    def user_pool(self) -> Pool:
+        """The pool of what the kernel keeps of user space."""
+        return self._machine.user_pool
+
+    def user_pages(self, pid: int) -> UserPages:
+        """Give the page tables of a process that has a user space of its own."""
+        return self._machine.user_pages[pid]
 
     def read(self, address: int, size: int) -> bytes:
         """Read virtual memory."""

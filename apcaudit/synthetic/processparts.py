@@ -33,7 +33,7 @@ def place(machine: Machine, process: Process, body: int, position: int) -> None:
         spaces.place(machine, process, body)
         _image_name(machine, process, body)
         return
-    vads.place(machine, machine.pool, body, [vads.Vad(spaces.SHARED_DATA, PAGE, "READONLY")])
+    vads.place(memory, machine.pool, body, [vads.Vad(spaces.SHARED_DATA, PAGE, "READONLY")])
     if process.name in _MINIMAL:
         return
     # All processes without a space of their own share their page tables, so each PEB has an address of its own.

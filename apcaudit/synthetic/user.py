@@ -24,8 +24,8 @@ PROTECTIONS = (
     "EXECUTE_WRITECOPY",
 )
 
-#: Where memory is: in the working set, on the way out of it, in a page file, nowhere yet.
-PAGE_STATES = ("valid", "transition", "paged-out", "demand-zero")
+#: Where memory is: in the working set, on the way out of it, in a page file, nowhere yet; or in large pages.
+PAGE_STATES = ("valid", "transition", "paged-out", "demand-zero", "large")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,9 @@ class Region:
     """Memory that is no image: private, or with `private` False a section backed by the page file.
 
     `protection` is the VAD's; `page_protection` that of the pages where VirtualProtect changed it. `pages` is how many
-    of them were touched (default: all), `state` where those are. `content` are bytes by offset, `contexts` CONTEXTs by
-    offset with registers by their names, `strings` UNICODE_STRINGs by offset, their text behind them.
+    of them were touched (default: all), `state` where those are, of PAGE_STATES. `content` are bytes by offset,
+    `contexts` CONTEXTs by offset with registers by their names, `strings` UNICODE_STRINGs by offset, their text behind
+    them.
     """
 
     label: str

@@ -131,11 +131,23 @@ class UserPages(AddressSpace):
             table = self._read_entry(table, self._index(address, above)) & _FRAME
         self._write_entry(table, self._index(address, level), entry)
 
-    def map_large(self, address: int, physical: int, protection: str) -> None:
-        """Map a large page: an entry of the last but one level, whose frames are aligned as it is."""
+    @property
+    def large_size(self) -> int:
+        """Size of a large page in bytes."""
+        return 1 << self.mode.shifts[-2]
+
+    def map_large(self, address: int, protection: str) -> None:
+        """Map a large page at an address aligned as it is: an entry of the level above the page tables."""
+        size = self.large_size
+        if address % size:
+            raise NotMappedError(f"{address:#x} is no address of a large page")
+        self.take_frames(-(FIRST_FRAME * PAGE + len(self.physical)) % size // PAGE)
+        physical = self.take_frames(size // PAGE)
         self._leaf_table(address)
-        entry = self.entries.valid(physical, protection) | LARGE
-        self.set_table_entry(address, len(self.mode.shifts) - 2, entry)
+        self.set_table_entry(
+            address, len(self.mode.shifts) - 2, self.entries.valid(physical, protection) | DIRTY | LARGE
+        )
+        self._frames |= {address + at: physical + at for at in range(0, size, PAGE)}
 
     def physical_offset(self, address: int, size: int = 1) -> int:
         """Give the offset of mapped memory in `physical`; it must lie in one page."""

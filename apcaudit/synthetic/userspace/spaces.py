@@ -104,7 +104,7 @@ def place(machine: Machine, process: Process, body: int) -> None:
         _patch(pages, machine.resolve(address), data, images)
     for region in space.regions:
         _fill_region(building, region)
-    nodes = vads.place(machine, machine.user_pool, body, building.vads)
+    nodes = vads.place(machine.memory, machine.user_pool, body, building.vads)
     machine.user_vads[process.pid] = sorted(building.vads, key=lambda vad: vad.start)
     machine.address_of |= {f"vad:{process.pid}:{start:#x}": node for start, node in nodes.items()}
     machine.memory.write(body, "_EPROCESS", "Pcb.DirectoryTableBase", pages.root)
@@ -167,6 +167,8 @@ def place_teb_pointer(machine: Machine, tid: int, body: int) -> None:
 
 def _place_region(building: _Building, region: Region) -> None:
     machine, pages = building.machine, building.pages
+    if region.state == "large":
+        building.next = -(-building.next // pages.large_size) * pages.large_size
     size = -(-region.size // PAGE) * PAGE
     base = building.reserve(size, region.base)
     name = f"memory:{region.label}"
@@ -176,8 +178,10 @@ def _place_region(building: _Building, region: Region) -> None:
     touched = size // PAGE if region.pages is None else region.pages
     protection = region.page_protection or region.protection
     section = None
-    if region.state == "demand-zero":
+    if region.state in ("demand-zero", "large"):
         touched = 0
+    for at in range(base, base + size, pages.large_size) if region.state == "large" else ():
+        pages.map_large(at, protection)
     physical = pages.take_frames(touched)
     if not region.private:
         section = place_section(machine, pages, physical, [protection] * touched, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apcaudit.synthetic.machine import Machine
+from apcaudit.synthetic.memory import Memory
 from apcaudit.synthetic.pages import PAGE
 from apcaudit.synthetic.pool import Pool
 from apcaudit.synthetic.user import PROTECTIONS
@@ -49,21 +49,21 @@ class Vad:
         return self.start + self.size - 1
 
 
-def place(machine: Machine, pool: Pool, process: int, vads: list[Vad]) -> dict[int, int]:
+def place(memory: Memory, pool: Pool, process: int, vads: list[Vad]) -> dict[int, int]:
     """Make the tree of a process (the address of its _EPROCESS) in a pool.
 
     Returns:
         Each node's address, by where its VAD starts.
     """
     ordered = sorted(vads, key=lambda vad: vad.start)
-    nodes = [_place_node(machine, pool, process, vad) for vad in ordered]
-    top, _ = _balance(machine, nodes)
-    _hang(machine, process, top, len(nodes))
+    nodes = [place_node(memory, pool, process, vad) for vad in ordered]
+    top, _ = balance(memory, nodes)
+    _hang(memory, process, top, len(nodes))
     return {vad.start: node for vad, node in zip(ordered, nodes, strict=True)}
 
 
-def _place_node(machine: Machine, pool: Pool, process: int, vad: Vad) -> int:
-    memory = machine.memory
+def place_node(memory: Memory, pool: Pool, process: int, vad: Vad) -> int:
+    """Make one node in a pool, not linked yet; give its address."""
     kind = "_MMVAD_SHORT" if vad.section is None else "_MMVAD"
     node = pool.allocate(memory.size(kind), _SHORT if vad.section is None else _LONG)
     first, last = vad.start // PAGE, vad.end // PAGE
@@ -100,42 +100,40 @@ def _place_node(machine: Machine, pool: Pool, process: int, vad: Vad) -> int:
     return node
 
 
-def _balance(machine: Machine, nodes: list[int]) -> tuple[int, int]:
+def balance(memory: Memory, nodes: list[int]) -> tuple[int, int]:
     """Link sorted nodes as a balanced tree; give its top, 0 if there is none, and its depth."""
     if not nodes:
         return 0, 0
     middle = len(nodes) // 2
     top = nodes[middle]
-    left, left_depth = _balance(machine, nodes[:middle])
-    right, right_depth = _balance(machine, nodes[middle + 1 :])
-    link(machine, top, left, right)
+    left, left_depth = balance(memory, nodes[:middle])
+    right, right_depth = balance(memory, nodes[middle + 1 :])
+    link(memory, top, left, right)
     for child in filter(None, (left, right)):
-        set_parent(machine, child, top)
-    memory = machine.memory
+        set_parent(memory, child, top)
     for path in ("u1.Balance", "VadNode.Balance"):
         memory.write(top, "_MMVAD_SHORT", path, right_depth - left_depth, optional=True)
     return top, 1 + max(left_depth, right_depth)
 
 
-def link(machine: Machine, node: int, left: int, right: int) -> None:
-    """Write a node's children."""
+def link(memory: Memory, node: int, left: int | None = None, right: int | None = None) -> None:
+    """Write a node's children; one that is None stays as it is."""
     names = ("LeftChild", "RightChild")
-    if not machine.memory.has("_MMVAD_SHORT", names[0]):
+    if not memory.has("_MMVAD_SHORT", names[0]):
         names = ("VadNode.Left", "VadNode.Right")
     for name, child in zip(names, (left, right), strict=True):
-        machine.memory.write(node, "_MMVAD_SHORT", name, child)
+        if child is not None:
+            memory.write(node, "_MMVAD_SHORT", name, child)
 
 
-def set_parent(machine: Machine, node: int, parent: int) -> None:
+def set_parent(memory: Memory, node: int, parent: int) -> None:
     """Write a node's parent, whose lowest two bits are the node's balance in most versions."""
-    memory = machine.memory
     path = next(path for path in ("Parent", "u1.Parent", "VadNode.ParentValue") if memory.has("_MMVAD_SHORT", path))
     balance = memory.read(node, "_MMVAD_SHORT", path) & 3 if path != "Parent" else 0
     memory.write(node, "_MMVAD_SHORT", path, parent | balance)
 
 
-def _hang(machine: Machine, process: int, top: int, count: int) -> None:
-    memory = machine.memory
+def _hang(memory: Memory, process: int, top: int, count: int) -> None:
     root = process + memory.offset("_EPROCESS", "VadRoot")
     if not memory.has("_EPROCESS", "VadRoot.BalancedRoot"):
         memory.write_pointer(root, top)
@@ -150,4 +148,4 @@ def _hang(machine: Machine, process: int, top: int, count: int) -> None:
     ):
         memory.write(root, "_MM_AVL_TABLE", path, value, optional=True)
     if top:
-        set_parent(machine, top, root)
+        set_parent(memory, top, root)
