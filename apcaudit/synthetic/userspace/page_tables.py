@@ -141,7 +141,7 @@ class UserPages(AddressSpace):
         size = self.large_size
         if address % size:
             raise NotMappedError(f"{address:#x} is no address of a large page")
-        self.take_frames(-(FIRST_FRAME * PAGE + len(self.physical)) % size // PAGE)
+        self.take_frames(-(self.mode.first + len(self.physical)) % size // PAGE)
         physical = self.take_frames(size // PAGE)
         self._leaf_table(address)
         self.set_table_entry(
