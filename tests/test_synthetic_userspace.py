@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from apcaudit.synthetic import isf, situations
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.libraries import IO_COMPLETION, TIMER
 from apcaudit.synthetic.situations import owners
+from apcaudit.synthetic.situations.situation import SERVICE
 from tests import volatility
 
 LAYOUTS = volatility.ROOT.parent / "shared" / "layouts"
@@ -131,3 +134,28 @@ def test_memory(planted: Planted) -> None:
     # The same page of a DLL, written over in one process.
     hooked, clean = (layers[name].read(resolve("kernel32!SleepEx"), 5) for name in (owners.PATCHED, owners.LOADED))
     assert hooked == owners.HOOK != clean
+
+
+def test_armed(planted: Planted) -> None:
+    """What is armed hangs where Windows has it: timers and requests on their threads, reserve objects on handles."""
+    plugin = volatility.construct(planted.path, "windows.handles.Handles", **planted.how)
+    module = plugin.context.modules[plugin.config["kernel"]]
+    table, kernel = module.symbol_table_name, planted.image.kernel
+    chosen = situations.tids(kernel, situations.USER_SITUATIONS)
+    by_name = {each.name: tid for tid, each in chosen.items()}
+    thread = module.object("_ETHREAD", offset=planted.image.address_of[by_name["armed-timer"]], absolute=True)
+    (timer,) = thread.ActiveTimerListHead.to_list(f"{table}!_ETIMER", "ActiveTimerListEntry")
+    mask = module.context.layers[module.layer_name].address_mask
+    assert timer.TimerApc.NormalRoutine == planted.image.resolve(TIMER) & mask
+    assert not timer.TimerApc.Inserted
+    thread = module.object("_ETHREAD", offset=planted.image.address_of[by_name["pending-read-file-ex"]], absolute=True)
+    (request,) = thread.IrpList.to_list(f"{table}!_IRP", "ThreadListEntry")
+    assert request.Overlay.AsynchronousParameters.UserApcRoutine == planted.image.resolve(IO_COMPLETION)
+    assert request.Tail.Overlay.Thread == thread.vol.offset
+    holders = Counter(row["Process"] for row in planted.rows("windows.handles.Handles") if row["Type"] == RESERVE)
+    possible = "reserve-object" in by_name
+    assert holders == ({owners.LOADED: 1, SERVICE: 1} if possible else {})
+
+
+#: The object type of reserve objects of user APCs (Windows Internals, "Object types").
+RESERVE = "UserApcReserve"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from apcaudit.synthetic import reserves
 from apcaudit.synthetic.machine import Machine, SceneError
 from apcaudit.synthetic.scene import Apc, Irp, Thread
 from apcaudit.synthetic.threads import ThreadWriter
@@ -41,6 +44,8 @@ class ApcWriter:
                 if apc.linked:
                     entries.append(address + self.memory.offset("_KAPC", "ApcListEntry"))
             self.memory.link(head, entries)
+        for position, irp in enumerate(thread.requests):
+            self._place_request(thread, body, irp, position)
 
     def _place(self, thread: Thread, body: int, apc: Apc, index: int, *, saved: bool) -> int:
         memory, machine = self.memory, self.machine
@@ -92,7 +97,12 @@ class ApcWriter:
             timer = self.pool.allocate(memory.size("_ETIMER"), b"Time", start)
             memory.write(timer, "_ETIMER", "KeTimer.Header.Type", _TIMER)
             memory.write(timer, "_ETIMER", "ApcAssociated", 1, optional=True)
+            # Until its APC has run once the timer is on its thread's list (ReactOS, ex/timer.c).
+            entry = timer + memory.offset("_ETIMER", "ActiveTimerListEntry")
+            memory.append(body + memory.offset("_ETHREAD", "ActiveTimerListHead"), entry)
             return timer + member
+        if apc.holder == "reserve":
+            return reserves.place(self.machine, apc.handles)
         if apc.holder is not None:
             raise SceneError(f"no structure {apc.holder} that holds KAPCs")
         if apc.pool_tag is None:
@@ -128,6 +138,8 @@ class ApcWriter:
             ("IoStatus.Information", irp.information),
             ("UserIosb", machine.resolve(irp.user_iosb, stack)),
             ("UserEvent", machine.resolve(irp.user_event, stack)),
+            ("Overlay.AsynchronousParameters.UserApcRoutine", machine.resolve(irp.user_apc_routine, stack)),
+            ("Overlay.AsynchronousParameters.UserApcContext", machine.resolve(irp.user_apc_context, stack)),
         ):
             memory.write(address, "_IRP", path, value)
         links = address + memory.offset("_IRP", "ThreadListEntry")
@@ -146,6 +158,15 @@ class ApcWriter:
             ):
                 memory.write(at, "_IO_STACK_LOCATION", path, value)
         return address + member, file_object
+
+    def _place_request(self, thread: Thread, body: int, irp: Irp, position: int) -> None:
+        """Place a pending IRP: no KAPC of it is in use, and its last driver has not completed it."""
+        memory = self.memory
+        location = len(irp.stack) if irp.current_location is None else irp.current_location
+        label = f"{thread.tid}:{position}"
+        pending = replace(irp, current_location=location)
+        apc, _ = self._place_irp(thread, body, Apc(label=label), pending)
+        memory.write(apc - memory.offset("_IRP", "Tail.Apc"), "_IRP", "Tail.Overlay.Thread", body)
 
     def _device(self, driver: str, device: str | None) -> int:
         module = self.machine.modules.get(driver.rpartition(".")[0].lower() or driver.lower())

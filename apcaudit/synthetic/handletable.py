@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from apcaudit.synthetic.machine import Machine
+from apcaudit.synthetic.machine import Machine, SceneError
 from apcaudit.synthetic.pages import PAGE
 
 #: Handle values count in steps of four (Windows Internals, "Object handles").
@@ -53,6 +53,24 @@ def place_empty(machine: Machine, process: int) -> None:
     memory.write(table, "_HANDLE_TABLE", "QuotaProcess", process)
     memory.write(table, "_HANDLE_TABLE", "NextHandleNeedingPool", PAGE // memory.size("_HANDLE_TABLE_ENTRY") * _STEP)
     memory.write(process, "_EPROCESS", "ObjectTable", table)
+
+
+def add(machine: Machine, process: int, header: int) -> int:
+    """Add a handle to a process's table (of one level) for an object, given by its header; give the handle."""
+    memory = machine.memory
+    table = memory.read(process, "_EPROCESS", "ObjectTable")
+    leaf = memory.read(table, "_HANDLE_TABLE", "TableCode")
+    encode = _Encoder(machine)
+    # Entry 0 is never a handle.
+    for index in range(1, PAGE // encode.size):
+        at = leaf + index * encode.size
+        if not any(memory.space.read(at, encode.size)):
+            memory.space.write(at, encode(header))
+            if memory.has("_HANDLE_TABLE", "HandleCount"):
+                count = memory.read(table, "_HANDLE_TABLE", "HandleCount")
+                memory.write(table, "_HANDLE_TABLE", "HandleCount", count + 1)
+            return index * _STEP
+    raise SceneError("too many handles for a table of one level")
 
 
 def _upper(machine: Machine, lower: dict[int, int], a_table: int) -> dict[int, int]:

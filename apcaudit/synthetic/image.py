@@ -26,8 +26,8 @@ class Image:
     `address_of` holds virtual addresses: of threads by TID, and by `thread:TID`, `process:NAME`, `process:PID`,
     `driver:NAME` (image base), `driver-object:NAME`, `device:NAME`, `module:NAME` (its list entry), `apc:LABEL`,
     `irp:LABEL`, `file:NAME`, `kpcr:NUMBER`, `kprcb:NUMBER`. Where an APC has no label it is
-    `apc:TID:QUEUE:POSITION`. Of user space: `image:LABEL` (its base), `memory:LABEL`, `peb:PID`, `teb:TID`, and of its
-    VADs `vad:PID:START` with the address in hexadecimal.
+    `apc:TID:QUEUE:POSITION`; a pending IRP is `irp:TID:POSITION`. Of user space: `image:LABEL` (its base),
+    `memory:LABEL`, `peb:PID`, `teb:TID`, and of its VADs `vad:PID:START` with the address in hexadecimal.
     """
 
     def __init__(self, machine: Machine) -> None:

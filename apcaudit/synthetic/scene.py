@@ -40,7 +40,8 @@ class Irp:
 
     `stack` is ordered as in memory: the lowest driver first, the driver that the request was sent to last.
     `file_name` makes a file object on the last location's device. `user_iosb` and `user_event` are addresses, often on
-    the requesting thread's stack. `in_irp_list` tells a threaded IRP from one of IoAllocateIrp.
+    the requesting thread's stack. `in_irp_list` tells a threaded IRP from one of IoAllocateIrp. `user_apc_routine`
+    is what NtReadFile and its like were given, with its context.
     """
 
     stack: tuple[IoStackLocation, ...] = ()
@@ -53,6 +54,8 @@ class Irp:
     requestor_mode: int = 0
     in_irp_list: bool = True
     current_location: int | None = None
+    user_apc_routine: Address = 0
+    user_apc_context: Address = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,9 @@ class Apc:
     """One KAPC. What is left None is filled in as Windows would for the list that holds it.
 
     `thread` is the TID that KAPC.Thread points to. `holder` puts it in a structure of the thread's or of its own:
-    `suspend` (SuspendApc or SchedulerApc, whichever the kernel has), `teb` (UpdateTebApc) or `timer` (an ETIMER). With
-    `linked` False the KAPC exists but no list holds it.
+    `suspend` (SuspendApc or SchedulerApc, whichever the kernel has), `teb` (UpdateTebApc), `timer` (an ETIMER that the
+    thread has set) or `reserve` (a reserve object, to which the processes in `handles` have one). With `linked` False
+    the KAPC exists but no list holds it.
     """
 
     kernel_routine: Address = "nt!IopCompleteRequest"
@@ -79,6 +83,7 @@ class Apc:
     system_argument2: Address = 0
     irp: Irp | None = None
     holder: str | None = None
+    handles: tuple[str, ...] = ()
     pool_tag: bytes | None = b"KAPC"
     label: str | None = None
     linked: bool = True
@@ -98,9 +103,9 @@ class Thread:
 
     `system` is whether it is a system thread (default: its process is System or Idle). `wait_mode` is `kernel` or
     `user` (default: as the thread is), `wait_state` WaitRegister.State (default: WaitCommitted of a waiting thread).
-    `stack` are the pointers found from KernelStack upwards; `frames` go to addresses of their own. `stack_pages` is how
-    much of the top of the stack is in memory, `instruction` where the thread left user mode. `members` are raw values
-    by `_ETHREAD` member path (`Tcb.WaitIrql`), written last.
+    `requests` are its pending IRPs. `stack` are the pointers found from KernelStack upwards; `frames` go to addresses
+    of their own. `stack_pages` is how much of the top of the stack is in memory, `instruction` where the thread left
+    user mode. `members` are raw values by `_ETHREAD` member path (`Tcb.WaitIrql`), written last.
     """
 
     tid: int
@@ -128,6 +133,7 @@ class Thread:
     user_apcs: tuple[Apc, ...] = ()
     saved_kernel_apcs: tuple[Apc, ...] = ()
     saved_user_apcs: tuple[Apc, ...] = ()
+    requests: tuple[Irp, ...] = ()
     address: int | None = None
     in_thread_list: bool = True
     in_cid_table: bool = True

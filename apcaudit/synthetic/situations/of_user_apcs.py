@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from apcaudit.synthetic.libraries import DISPATCHER, DISPATCHER_32, IO_COMPLETION
+from apcaudit.synthetic.libraries import DISPATCHER, DISPATCHER_32, IO_COMPLETION, TIMER
 from apcaudit.synthetic.scene import Address, Apc, IoStackLocation, Irp
 from apcaudit.synthetic.situations import owners
 from apcaudit.synthetic.situations.owners import BEACON_STEPS, CONTEXT_STRIDE
-from apcaudit.synthetic.situations.situation import SERVICE, SPECIAL_USER, WOW64, Situation
+from apcaudit.synthetic.situations.situation import (
+    SERVICE,
+    SPECIAL_USER,
+    WOW64,
+    Situation,
+    armed_timer,
+    reading,
+    reserved,
+)
 
 #: A thread of a program in an alertable wait, as those are that take APCs.
 _ALERTABLE: dict[str, Any] = {"start": "ntdll+0x1100", "wait_reason": "DelayExecution", "alertable": True}
-#: The first thread of a process that was created suspended: it waits in its suspending APC, before its first
-#: instruction. Up to XP the loader's APC comes before that, so where it starts is not told by the frame.
+#: The first thread of a process that was created suspended, in its suspending APC, before its first instruction.
 _NEWBORN: dict[str, Any] = {
     "start": "ntdll!RtlUserThreadStart|ntdll!LdrInitializeThunk",
     "instruction": "ntdll!RtlUserThreadStart|ntdll!LdrInitializeThunk",
@@ -22,6 +29,8 @@ _NEWBORN: dict[str, Any] = {
     "kernel_apc_in_progress": True,
     "suspend_count": 1,
 }
+#: What 7 brought: reserve objects, and a dispatcher in ntdll.dll, which a newborn process has.
+_SINCE_7 = ("nt!PspUserApcReserveKernelRoutine",)
 _SPECIAL_SINCE = ("nt!KeSpecialUserApcKernelRoutine",)
 
 
@@ -65,7 +74,7 @@ OF_USER_APCS: tuple[Situation, ...] = (
         {**_NEWBORN, "user_apcs": (_queued(DISPATCHER, "memory:early_dispatched", 0, -1),)},
         {"user-apc-early": "high", "user-apc-private-code": "high"},
         owner=owners.EARLY_DISPATCHED,
-        lacks=("nt!PspNullSpecialApc",),
+        needs=_SINCE_7,
     ),
     Situation(
         "injected-writable",
@@ -219,6 +228,20 @@ OF_USER_APCS: tuple[Situation, ...] = (
         x64=True,
     ),
     Situation(
+        "reserve-object-of-another",
+        "an APC in the reserve object of another program, which has its handle",
+        {**_ALERTABLE, "user_apcs": (reserved("memory:injected+0x20", owners.LOADED),)},
+        {"user-apc-private-code": "high"},
+        owner=owners.INJECTED,
+        needs=_SINCE_7,
+    ),
+    Situation(
+        "armed-timer-injected",
+        "a timer that has not expired would run private memory: nothing is queued",
+        {**_ALERTABLE, "user_apcs": (armed_timer("memory:injected+0x30"),)},
+        owner=owners.INJECTED,
+    ),
+    Situation(
         "unloaded-dll",
         "an APC of a DLL that has gone",
         {**_ALERTABLE, "user_apcs": (_queued(0x6E120000),)},
@@ -343,6 +366,25 @@ ORDINARY_USER_APCS: tuple[Situation, ...] = (
         {**_ALERTABLE, "user_apcs": (_queued("ntdll!RtlUserThreadStart+0x10"),)},
         owner=WOW64,
         x64=True,
+    ),
+    Situation(
+        "reserve-object",
+        "an APC that a program has kept a reserve object for",
+        {**_ALERTABLE, "state": "Ready", "user_apcs": (reserved("BAVSvc+0x1280", SERVICE),)},
+        owner=SERVICE,
+        needs=_SINCE_7,
+    ),
+    Situation(
+        "armed-timer",
+        "a timer that has not expired: nothing is queued",
+        {**_ALERTABLE, "user_apcs": (armed_timer(TIMER),)},
+        owner=SERVICE,
+    ),
+    Situation(
+        "pending-read-file-ex",
+        "ReadFileEx has not completed: nothing is queued",
+        {**_ALERTABLE, "requests": (reading(IO_COMPLETION, "BAVSvc+0x1300"),)},
+        owner=SERVICE,
     ),
     Situation(
         "hooked-alike",

@@ -84,7 +84,9 @@ def place_node(memory: Memory, pool: Pool, process: int, vad: Vad) -> int:
     committed = ("u1.VadFlags1.MemCommit", "u.VadFlags.MemCommit")
     values += [(path, 1) for path in committed if vad.commit and memory.has("_MMVAD_SHORT", path)]
     for path, value in values:
-        memory.write(node, "_MMVAD_SHORT", path, value, optional=True)
+        # Pool is zeroed.
+        if value:
+            memory.write(node, "_MMVAD_SHORT", path, value, optional=True)
     if vad.section is not None:
         for path, value in (
             ("ControlArea", vad.section.control_area),
@@ -108,10 +110,10 @@ def balance(memory: Memory, nodes: list[int]) -> tuple[int, int]:
     top = nodes[middle]
     left, left_depth = balance(memory, nodes[:middle])
     right, right_depth = balance(memory, nodes[middle + 1 :])
-    link(memory, top, left, right)
+    link(memory, top, left or None, right or None)
     for child in filter(None, (left, right)):
         set_parent(memory, child, top)
-    for path in ("u1.Balance", "VadNode.Balance"):
+    for path in ("u1.Balance", "VadNode.Balance") if left_depth != right_depth else ():
         memory.write(top, "_MMVAD_SHORT", path, right_depth - left_depth, optional=True)
     return top, 1 + max(left_depth, right_depth)
 
