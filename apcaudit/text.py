@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 #: Unicode categories of invisible characters: controls, formats (bidirectional ones too), surrogates, private use,
@@ -11,6 +13,11 @@ from typing import Any
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 _SEAM = re.compile(r"(?<=[/\\])|(?<=::)")
+
+_SEPARATOR = re.compile(r"[/\\]")
+
+_DIGITS = 8
+"""How many digits of a SHA-256 tell images apart that were found under one path."""
 
 ELLIPSIS = "…"
 
@@ -60,6 +67,47 @@ def name_of(source: str) -> str:
     """Return the short name of an image: the last part of its source's path, with the member of an archive."""
     path, mark, member = source.partition("::")
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2] + mark + member
+
+
+def short_names(sources: Mapping[str, str]) -> dict[str, str]:
+    """Name images by the shortest ends of their paths that are unique: `WKS01/memory.raw`.
+
+    Args:
+        sources: where each image was found, by its SHA-256.
+
+    Returns:
+        The name of each, by its SHA-256. Where several were found under one path, one after the other, the first digits
+        of the SHA-256 stand behind the path.
+    """
+    at: dict[str, list[str]] = defaultdict(list)
+    for image, source in sources.items():
+        at[source].append(image)
+    names: dict[str, str] = {}
+    # Paths that share an end of n parts share all shorter ends: only these are left for n + 1.
+    left = {source: _parts(source) for source in at}
+    length = 1
+    while left:
+        alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for source, parts in left.items():
+            alike[parts[-length:]].append(source)
+        for parts, same in alike.items():
+            if len(same) == 1 or all(len(left[each]) <= length for each in same):
+                for source in same:
+                    names[source] = "/".join(parts) if len(same) == 1 else source
+                    del left[source]
+        length += 1
+    return {
+        image: names[source] if len(images) == 1 else f"{names[source]} ({image[:_DIGITS]})"
+        for source, images in at.items()
+        for image in images
+    }
+
+
+def _parts(source: str) -> tuple[str, ...]:
+    """Split a source into the parts of its path; the last has the member of an archive behind it."""
+    path, mark, member = source.partition("::")
+    *folders, file = _SEPARATOR.split(path.rstrip("/\\"))
+    return (*folders, file + mark + member)
 
 
 def one_line(text: str) -> str:

@@ -65,7 +65,7 @@ def test_a_finding_is_in_every_export(
     assert main(["export", str(results), "--format", "timesketch"]) == 0
     out, err = capsys.readouterr()
     (line,) = [json.loads(line) for line in out.splitlines()]
-    assert line["message"] == "[medium] undelivered in System: why undelivered"
+    assert line["message"] == "[medium] undelivered in System on host-0001.dmp: why undelivered"
     if known:
         assert (line["timestamp_desc"], "time_note" in line, err) == ("Memory Image Time", False, "")
     else:

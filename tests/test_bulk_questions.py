@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from apcaudit.bulk import export, stack, store
+from apcaudit.bulk import export, stack, stack_command, store
 from apcaudit.bulk.records import (
     FAILED,
     SCANNED,
@@ -136,12 +136,42 @@ def test_stack_as_a_user_calls_it(results: Path, tmp_path: Path) -> None:
 
 
 def test_jsonl_has_every_column(results: Path) -> None:
-    """A JSON line a row: every column by its name, unknown values null, addresses as numbers."""
+    """A JSON line a row: every column by its name, unknown values null, addresses hexadecimal, and what image it is."""
     lines = [json.loads(line) for line in export.jsonl(store.read(results), "apcs")]
     assert len(lines) == 3 + 3 + 1
-    assert all(list(line) == [each.name for each in dataclasses.fields(ApcRow)] for line in lines)
-    assert {line["thread"] for line in lines} == {THREAD}
+    own = [each.name for each in dataclasses.fields(ApcRow)]
+    assert all(list(line) == ["image", "image_name", "source", *own[1:]] for line in lines)
+    assert {(line["image_name"], line["source"]) for line in lines} == {
+        (f"{name}.raw", f"/evidence/{name}.raw") for name in ("aa", "bb", "cc")
+    }
+    assert {line["thread"] for line in lines} == {"0xffffab8400001080"}
     assert {line["normal_routine"] for line in lines} == {None}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_no_number_is_too_large(results: Path, table: str) -> None:
+    """No export has a number above 2^53, which jq and JavaScript round, and each row names its image and its source."""
+    found = store.read(results)
+    lines = [json.loads(line) for line in (*export.jsonl(found, table), *export.timesketch(found))]
+    assert all(line["image_name"] and line["source"] for line in lines)
+    for line in lines:
+        assert all(abs(value) <= 1 << 53 for value in line.values() if isinstance(value, (int, float)))
+
+
+def test_each_host_is_named(tmp_path: Path) -> None:
+    """Images of one name in a folder a host are told apart by the host, in the table, the exports and the timeline."""
+    names = ("WKS01/memory.raw", "WKS02/memory.raw")
+    for image, name in zip(("aa", "bb"), names, strict=True):
+        plant(tmp_path, image, ("nt.exe", 1, "nt!One"), source=f"/case/{name}")
+    found = store.read(tmp_path)
+    assert {each.image_names for each in stack.stack(found)} == {names}
+    assert all(stack_command.line_of(each).endswith(", ".join(names)) for each in stack.stack(found))
+    assert tuple(json.loads(line)["image_name"] for line in export.jsonl(found, "findings")) == names
+    _, *lines = csv.reader(export.comma_separated(found, "drivers"))
+    assert [(line[1], line[2]) for line in lines] == [(name, f"/case/{name}") for name in names]
+    events = [json.loads(line) for line in export.timesketch(found)]
+    assert all(f" on {event['image_name']}" in event["message"] for event in events)
+    assert {event["image_name"] for event in events} == set(names)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +212,21 @@ def test_timesketch_has_what_it_needs(results: Path) -> None:
     assert times == {("Memory Image Time", 1767323045.25), ("Thread Created", 1767322800.5)}
     assert len(lines) == 6
     finding = next(line for line in lines if line.get("code"))
-    assert finding["message"] == "[high] list-broken in System: broken"
+    assert finding["message"] == "[high] list-broken in System on aa.raw: broken"
+
+
+def test_a_finding_has_its_own_severity(tmp_path: Path) -> None:
+    """In the timeline severity is the finding's; the thread's highest is beside it, and alone where a thread began."""
+    plant(tmp_path, "aa")
+    (both,) = store.read(tmp_path).tables["findings"].to_pylist()
+    severities = {"list-broken": "high", "order-violation": "medium", "suspended-but-not": "low"}
+    rows = [FindingRow(**{**both, "code": code, "severity": severity}) for code, severity in severities.items()]
+    threads = [ThreadRow(**row) for row in store.read(tmp_path).tables["threads"].to_pylist()]
+    store.write(tmp_path, Records(store.images(tmp_path)[0], tuple(threads), (), tuple(rows)))
+    events = [json.loads(line) for line in export.timesketch(store.read(tmp_path))]
+    assert {event["code"]: event["severity"] for event in events if "code" in event} == severities
+    assert {event["thread_severity"] for event in events} == {"high"}
+    assert [event["timestamp_desc"] for event in events if "severity" not in event] == ["Thread Created"]
 
 
 def test_timesketch_without_a_clock(tmp_path: Path) -> None:

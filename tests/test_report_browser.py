@@ -254,7 +254,8 @@ def test_a_thousand_images(browser: Any, tmp_path: Path) -> None:
     made = [suspect(number, codes=kinds[number % 3]) for number in range(1000)]
     tables = ("threads", "apcs", "findings")
     threads, apcs, findings = (tuple(row for each in made for row in each.rows(table)) for table in tables)
-    found = dataset.Dataset(tuple(each.image for each in made), threads, apcs, findings, {}, ())
+    names = {each.image.image: each.image.source.rpartition("/")[2] for each in made}
+    found = dataset.Dataset(tuple(each.image for each in made), threads, apcs, findings, (), names, ())
     for opened in visit(browser, written(tmp_path, page.render(found, "many"))):
         assert [len(rows(opened, table)) for table in (FINDINGS, "#all-images", "#cells")] == [100, 50, 3]
         assert said(opened, FINDINGS) == "100 of 1000 shown"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apcaudit.text import fold, name_of, visible
+from apcaudit.text import fold, name_of, short_names, visible
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,37 @@ def test_folding(text: str, lines: tuple[str, ...]) -> None:
 def test_an_images_name(source: str, name: str) -> None:
     """An image is named by the last part of its path, with the member of its archive."""
     assert name_of(source) == name
+
+
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        pytest.param(("/case/a.raw", "/case/b.raw"), ("a.raw", "b.raw"), id="file names differ"),
+        pytest.param(
+            ("/case/WKS01/memory.raw", "/case/WKS02/memory.raw", "/case/dc.raw"),
+            ("WKS01/memory.raw", "WKS02/memory.raw", "dc.raw"),
+            id="a folder a host",
+        ),
+        pytest.param(
+            ("/case/1/WKS01/m.raw", "/case/2/WKS01/m.raw", "/case/2/WKS02/m.raw"),
+            ("1/WKS01/m.raw", "2/WKS01/m.raw", "WKS02/m.raw"),
+            id="a host twice",
+        ),
+        pytest.param(("C:\\case\\A\\m.raw", "C:\\case\\B\\m.raw"), ("A/m.raw", "B/m.raw"), id="Windows"),
+        pytest.param(
+            ("/case/A/all.zip::m.raw", "/case/B/all.zip::m.raw", "/case/B/all.zip::n.raw"),
+            ("A/all.zip::m.raw", "B/all.zip::m.raw", "all.zip::n.raw"),
+            id="members of archives",
+        ),
+        pytest.param(("/m.raw", "/case/m.raw"), ("/m.raw", "case/m.raw"), id="one path ends as the other"),
+        pytest.param(("m.raw", "case/m.raw"), ("m.raw", "case/m.raw"), id="one is the end of the other"),
+        # An image that was replaced by another of the same name has results, too.
+        pytest.param(("/m.raw", "/m.raw", "/n.raw"), ("m.raw (0000000a)", "m.raw (0000000b)", "n.raw"), id="one path"),
+        pytest.param(("a/m", "a\\m"), ("a/m", "a\\m"), id="separators of two systems"),
+        pytest.param((), (), id="none"),
+    ],
+)
+def test_short_names(sources: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Images are named by the shortest ends of their paths that are unique, so no two have the same name."""
+    images = [f"{number:08x}" + "0" * 56 for number in range(10, 10 + len(sources))]
+    assert short_names(dict(zip(images, sources, strict=True))) == dict(zip(images, names, strict=True))

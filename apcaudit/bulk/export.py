@@ -1,4 +1,8 @@
-"""The results in other tools' formats: JSON lines, CSV for spreadsheets, JSON lines for Timesketch."""
+"""The results in other tools' formats: JSON lines, CSV for spreadsheets, JSON lines for Timesketch.
+
+Addresses are hexadecimal text in all of them. As numbers, jq and JavaScript would round them (RFC 8259, section 6: a
+double has 53 bits), and OpenSearch, Timesketch's store, takes no whole number above 2^63 (its field type `long`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from datetime import datetime
 from math import isfinite
 from typing import Any
 
+from apcaudit.bulk.extra import load
 from apcaudit.bulk.records import TABLES, Address
 from apcaudit.bulk.store import Results
 from apcaudit.bulk.times import SPAN, moment
@@ -25,24 +30,34 @@ _SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"
 _FORMULA = re.compile(rf'^(?=[{_SIGNS}\t\r\n])|(?<=[;,\t\r\n"])(?=[{_SIGNS}])')
 
 #: Columns of every Timesketch line that identify the image and the thread, as SQL.
-_ABOUT = """image, i.source, t.thread, t.pid, t.tid, t.process, t.severity, t.findings"""
+_ABOUT = """image, n.image_name, i.source, t.thread, t.pid, t.tid, t.process, t.severity AS thread_severity,
+        t.findings AS thread_findings"""
 
 #: The time of a finding is the image's clock, else the time of the scan; threads have their own times only.
 _FINDINGS = f"""
     SELECT i.system_time AS at, i.scanned_at,
-        '[' || f.severity || '] ' || f.code || ' in ' || coalesce(t.process, '?') || ': ' || f.explanation AS message,
-        f.code, f.apc, a.kernel_routine, a.normal_routine, a.origin, {_ABOUT}
-    FROM findings f JOIN images i USING (image) JOIN threads t USING (image, thread)
+        '[' || f.severity || '] ' || f.code || ' in ' || coalesce(t.process, '?') || ' on ' || n.image_name || ': '
+            || f.explanation AS message,
+        f.code, f.severity, f.apc, a.kernel_routine, a.normal_routine, a.origin, {_ABOUT}
+    FROM findings f JOIN images i USING (image) JOIN names n USING (image) JOIN threads t USING (image, thread)
     LEFT JOIN apcs a USING (image, thread, apc, queue)
     ORDER BY i.source, image, t.thread, f.code, f.apc"""  # noqa: S608 - constants of this module
 
 _TIMES = f"""
     SELECT t.{{column}} AS at, NULL AS scanned_at,
-        'thread ' || coalesce(t.tid::VARCHAR, '?') || ' of ' || coalesce(t.process, '?') || ' {{word}}, starts at '
-            || coalesce(t.start_routine, '?') AS message,
+        'thread ' || coalesce(t.tid::VARCHAR, '?') || ' of ' || coalesce(t.process, '?') || ' on ' || n.image_name
+            || ' {{word}}, starts at ' || coalesce(t.start_routine, '?') AS message,
         t.start_routine, {_ABOUT}
-    FROM threads t JOIN images i USING (image) WHERE t.{{column}} IS NOT NULL
+    FROM threads t JOIN images i USING (image) JOIN names n USING (image) WHERE t.{{column}} IS NOT NULL
     ORDER BY i.source, image, t.thread"""  # noqa: S608 - constants of this module
+
+_ADDRESSES = frozenset(
+    name
+    for row in TABLES.values()
+    for name, kind in typing.get_type_hints(row).items()
+    if Address in (kind, *typing.get_args(kind))
+)
+"""The columns of all tables that are addresses; a name means the same in each."""
 
 _THREAD_TIMES = (("created", "Created"), ("exited", "Exited"))
 
@@ -51,20 +66,21 @@ TIMELINE = ("threads", "findings", "apcs")
 
 
 def jsonl(results: Results, table: str) -> Iterator[str]:
-    """Yield the rows of a table as JSON lines; addresses are numbers, as in vol's own JSON."""
-    for row in _rows(results.connect(), f"SELECT * FROM {table} ORDER BY ALL"):  # noqa: S608 - a name from TABLES
+    """Yield the rows of a table as JSON lines, each with the name and the source of its image."""
+    for row in _table(results, table):
         yield _json(row)
 
 
 def comma_separated(results: Results, table: str) -> Iterator[str]:
-    """Yield the lines of a table as CSV; addresses are hexadecimal, and no cell is a formula to a spreadsheet."""
-    hints = typing.get_type_hints(TABLES[table])
-    addresses = {name for name, kind in hints.items() if Address in (kind, *typing.get_args(kind))}
-    database = results.connect()
-    yield _line(list(hints))
-    for row in _rows(database, f"SELECT * FROM {table} ORDER BY ALL"):  # noqa: S608 - a name from TABLES
-        hexadecimal = {name: hex(row[name]) for name in addresses if row[name] is not None}
-        yield _line([_harmless(value) for value in (row | hexadecimal).values()])
+    """Yield the lines of a table as CSV, as in `jsonl`; no cell is a formula to a spreadsheet."""
+    yield _line(columns(table))
+    for row in _table(results, table):
+        yield _line([_harmless(value) for value in row.values()])
+
+
+def columns(table: str) -> list[str]:
+    """Return the columns of an exported table: the table's own, and behind `image` what the image is called."""
+    return list(dict.fromkeys(("image", "image_name", "source", *typing.get_type_hints(TABLES[table]))))
 
 
 def timesketch(results: Results) -> Iterator[str]:
@@ -74,7 +90,7 @@ def timesketch(results: Results) -> Iterator[str]:
     CSV file", its user guide). A finding of an image without a clock, or with an impossible one, gets the time of the
     scan; `timestamp_desc` and `time_note` say so.
     """
-    database = results.connect()
+    database = _connect(results)
     for row in _rows(database, _FINDINGS):
         time, scanned = moment(row["at"]), moment(row["scanned_at"])
         if time is not None:
@@ -84,7 +100,7 @@ def timesketch(results: Results) -> Iterator[str]:
             note = {"time_note": f"the image's clock {clock}: this is when it was scanned"}
             yield _event(row | note, scanned, "Image Scanned")
     for column, word in _THREAD_TIMES:
-        for row in _rows(database, _TIMES.format(column=column, word=word)):
+        for row in _rows(database, _TIMES.format(column=column, word=word.lower())):
             time = moment(row["at"])
             if time is not None:
                 yield _event(row, time, f"Thread {word}")
@@ -99,6 +115,22 @@ def timeline_notes(results: Results) -> Iterator[str]:
     times = sum(moment(row["at"]) is None for query in queries for row in _rows(results.connect(), query))
     if times:
         yield f"times of threads that are not from {SPAN}: {times}; they have no line"
+
+
+def _connect(results: Results) -> Any:
+    """Open the results in DuckDB, with the short names of the images in the view `names`."""
+    database = results.connect()
+    names = results.names
+    made = {"image": list(names), "image_name": list(names.values())}
+    database.register("names", load("pyarrow").table(made))
+    return database
+
+
+def _table(results: Results, table: str) -> Iterator[dict[str, Any]]:
+    chosen = ", ".join(columns(table))
+    joined = table if table == "images" else f"{table} JOIN (SELECT image, source FROM images) USING (image)"
+    query = f"SELECT {chosen} FROM {joined} JOIN names USING (image) ORDER BY ALL"  # noqa: S608 - our own names
+    return _rows(_connect(results), query)
 
 
 def _event(row: dict[str, Any], time: datetime, description: str) -> str:
@@ -117,8 +149,9 @@ def _rows(database: Any, query: str) -> Iterator[dict[str, Any]]:
     found = database.execute(query)
     names = [column[0] for column in found.description]
     while rows := found.fetchmany(_ROWS_AT_ONCE):
-        for row in rows:
-            yield dict(zip(names, row, strict=True))
+        for values in rows:
+            row = dict(zip(names, values, strict=True))
+            yield row | {name: hex(row[name]) for name in _ADDRESSES & row.keys() if row[name] is not None}
 
 
 def _line(values: list[Any]) -> str:

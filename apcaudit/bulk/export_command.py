@@ -21,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "export",
         help="the results of a scan for other tools",
         description="Write results of a scan as JSON lines, as CSV whose cells no spreadsheet runs, or for Timesketch."
-        " Exit code 2: damaged results are left out.",
+        " Addresses are hexadecimal, and each line names its image. Exit code 2: damaged results are left out.",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of `apcaudit scan -o`")
     parser.add_argument("--format", choices=("jsonl", "csv", "timesketch"), default="jsonl", help="default: jsonl")

@@ -53,7 +53,7 @@ class Stacked:
     """A routine, driver, finding or rule, and the images that have it.
 
     `module` and `rva` (bytes) locate code; `name` is the text of the audit. `images` are named by SHA-256, `sources`
-    are their files in the same order; `of` is how many images were scanned.
+    are their files and `image_names` the short names of these, in the same order; `of` is how many images were scanned.
     """
 
     kind: str
@@ -62,6 +62,7 @@ class Stacked:
     rva: int | None
     images: tuple[str, ...]
     sources: tuple[str, ...]
+    image_names: tuple[str, ...]
     of: int
 
 
@@ -92,11 +93,13 @@ def stack(results: Results, kinds: Sequence[str] = tuple(KINDS), baseline: Resul
     if baseline is not None:
         baseline.connect(prefix="baseline_", database=database)
     found = database.execute("SELECT count(*) FROM images WHERE status = 'scanned'").fetchone()
+    names = results.names
     stacked: list[Stacked] = []
     for kind in kinds:
         rows = database.execute(_query(kind, with_baseline=baseline is not None)).fetchall()
         for module, rva, name, images, sources in rows:
-            stacked.append(Stacked(kind, name, module, rva, tuple(images), tuple(sources), found[0]))
+            short = tuple(names[image] for image in images)
+            stacked.append(Stacked(kind, name, module, rva, tuple(images), tuple(sources), short, found[0]))
     return sorted(stacked, key=lambda each: (len(each.images), list(KINDS).index(each.kind), each.name))
 
 

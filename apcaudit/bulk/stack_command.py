@@ -63,8 +63,8 @@ def line_of(stacked: Stacked) -> str:
     what = stacked.name
     if stacked.rva is not None:
         what += f" ({stacked.module}+{stacked.rva:#x})"
-    named = ", ".join(Path(source).name for source in stacked.sources[:_NAMED])
-    more = len(stacked.sources) - _NAMED
+    named = ", ".join(stacked.image_names[:_NAMED])
+    more = len(stacked.image_names) - _NAMED
     count = f"{len(stacked.images)} of {stacked.of}"
     text = f"{count:>11}  {stacked.kind:14}  {what:48}  {named}{f' and {more} more' if more > 0 else ''}"
     # File names may hold control characters.

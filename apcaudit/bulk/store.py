@@ -23,6 +23,7 @@ from apcaudit.bulk.records import TABLES, ImageRow, Records
 from apcaudit.bulk.tables import VERSION as VERSION
 from apcaudit.bulk.tables import schema as schema
 from apcaudit.errors import ApcAuditError
+from apcaudit.text import short_names
 
 _UNFINISHED = ".unfinished-"
 
@@ -93,6 +94,12 @@ class Results:
         """The rows of all images, in the order of their sources."""
         rows = [ImageRow(**row) for row in self.tables["images"].to_pylist()]
         return sorted(rows, key=lambda row: (row.source, row.image))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The short name of each image, by its SHA-256: the shortest end of its path that no other image has."""
+        found = self.tables["images"]
+        return short_names(dict(zip(found["image"].to_pylist(), found["source"].to_pylist(), strict=True)))
 
     def connect(self, *, prefix: str = "", database: Any = None) -> Any:
         """Open the tables in DuckDB, each as a view named by the prefix and the table's name.

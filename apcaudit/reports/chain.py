@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from apcaudit.bulk.records import HIDDEN, LOADED, UNLISTED, UNLOADED, ApcRow, FindingRow, ThreadRow
 from apcaudit.reports.dataset import Dataset, rank
-from apcaudit.text import name_of
 
 NO_MODULE = "in no module"
 
@@ -71,7 +70,7 @@ class Chain:
 
 def make_chains(dataset: Dataset) -> tuple[Chain, ...]:
     """Make the chains of a dataset's suspect threads, the most severe first, then those of the fewest images."""
-    names = {each.image: name_of(each.source) for each in dataset.images}
+    names = dataset.names
     sources = {each.image: each.source for each in dataset.images}
     apcs: dict[tuple[str, int], list[ApcRow]] = defaultdict(list)
     for apc in dataset.apcs:

@@ -22,7 +22,7 @@ class Dataset:
     """The rows of a folder of results.
 
     `threads` and `apcs` are those with findings. `stacked` says in how many images each routine, driver, finding and
-    rule is. `damages` say why images are left out.
+    rule is. `names` are the short names of the images by SHA-256. `damages` say why images are left out.
     """
 
     images: tuple[ImageRow, ...]
@@ -30,6 +30,7 @@ class Dataset:
     apcs: tuple[ApcRow, ...]
     findings: tuple[FindingRow, ...]
     stacked: tuple[Stacked, ...]
+    names: dict[str, str]
     damages: tuple[Damage, ...]
 
     @property
@@ -71,6 +72,7 @@ def make(results: Results) -> Dataset:
             apcs=_rows(database, "apcs", "findings <> '' ORDER BY image, thread, queue, position, apc"),
             findings=_rows(database, "findings", "true ORDER BY image, pid, tid, thread, apc NULLS FIRST, code"),
             stacked=tuple(stack(results)),
+            names=results.names,
             damages=results.damages,
         )
 

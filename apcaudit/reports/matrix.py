@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from apcaudit.reports.dataset import Dataset, rank
-from apcaudit.text import name_of
 
 _APART = 30
 """Up to this number, images with findings have a row each; with more, images with the same findings share one."""
@@ -55,7 +54,7 @@ class Matrix:
 
 def lay_out(dataset: Dataset) -> Matrix:
     """Make the matrix of a dataset."""
-    names = {each.image: name_of(each.source) for each in dataset.images}
+    names = dataset.names
     worst: dict[str, dict[str, str]] = defaultdict(dict)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for each in dataset.findings:

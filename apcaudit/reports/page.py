@@ -9,7 +9,7 @@ from importlib.resources import files
 from apcaudit.bulk.extra import load
 from apcaudit.reports import chain, diagram, matrix, prevalence, summary
 from apcaudit.reports.dataset import WORST_FIRST, Dataset, rank
-from apcaudit.text import name_of, seams, visible
+from apcaudit.text import seams, visible
 
 _FINDINGS = 5000
 """How many findings the page's table has, the most severe; more would make it slow, and `apcaudit export` has all."""
@@ -40,7 +40,6 @@ def render(dataset: Dataset, title: str) -> str:
     )
     environment.filters |= {
         "moment": summary.moment,
-        "name": name_of,
         "address": address,
         "number": "{:,}".format,
         "seams": seams,
@@ -57,7 +56,7 @@ def render(dataset: Dataset, title: str) -> str:
         script=environment.filters["safe"](script),
         summary=summary.summarize(dataset),
         dataset=dataset,
-        names={each.image: name_of(each.source) for each in dataset.images},
+        names=dataset.names,
         chains=[(each, diagram.draw(each)) for each in chains[:_CHAINS]],
         chains_left_out=max(0, len(chains) - _CHAINS),
         matrix=matrix.lay_out(dataset),

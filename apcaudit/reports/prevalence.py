@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from apcaudit.bulk.stack import Stacked
 from apcaudit.reports.dataset import Dataset, rank
-from apcaudit.text import name_of
 
 _MOST = 300
 """How many bars of a kind the report has; the commonest are left out."""
@@ -77,5 +76,5 @@ def _bar(each: Stacked, severity: str | None) -> Bar:
         severity,
         count,
         round(1000 * count / max(1, each.of), 1),
-        tuple(name_of(source) for source in each.sources[:_NAMED]),
+        each.image_names[:_NAMED],
     )
