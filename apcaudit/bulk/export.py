@@ -59,6 +59,9 @@ _ADDRESSES = frozenset(
 )
 """The columns of all tables that are addresses; a name means the same in each."""
 
+_NAMING = ("image", "image_name", "source")
+"""The columns of the view `names`, with which each line begins: SHA-256, short name, and path of an image."""
+
 _THREAD_TIMES = (("created", "Created"), ("exited", "Exited"))
 
 TIMELINE = ("threads", "findings", "apcs")
@@ -80,7 +83,7 @@ def comma_separated(results: Results, table: str) -> Iterator[str]:
 
 def columns(table: str) -> list[str]:
     """Return the columns of an exported table: the table's own, and behind `image` what the image is called."""
-    return list(dict.fromkeys(("image", "image_name", "source", *typing.get_type_hints(TABLES[table]))))
+    return list(dict.fromkeys((*_NAMING, *typing.get_type_hints(TABLES[table]))))
 
 
 def timesketch(results: Results) -> Iterator[str]:
@@ -118,18 +121,17 @@ def timeline_notes(results: Results) -> Iterator[str]:
 
 
 def _connect(results: Results) -> Any:
-    """Open the results in DuckDB, with the short names of the images in the view `names`."""
+    """Open the results in DuckDB, and what each image is called in the view `names`."""
     database = results.connect()
     names = results.names
-    made = {"image": list(names), "image_name": list(names.values())}
-    database.register("names", load("pyarrow").table(made))
+    made = [(row.image, names[row.image], row.source) for row in results.images]
+    database.register("names", load("pyarrow").table(list(zip(*made, strict=True)), names=_NAMING))
     return database
 
 
 def _table(results: Results, table: str) -> Iterator[dict[str, Any]]:
-    chosen = ", ".join(columns(table))
-    joined = table if table == "images" else f"{table} JOIN (SELECT image, source FROM images) USING (image)"
-    query = f"SELECT {chosen} FROM {joined} JOIN names USING (image) ORDER BY ALL"  # noqa: S608 - our own names
+    chosen = ", ".join(f"names.{name}" if name in _NAMING else name for name in columns(table))
+    query = f"SELECT {chosen} FROM {table} JOIN names USING (image) ORDER BY ALL"  # noqa: S608 - our own names
     return _rows(_connect(results), query)
 
 
