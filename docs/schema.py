@@ -21,6 +21,8 @@ _PLAIN = {int: "integer", str: "string", bool: "boolean", float: "number"}
 
 Schema = dict[str, Any]
 
+_HEXADECIMAL: Schema = {"type": "string", "pattern": "^0x[0-9a-f]+$"}
+
 
 class _Definitions:
     """Schemas of the dataclasses met so far, by name."""
@@ -29,18 +31,30 @@ class _Definitions:
         self.made: dict[str, Schema] = {}
         self._names = names
 
-    def of(self, kind: Any, *, skip: frozenset[str] = frozenset(), more: Mapping[str, Schema] | None = None) -> Schema:
-        """Return the schema of a type; of a dataclass a reference to its definition, without some fields, with more."""
+    def of(
+        self,
+        kind: Any,
+        *,
+        skip: frozenset[str] = frozenset(),
+        more: Mapping[str, Schema] | None = None,
+        hexadecimal: bool = False,
+    ) -> Schema:
+        """Return the schema of a type; of a dataclass a reference to its definition, without some fields, with more.
+
+        `hexadecimal` is whether its numbers are hexadecimal text.
+        """
         origin, options = typing.get_origin(kind), typing.get_args(kind)
+        if kind is int and hexadecimal:
+            return dict(_HEXADECIMAL)
         if kind in _PLAIN:
             return {"type": _PLAIN[kind]}
         if kind is type(None):
             return {"type": "null"}
         if origin in (types.UnionType, typing.Union):
-            return {"anyOf": [self.of(option) for option in options]}
+            return {"anyOf": [self.of(option, hexadecimal=hexadecimal) for option in options]}
         if origin in (tuple, frozenset):
             if origin is frozenset or options[-1] is Ellipsis:
-                return {"type": "array", "items": self.of(options[0])}
+                return {"type": "array", "items": self.of(options[0], hexadecimal=hexadecimal)}
             items = [self.of(option) for option in options]
             return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
         if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -57,7 +71,8 @@ class _Definitions:
             self.made[name] = {}
             hints = typing.get_type_hints(kind, None, dict(self._names))
             members = [each.name for each in fields(kind)] if is_dataclass(kind) else list(kind._fields)
-            properties = {member: self.of(hints[member]) for member in members if member not in skip} | dict(more)
+            properties = {member: self._member(member, hints[member]) for member in members if member not in skip}
+            properties |= dict(more)
             described = " ".join((kind.__doc__ or "").split())
             self.made[name] = {
                 "type": "object",
@@ -66,6 +81,11 @@ class _Definitions:
                 "required": sorted(properties),
             }
         return {"$ref": f"#/definitions/{name}"}
+
+    def _member(self, name: str, kind: Any) -> Schema:
+        if name in self._names["TIMES"]:
+            return self.of(str | None)
+        return self.of(kind, hexadecimal=name in self._names["HEXADECIMAL"])
 
     def _plain(self, value: Enum) -> Any:
         return self._names["plain"](value)
@@ -99,7 +119,7 @@ def make() -> Schema:
     kind = definitions.of(str | None)
     definitions.of(model.Apc, more={"kind": kind} | {name: definitions.of(hint) for name, hint in of_apc.items()})
     of_thread = typing.get_type_hints(findings.Audited, None, names)
-    time = definitions.of(int | None)
+    time = definitions.of(str | None)
     thread = definitions.of(
         model.Thread,
         skip=frozenset({"start", "lost"}),
@@ -109,7 +129,9 @@ def make() -> Schema:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "The document of windows.apcaudit",
-        "description": "What ApcAudit.audit(...).to_json() returns. Addresses are numbers, null is unknown.",
+        "description": "What ApcAudit.audit(...).to_json() returns. Addresses and other numbers of 64 bits are"
+        " hexadecimal text, times are text in ISO 8601 (hexadecimal FILETIME ticks beyond the year 9999), null is"
+        " unknown.",
         "type": "object",
         "properties": {
             "schema": {"const": document.SCHEMA},

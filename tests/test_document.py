@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from volatility3.framework.configuration import requirements
 from volatility3.plugins.windows.apcaudit import ApcAudit
 from volatility3.plugins.windows.apcaudit.output.document import Document
 
+from apcaudit.synthetic import situations
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
@@ -153,7 +155,7 @@ KEYS = {
     "code": {"address", "backing", "text", "module", "symbol"},
     "finding": {"code", "severity", "explanation"},
 }
-"""What readers of schema 1 rely on; further keys may come."""
+"""What readers of schema 2 rely on; further keys may come."""
 
 
 def test_json_of_the_seed(tmp_path: Path) -> None:
@@ -162,9 +164,15 @@ def test_json_of_the_seed(tmp_path: Path) -> None:
     build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
     plugin = construct(image, "windows.apcaudit.ApcAudit", cache=CACHE)
     document = plugin.audit(plugin.context, plugin.config["kernel"])
-    (thread,) = json.loads(json.dumps(document.to_json()))["threads"]
+    (thread,) = json.loads(document.to_json())["threads"]
     frames = [
-        (frame["address"], frame["return_address"], tuple(frame["arguments"]), frame["code"]["text"], frame["how"])
+        (
+            int(frame["address"], 16),
+            None if frame["return_address"] is None else int(frame["return_address"], 16),
+            tuple(int(argument, 16) for argument in frame["arguments"]),
+            frame["code"]["text"],
+            frame["how"],
+        )
         for frame in thread["stack"]["frames"]
     ]
     found = "frame pointer"
@@ -183,10 +191,11 @@ def test_json_of_the_seed(tmp_path: Path) -> None:
 
 @KERNELS
 def test_json_keeps_its_keys(kernel: str, tmp_path: Path) -> None:
-    """Schema 1 has these keys at these places, through json.dumps and back."""
+    """Schema 2 has these keys at these places, in text that is JSON, whose values to_dict() gives too."""
     image, document = audit(kernel, tmp_path)
-    read = json.loads(json.dumps(document.to_json()))
-    assert read["schema"] == 1
+    read = json.loads(document.to_json())
+    assert read == document.to_dict()
+    assert read["schema"] == 2
     (thread,) = read["threads"]
     (queue,) = thread["queues"]
     (apc,) = queue["apcs"]
@@ -201,7 +210,7 @@ def test_json_keeps_its_keys(kernel: str, tmp_path: Path) -> None:
     }
     missing = {(name, key) for name, keys in KEYS.items() for key in keys - places[name].keys()}
     assert missing == set()
-    assert (thread["address"], apc["address"]) == (image.address_of[8], image.address_of["apc:stuck"])
+    assert (thread["address"], apc["address"]) == (hex(image.address_of[8]), hex(image.address_of["apc:stuck"]))
     assert (thread["severity"], queue["name"], apc["kind"]) == ("critical", "kernel", "special-kernel")
     assert apc["kernel_routine"]["text"] == "nt!IopCompleteRequest"
     assert apc["kernel_routine"]["backing"] == "module"
@@ -228,7 +237,7 @@ class Caller(interfaces.plugins.PluginInterface):
 
     _required_framework_version = (2, 0, 0)
     _version = (1, 0, 0)
-    wanted: ClassVar[tuple[int, int, int]] = (2, 0, 0)
+    wanted: ClassVar[tuple[int, int, int]] = (3, 0, 0)
 
     @classmethod
     def get_requirements(cls) -> list[interfaces.configuration.RequirementInterface]:
@@ -248,7 +257,7 @@ class Caller(interfaces.plugins.PluginInterface):
 class TooNew(Caller):
     """Needs a version that does not exist."""
 
-    wanted = (3, 0, 0)
+    wanted = (4, 0, 0)
 
 
 def call(caller: type[Caller], image: Path, cache: Path) -> list[str]:
@@ -286,7 +295,51 @@ def test_json_of_a_thread_without_findings(tmp_path: Path) -> None:
     subject = replace(thread(), owner=None)
     read = json.loads(json.dumps(thread_json(Audited(subject, (), {}), WINDOWS_10)))
     assert (read["severity"], read["findings"], read["queues"], read["owner"]) == ("info", [], [], None)
-    assert (read["created"], read["exited"]) == (TIME, None)
+    # 132,000,000,000,000,000 ticks of 100 ns since 1601, by the calendar.
+    assert (read["created"], read["exited"]) == ("2019-04-17T18:40:00.000000+00:00", None)
+
+
+def numbers(value: Any) -> Iterator[int | float]:
+    """Yield all numbers in values of JSON."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from numbers(each)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def test_no_number_is_rounded(tmp_path: Path) -> None:
+    """Of threads in every situation no number is above 2^32: addresses are text, which no reader of JSON rounds."""
+    from volatility3.plugins.windows.apcaudit.audit import Selection
+
+    scene = situations.scene("10-19041-x64")
+    image = build(replace(scene, bugcheck=Bugcheck(0x6)), load_kernel(scene.kernel))
+    image.write_dump(tmp_path / "situations.dmp")
+    plugin = construct(tmp_path / "situations.dmp", "windows.apcaudit.ApcAudit", cache=CACHE, kernel=image.kernel)
+    arguments: dict[str, Any] = {"selection": Selection(clean_too=True, stacks=True), "scan": True}
+    read = plugin.audit(plugin.context, plugin.config["kernel"], **arguments).to_dict()
+    assert len(read["threads"]) > 50
+    assert max(map(abs, numbers(read))) < 1 << 32
+    assert read["image"]["kernel_base"] == hex(image.kernel.base)
+    assert read["image"]["system_time"] == "2026-01-02T03:04:05.000000+00:00"
+
+
+@pytest.mark.parametrize(
+    ("filetime", "text"),
+    [
+        (None, None),
+        (132_593_079_678_900_000, "2021-03-04T05:06:07.890000+00:00"),
+        # No calendar goes as far, and the value is known all the same.
+        ((1 << 63) - 1, "0x7fffffffffffffff"),
+    ],
+)
+def test_times_in_json(filetime: int | None, text: str | None) -> None:
+    """Times are text in ISO 8601; ticks that no calendar has are hexadecimal."""
+    from volatility3.plugins.windows.apcaudit.output.document import time_json
+
+    assert time_json(filetime) == text
 
 
 def test_the_schema_in_docs_is_that_of_the_types() -> None:
@@ -308,7 +361,7 @@ def test_documents_keep_to_the_schema(kernel: str, tmp_path: Path) -> None:
     validate = fastjsonschema.compile(json.loads(schema.PATH.read_text(encoding="utf-8")))
     for selection in (None, Selection(clean_too=True, stacks=True)):
         _, document = audit(kernel, tmp_path, selection=selection)
-        read = json.loads(json.dumps(document.to_json()))
+        read = json.loads(document.to_json())
         validate(read)
     with pytest.raises(fastjsonschema.JsonSchemaValueException):
         validate({**read, "threads": [{}]})

@@ -51,7 +51,7 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
     """
 
     _required_framework_version = (2, 0, 0)
-    _version = (2, 0, 0)
+    _version = (3, 0, 0)
 
     @classmethod
     def get_requirements(cls) -> list[interfaces.configuration.RequirementInterface]:
@@ -117,7 +117,8 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
         """Audit the image of a context's kernel module, for other plugins, which declare a VersionRequirement.
 
         Version 1.0.0: returned what stream() returns now.
-        Version 2.0.0: returns one frozen document, of which Document.to_json() makes JSON.
+        Version 2.0.0: returns one frozen document.
+        Version 3.0.0: Document.to_dict() returns what to_json() did, with addresses as text; to_json() returns text.
 
         Args:
             context: the context that holds the kernel's layer and symbols.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta, timezone
@@ -59,8 +60,32 @@ def timeline(audited: Audited, facts: Facts) -> Iterator[tuple[str, str, datetim
             yield text, kind, at
 
 
-SCHEMA = 1
-"""Version of the JSON: raised when the meaning of a key changes or a key is removed, not when keys are added."""
+SCHEMA = 2
+"""Version of the JSON: raised when the meaning of a key changes or a key is removed, not when keys are added.
+
+Version 1: addresses and times were numbers, which jq and JavaScript round above 2^53.
+Version 2: addresses are hexadecimal text, times ISO 8601.
+"""
+
+HEXADECIMAL = frozenset(
+    {
+        *("address", "thread", "head", "ended_at", "broken_at", "found_at", "return_address", "arguments"),
+        *("normal_context", "system_argument1", "system_argument2"),
+        *("kernel_base", "crashing_thread", "parameters", "base", "start", "end"),
+        *("process", "apc_process", "saved_process", "start_address", "win32_start_address"),
+        *("kernel_stack", "initial_stack", "stack_base", "stack_limit", "create_time", "exit_time"),
+        *(f"{entry}_{link}" for entry in ("thread_list", "irp_list") for link in ("flink", "blink")),
+        *(f"{state}_{mode}_{link}" for state in ("apc", "saved") for mode in ("kernel", "user") for link in ("flink", "blink")),
+        *(f"{apc}_apc_{member}" for apc in ("suspend", "teb") for member in ("thread", "kernel", "rundown", "normal")),
+    }
+)
+"""The fields with addresses and other 64-bit numbers, wherever they are: text in the JSON, hexadecimal as `0x8ab54388`.
+
+A field that holds no number, such as the name of a thread's process, is not changed.
+"""
+
+TIMES = ("created", "exited", "system_time")
+"""The fields with FILETIME ticks that are text in ISO 8601 in the JSON, see time_json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +128,12 @@ class Document:
     threads: tuple[Audited, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the document as values for json.dumps: addresses are numbers, unknown is null."""
+    def to_json(self) -> str:
+        """Return the document as JSON text; docs/document.schema.json describes it."""
+        return json.dumps(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document as values for json.dumps: addresses are hexadecimal text, unknown is null."""
         return {
             "schema": SCHEMA,
             "image": plain(self.image),
@@ -120,13 +149,13 @@ TOLD = tuple(field.name for field in fields(Audited) if field.name not in ("thre
 def thread_json(audited: Audited, facts: Facts) -> dict[str, Any]:
     """Return a thread with its queues and findings as values for json.dumps.
 
-    Times are FILETIME ticks of 100 ns; `severity` is the highest among the findings of the thread and its APCs.
+    Its `severity` is the highest among the findings of the thread and its APCs.
     """
     thread = audited.thread
     result: dict[str, Any] = plain(thread)
     result["views"] = [view.value for view in View if view in thread.views]
-    result["created"] = created(thread.members, facts)
-    result["exited"] = exited(thread.members)
+    result["created"] = time_json(created(thread.members, facts))
+    result["exited"] = time_json(exited(thread.members))
     result["severity"] = str(audited.severity)
     for name in TOLD:
         result[name] = plain(getattr(audited, name))
@@ -140,6 +169,25 @@ def apc_json(apc: Apc, audited: AuditedApc) -> dict[str, Any]:
     return {**plain(apc), "kind": apc.kind, **plain(audited)}
 
 
+def time_json(filetime: int | None) -> str | None:
+    """Return FILETIME ticks as a time in ISO 8601, hexadecimal if beyond the year 9999; None stays None."""
+    at = moment(filetime)
+    return _hexadecimal(filetime) if at is None else at.isoformat(timespec="microseconds")
+
+
+def _field(name: str, value: Any) -> Any:
+    if name in TIMES:
+        return time_json(value)
+    return _hexadecimal(value) if name in HEXADECIMAL else plain(value)
+
+
+def _hexadecimal(value: Any) -> Any:
+    """Convert a number, or each of several; another value as `plain` does."""
+    if isinstance(value, tuple) and not hasattr(value, "_asdict"):
+        return [_hexadecimal(each) for each in value]
+    return f"{value:#x}" if type(value) is int else plain(value)
+
+
 def plain(value: Any) -> Any:
     """Convert a value of the audit to dictionaries, lists, numbers and text; fields keep their names."""
     if isinstance(value, Severity):
@@ -147,11 +195,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value if isinstance(value, str) else value.name.lower().replace("_", "-")
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _field(field.name, getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {key: plain(each) for key, each in value._asdict().items()}
+        return {key: _field(key, each) for key, each in value._asdict().items()}
     if isinstance(value, (tuple, list)):
         return [plain(each) for each in value]
     if isinstance(value, (set, frozenset)):
