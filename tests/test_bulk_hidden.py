@@ -207,6 +207,15 @@ def test_the_report_says_so(tmp_path: Path) -> None:
     assert drivers["c.dmp", "KernelRoutine"] == ("Ghost.sys", "loaded", False)
 
 
+def test_an_id_that_is_no_id(tmp_path: Path) -> None:
+    """A thread whose CLIENT_ID was overwritten hides no image: the row has its 64 bits as a signed number."""
+    threads = (Thread((1 << 64) - 4, kernel_apcs=(Apc(),)), Thread(12))
+    scene = Scene("ids", "an overwritten ID", "10-19041-x64", (Process("System", 4, threads, parent=0),), (HAL,))
+    build(scene, load_kernel(scene.kernel)).write_dump(tmp_path / "ids.dmp")
+    settings = scan(tmp_path / "results", tmp_path / "ids.dmp")
+    assert store.read(settings.results).tables["apcs"]["tid"].to_pylist() == [-4]
+
+
 def test_the_marks_are_the_audits() -> None:
     """What the results are told apart by is what the audit writes behind the name of such code."""
     assert (f" ({HIDDEN})", f" ({UNLISTED})") == (HIDDEN_MARK, UNLISTED_MARK)

@@ -60,8 +60,8 @@ class Rows:
             "image": self._image,
             "thread": Address(audited.thread.address),
             "process": first["Process"],
-            "pid": first["PID"],
-            "tid": first["TID"],
+            "pid": signed(first["PID"]),
+            "tid": signed(first["TID"]),
         }
         self.threads.append(ThreadRow(**about, **self._thread(audited, values)))
         for finding in audited.findings:
@@ -165,6 +165,11 @@ class _Ranges:
 def address_of(value: int | None) -> Address | None:
     """Convert a number to an unsigned 64-bit address; None stays None."""
     return None if value is None else Address(int(value) & 0xFFFFFFFFFFFFFFFF)
+
+
+def signed(value: int | None) -> int | None:
+    """Convert an ID to a signed 64-bit number, the columns' type: in a damaged CLIENT_ID it may be any pointer."""
+    return None if value is None else (int(value) + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def time_of(filetime: int | None) -> float | None:
