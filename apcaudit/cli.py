@@ -36,11 +36,26 @@ class Parser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: {message}\n")
 
 
+class _Version(argparse.Action):
+    """Prints the versions of the programs that results depend on; it imports vol, which takes a moment."""
+
+    def __init__(self, option_strings: list[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the versions of apcaudit and what it uses")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print a line a program."""
+        from apcaudit.bulk import provenance
+
+        print(*provenance.versions(), sep="\n")
+        parser.exit()
+
+
 def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """Make the command's parser, with the subcommands of these names."""
     made: argparse.ArgumentParser = Parser(
         prog="apcaudit", description="Audit kernel APC queues of Windows memory images, and make images to test on."
     )
+    made.add_argument("--version", action=_Version)
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in names:
         importlib.import_module(COMMANDS[name]).add_parser(commands)
@@ -48,9 +63,12 @@ def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 1 after an error, else the subcommand's."""
+    """Run the command; return its exit code: 1 after an error or without a subcommand, else the subcommand's."""
     streams.prepare()
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser().print_help(sys.stderr)
+        return 1
     # All commands together take longer to load than most of them take to run.
     chosen = [name for name in arguments[:1] if name in COMMANDS] or COMMANDS
     try:

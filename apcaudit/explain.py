@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apcaudit.errors import ApcAuditError
+
+MEANING, NEXT = "What it means", "Check next"
+"""Headings that every page has."""
 
 if TYPE_CHECKING:
     from windows.apcaudit.checks.registry import Rule
@@ -54,6 +58,17 @@ def _page(code: str) -> str:
     """Read a page without the marker comments around its generated example."""
     text = (_pages() / f"{code}.md").read_text(encoding="utf-8")
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("<!--"))
+
+
+def codes() -> frozenset[str]:
+    """Return the findings that have a page."""
+    return frozenset(path.stem for path in _pages().glob("*.md"))
+
+
+def sections(code: str) -> dict[str, str]:
+    """Return the sections of a finding's page, Markdown by heading."""
+    parts = re.split(r"^## (.+)\n", _page(code), flags=re.MULTILINE)[1:]
+    return {heading: text.strip() for heading, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _pages() -> Path:

@@ -21,7 +21,8 @@ NAMES = {"string": "string", "int64": "int64", "double": "double", "bool": "bool
 def image_row(image: str, **changes: object) -> ImageRow:
     values: dict[str, object] = {each.name: None for each in dataclasses.fields(ImageRow)}
     values |= {"image": image, "source": f"/evidence/{image}", "status": SCANNED, "seconds": 1.5, "scanned_at": 2.5}
-    values |= {"worker": "here:1", "settings": "", "severity": "info", "findings": 0, "notes": ""}
+    values |= dict.fromkeys(("settings", "versions", "options", "rules", "not_done"), "")
+    values |= {"worker": "here:1", "severity": "info", "findings": 0, "notes": ""}
     return ImageRow(**(values | changes))  # type: ignore[arg-type]
 
 

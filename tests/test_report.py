@@ -15,10 +15,20 @@ pytest.importorskip("pyarrow", reason="pip install '.[bulk]': the report is of i
 pytest.importorskip("duckdb", reason="pip install '.[bulk]': the report queries with it")
 pytest.importorskip("jinja2", reason="pip install '.[bulk]': the report's template")
 
-from apcaudit.bulk.records import Records
+from apcaudit import explain
+from apcaudit.bulk.records import TABLES, Records
 from apcaudit.cli import main
-from apcaudit.reports import chain, dataset, diagram, matrix, page, prevalence, summary
+from apcaudit.reports import chain, dataset, diagram, guide, made, matrix, page, prevalence, summary
+from tests.conftest import ROOT
 from tests.report_results import EVIL, failed, image, suspect, write
+
+TABLES_OF_ROWS = tuple(TABLES)[1:]
+
+#: The elements that the guide's pages are made of.
+MARKUP = {
+    *("p", "ul", "ol", "li", "code", "em", "strong", "a", "pre", "span"),
+    *("table", "thead", "tbody", "tr", "th", "td"),
+}
 
 CRITICAL = (("detach-bugcheck", "critical"), ("undelivered", "medium"))
 
@@ -197,20 +207,22 @@ def test_many_images_share_rows(tmp_path: Path) -> None:
 
 
 def test_a_chain(tmp_path: Path) -> None:
-    """A suspect thread's chain goes from its image to the KAPC's origin, and to where the thread began."""
+    """A suspect thread's chain goes from its image over the origin and the KAPC to code, and to where it began."""
     made = write(tmp_path, suspect(7, codes=CRITICAL))
     found = chain.make_chains(dataset.read(made))
-    boxes = [(box.heading, box.whole.split("\n")[0]) for box in diagram.draw(found[0]).boxes]
-    assert boxes == [
+    boxes = diagram.draw(found[0]).boxes
+    assert [(box.heading, box.whole.split("\n")[0]) for box in boxes] == [
         ("Image", "host-0007.dmp"),
         ("Thread", "System (4)"),
+        ("Origin", "completion of IRP 0x8a3f6208, IRP_MJ_READ to \\Driver\\avdisk?"),
         ("KAPC 0", "kernel queue"),
         ("KernelRoutine", "nt!IopCompleteRequest"),
         ("Driver", "ntoskrnl.exe"),
-        ("Origin", "completion of IRP 0x8a3f6208, IRP_MJ_READ to \\Driver\\avdisk?"),
         ("start routine", "Bfilter!Worker+0x30"),
         ("Driver", "Bfilter.sys"),
     ]
+    # Each in the column behind the one before it, up to the driver.
+    assert [box.x for box in boxes[:6]] == sorted({box.x for box in boxes})
 
 
 def test_the_same_story_is_told_once(tmp_path: Path) -> None:
@@ -245,6 +257,87 @@ def test_code_of_no_loaded_module_stands_out(
     assert unmarked == (False, ["Bfilter.sys"])
 
 
+def test_a_routine_of_0(tmp_path: Path) -> None:
+    """A KernelRoutine of 0, which the kernel would call, is drawn and marked; the other routines may be 0."""
+    records = suspect(1)
+    nothing = {"kernel_routine": "0x0", "kernel_module": None, "kernel_rva": None}
+    apc = dataclasses.replace(records.apcs[0], **nothing, normal_routine="0x0", rundown_routine="0x0")
+    made = Records(records.image, records.threads, (apc,), records.findings, records.drivers)
+    boxes = diagram.draw(chain.make_chains(dataset.read(write(tmp_path, made)))[0]).boxes
+    assert [(box.heading, box.whole) for box in boxes if box.suspect] == [
+        ("KernelRoutine", "0x0"),
+        ("Driver", "in no module"),
+    ]
+    assert {"NormalRoutine", "RundownRoutine"}.isdisjoint(box.heading for box in boxes)
+
+
+def test_the_first_stories_are_open(tmp_path: Path) -> None:
+    """What was found is open of the first three threads, and closed of the others."""
+    html = report(tmp_path, *(suspect(number, process=f"process{number}.exe") for number in range(5)))
+    found = [attributes for tag, attributes in Tags(html.partition('id="chains"')[2]).tags if tag == "details"][:5]
+    assert ["open" in attributes for attributes in found] == [True, True, True, False, False]
+
+
+def test_each_finding_is_explained(tmp_path: Path) -> None:
+    """Of each finding that is shown the page has what the guide says it means and what to check, and links to it."""
+    html = report(tmp_path, suspect(1, codes=CRITICAL))
+    assert re.findall(r'<h3 id="about-([a-z-]+)"', html) == ["detach-bugcheck", "undelivered"]
+    assert html.count('href="#about-detach-bugcheck"') >= 3
+    for code in ("detach-bugcheck", "undelivered"):
+        page_of = (ROOT / "docs" / "findings" / f"{code}.md").read_text(encoding="utf-8")
+        means = page_of.partition("## What it means\n")[2].partition("\n##")[0]
+        check = page_of.partition("## Check next\n")[2].partition("\n##")[0]
+        shown = " ".join("".join(Tags(html).text).split())
+        for section in (means, check):
+            first = " ".join(re.sub(r"[`*]|^1\. ", "", section.strip()).split()[:8])
+            assert first in shown
+
+
+@pytest.mark.parametrize("code", ["../../../README", "a-later-finding", ""])
+def test_a_finding_without_a_page(tmp_path: Path, code: str) -> None:
+    """A finding that the guide does not know, of a later release or of results that somebody wrote, has none."""
+    html = report(tmp_path, suspect(1, codes=((code, "high"),)))
+    assert "<h3 id" not in html.partition('id="findings"')[2]
+    assert 'href="#about-' not in html
+
+
+def test_every_page_can_be_shown() -> None:
+    """Each page of the guide has both sections, which become markup of few kinds, without links that lead nowhere."""
+    every = [(code, "high") for code in sorted(explain.codes())]
+    assert len(every) == len(list((ROOT / "docs" / "findings").glob("*.md")))
+    for each in guide.guidance(every):
+        tags = Tags(each.means + each.check).tags
+        assert {tag for tag, _ in tags} <= MARKUP
+        targets = [attributes["href"] for tag, attributes in tags if tag == "a"]
+        assert {str(target) for target in targets} <= {f"#{guide.anchor(code)}" for code, _ in every}
+        assert all(attributes.keys() <= {"href"} for _, attributes in tags)
+        assert each.means
+        assert each.check
+
+
+def test_what_it_was_made_with(tmp_path: Path) -> None:
+    """The page ends with programs, options, rules with hashes, what was not done, and the symbol files in use."""
+    ways = {
+        "versions": "apcaudit 0.1.0+abc, volatility3 2.28.2",
+        "options": "--scan --yara-file /rules",
+        "rules": f"{'ab' * 32}  one.yar\n{'cd' * 32}  two.yar",
+        "not_done": "drivers are not scanned\nsymbol files are not fetched",
+        "symbol_file": "/symbols/ntkrnlmp.pdb/A9C0DE-1.json.xz",
+    }
+    records = [suspect(number) for number in range(3)]
+    alike = [Records(dataclasses.replace(each.image, **ways), *map(each.rows, TABLES_OF_ROWS)) for each in records]
+    other = failed(9, "why")
+    html = report(tmp_path, *alike, other)
+    text = " ".join("".join(Tags(html.partition('id="made"')[2]).text).split())
+    for value in ("\n".join(ways.values()).splitlines())[:-1]:
+        assert " ".join(value.split()) in text
+    assert "3 images" in text
+    assert "1 image" in text
+    assert "/symbols/ntkrnlmp.pdb/A9C0DE-1.json.xz 3 images" in text
+    found = made.ways(dataset.read(tmp_path / "results"))
+    assert [(each.images, len(each.rules), len(each.not_done)) for each in found] == [(3, 2, 2), (1, 0, 0)]
+
+
 def test_boxes_do_not_overlap(tmp_path: Path) -> None:
     """However many APCs a thread has and however long their texts are, no two boxes of a drawing overlap."""
     records = suspect(1, process="p" * 15)
@@ -268,7 +361,7 @@ def test_boxes_do_not_overlap(tmp_path: Path) -> None:
 def test_colours_can_be_read() -> None:
     """Text has a contrast of at least 4.5 to its ground in both schemes, as WCAG 2 asks for."""
     style = (Path(page.__file__).parent / "assets" / "report.css").read_text(encoding="utf-8")
-    light, dark = style.split("@media (prefers-color-scheme: dark)")[:2]
+    light, dark = style.split("@media screen and (prefers-color-scheme: dark)")[:2]
     for scheme in (light, dark.split("* {")[0]):
         colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", scheme))
         pairs = [(level, f"{level}-band") for level in ("critical", "high", "medium", "low", "info")]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -21,8 +24,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
+from apcaudit import explain
 from apcaudit.bulk.records import Records
 from apcaudit.reports import dataset, page
+from tests.conftest import ROOT
 from tests.report_results import EVIL, failed, image, suspect, write
 
 #: A browser that talks to nobody by itself; a sandbox cannot be had as root.
@@ -224,6 +229,88 @@ def test_light_and_dark(opened: Any) -> None:
     assert grounds[1] < 150
 
 
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report of 300 images."""
+    return written(tmp_path_factory.mktemp("crowded"), page.render(together(varied(300)), "crowded"))
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report of forty images."""
+    return written(tmp_path_factory.mktemp("forty"), page.render(together(varied(40)), "forty"))
+
+
+def varied(count: int) -> list[Records]:
+    """Make images each with findings of its own, out of all that there are, of a thread with a story of its own."""
+    codes = sorted(explain.codes())
+    levels = ("critical", "high", "medium", "low")
+    made = []
+    for number in range(count):
+        chosen = sorted({(number * factor + factor) % len(codes) for factor in (1, 3, 7, 11)})
+        graded = sorted((at % 4, codes[at]) for at in chosen)
+        made.append(suspect(number, f"process{number}.exe", tuple((code, levels[level]) for level, code in graded)))
+    return made
+
+
+def together(made: list[Records]) -> dataset.Dataset:
+    """Make a dataset of records without writing them."""
+    tables = ("threads", "apcs", "findings")
+    threads, apcs, findings = (tuple(row for each in made for row in each.rows(table)) for table in tables)
+    names = {each.image.image: each.image.source.rpartition("/")[2] for each in made}
+    return dataset.Dataset(tuple(each.image for each in made), threads, apcs, findings, (), names, ())
+
+
+def test_a_wide_matrix_stays_in_its_frame(browser: Any, crowded: str) -> None:
+    """A matrix of all findings and 300 images is smaller than the window, scrolls both ways, and a hint says so."""
+    for opened in visit(browser, crowded):
+        frame = opened.find_element(By.CSS_SELECTOR, ".scroll:has(#cells)")
+        sizes = "const e = arguments[0]; return [e.scrollWidth > e.clientWidth, e.scrollHeight > e.clientHeight]"
+        assert opened.execute_script(sizes, frame) == [True, True]
+        assert opened.execute_script("return arguments[0].clientHeight < window.innerHeight", frame)
+        assert opened.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert "scrolls within its frame" in opened.find_element(By.CSS_SELECTOR, ".hint").text
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_it_prints_on_few_pages(browser: Any, crowded: str, tmp_path: Path, script: bool) -> None:
+    """300 images are at most 40 pages, with all of the guide on 37 findings, whether the script runs or not."""
+    address = crowded
+    if not script:
+        html = Path(unquote(urlsplit(crowded).path)).read_text(encoding="utf-8")
+        address = written(tmp_path, html.partition("<script>")[0])
+    browser.get(address)
+    options = {"preferCSSPageSize": True, "printBackground": True}
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", options)["data"])
+    pages = len(re.findall(rb"/Type\s*/Page\b", pdf))
+    assert 10 < pages <= 40
+
+
+def find_axe() -> Path | None:
+    """Find axe-core, which npm installs: in the checkout, else among npm's global packages."""
+    places = [Path(folder, "node_modules") for folder in (ROOT, Path("/usr/local/lib"), Path("/usr/lib"))]
+    found = (place / "axe-core" / "axe.min.js" for place in places)
+    return next((path for path in found if path.is_file()), None)
+
+
+@pytest.mark.parametrize(("which", "scheme"), [("address", "light"), ("address", "dark"), ("forty", "light")])
+def test_axe_has_nothing_to_say(browser: Any, which: str, scheme: str, request: pytest.FixtureRequest) -> None:
+    """axe-core, which tests pages for accessibility, finds no violation in either scheme."""
+    axe = find_axe()
+    if axe is None:
+        pytest.skip("axe-core is missing: npm install --no-save axe-core, in the checkout")
+    for opened in visit(browser, request.getfixturevalue(which)):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        opened.set_script_timeout(120)
+        opened.execute_script(axe.read_text(encoding="utf-8"))
+        run = "axe.run({resultTypes: ['violations']}).then(arguments[0], error => arguments[0]({error: String(error)}))"
+        found = opened.execute_async_script(run)
+        assert found.get("error") is None
+        nodes = [(each["id"], [node["target"] for node in each["nodes"]][:3]) for each in found["violations"]]
+        assert nodes == []
+
+
 def test_the_policy_is_in_force(browser: Any, address: str) -> None:
     """A script, a style and a picture that get into the page are refused by the browser."""
     browser.get(address)
@@ -251,11 +338,7 @@ def test_the_policy_is_in_force(browser: Any, address: str) -> None:
 def test_a_thousand_images(browser: Any, tmp_path: Path) -> None:
     """A thousand images with findings make a page that opens, of capped lists and a matrix of a few rows."""
     kinds = (("undelivered", "medium"),), (("state-mismatch", "low"),), (("pending-lost", "medium"),)
-    made = [suspect(number, codes=kinds[number % 3]) for number in range(1000)]
-    tables = ("threads", "apcs", "findings")
-    threads, apcs, findings = (tuple(row for each in made for row in each.rows(table)) for table in tables)
-    names = {each.image.image: each.image.source.rpartition("/")[2] for each in made}
-    found = dataset.Dataset(tuple(each.image for each in made), threads, apcs, findings, (), names, ())
+    found = together([suspect(number, codes=kinds[number % 3]) for number in range(1000)])
     for opened in visit(browser, written(tmp_path, page.render(found, "many"))):
         assert [len(rows(opened, table)) for table in (FINDINGS, "#all-images", "#cells")] == [100, 50, 3]
         assert said(opened, FINDINGS) == "100 of 1000 shown"

@@ -63,7 +63,7 @@ def basis(settings: Settings, rules: str | None = None) -> tuple[tuple[str, str]
         ApcAuditError: the rules cannot be used.
     """
     return (
-        *_programs(),
+        *programs(),
         ("rules", _rules(settings) if rules is None else rules),
         (_SYMBOLS, _digest_of(_list(settings.symbols))),
     )
@@ -90,12 +90,12 @@ _same: set[tuple[tuple[str, str], ...]] = set()
 
 def lacking(settings: Settings) -> Iterator[str]:
     """Say what a scan will not do: for a program that is not installed, without --scan, or with --offline."""
-    has = dict(settings.basis)
+    has = dict(settings.basis or programs())
     if has.get("capstone") == NONE:
         yield "the code at start addresses is not checked: capstone is not installed (pip install capstone)"
     if has.get("yara") == NONE:
         yield "drivers are not scanned with YARA rules: no engine is installed (pip install yara-python)"
-    elif not settings.rules and not any(_shipped_rules()):
+    elif not settings.rules and not any(shipped_rules()):
         yield "drivers are not scanned with YARA rules: none ship with this installation (--yara-file)"
     if not settings.scan:
         yield "memory is not searched for threads and APCs that no list holds (--scan)"
@@ -121,7 +121,7 @@ def describe(settings: Settings, kernel: str | None, *, limits: bool) -> str:
 
 
 @functools.cache
-def _programs() -> tuple[tuple[str, str], ...]:
+def programs() -> tuple[tuple[str, str], ...]:
     """Return the programs and their versions, read once: loaded code stays when its installation is replaced."""
     # It imports vol, which takes a while.
     from apcaudit.bulk import framework
@@ -146,7 +146,7 @@ def _version(package: str) -> str:
 def _code() -> str:
     """Digest the code and the rules that make rows, since a checkout changes without a new version."""
     own = Path(__file__).resolve().parents[1]
-    files = [*own.glob("bulk/*.py"), *_plugin().rglob("*.py"), *_shipped_rules()]
+    files = [*own.glob("bulk/*.py"), *_plugin().rglob("*.py"), *shipped_rules()]
     # Only names, since paths differ between a checkout and an installation.
     every = sorted(path.name.encode() + b"\0" + path.read_bytes() for path in files)
     return hashlib.sha256(b"\0".join(every)).hexdigest()[:12]
@@ -156,7 +156,8 @@ def _plugin() -> Path:
     return where.directories()[0] / "windows" / "apcaudit"
 
 
-def _shipped_rules() -> Iterator[Path]:
+def shipped_rules() -> Iterator[Path]:
+    """Yield the files of the rules that ship."""
     return (_plugin() / "rules").glob("*.yar")
 
 

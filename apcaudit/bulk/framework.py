@@ -77,6 +77,23 @@ def check_rules(rules: Path, *, skip_broken: bool = False) -> tuple[str, str | N
     return compiled.digest[:16], compiled.note
 
 
+def rule_files(rules: Path, *, skip_broken: bool = False) -> list[Path]:
+    """Return the rule files that can be read, those that do not compile too, and the files that they include.
+
+    Raises:
+        ApcAuditError: they cannot be used.
+    """
+    check_rules(rules, skip_broken=skip_broken)
+    options = dataclasses.replace(_rules(rules, skip_broken=skip_broken), defaults=False)
+    sources = importlib.import_module(f"{_SIGNATURES}.sources")
+    try:
+        read = sources.gather(options)
+    except sources.UnreadRulesError as error:
+        read = error.sources
+    included = importlib.import_module(f"{_SIGNATURES}.rules").compile_rules(options).included
+    return [Path(each) for each in sorted({*(source.name for source in read), *included})]
+
+
 def engines() -> tuple[str, str | None, str | None]:
     """Return the version of volatility3, and the packages used for YARA and for disassembly, None where missing."""
     _find_own_folders()
@@ -221,7 +238,10 @@ def read(
 def _rules(rules: Path | None, *, skip_broken: bool) -> Any:
     if rules is None:
         return None
-    location = requirements.URIRequirement.location_from_file(str(rules))
+    try:
+        location = requirements.URIRequirement.location_from_file(str(rules))
+    except ValueError as error:
+        raise ApcAuditError(f"YARA rules: {error}") from error
     return importlib.import_module(f"{_SIGNATURES}.options").RuleOptions(file=location, skip_broken=skip_broken)
 
 

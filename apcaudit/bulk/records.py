@@ -49,6 +49,11 @@ class ImageRow:
     settings: str = _column(
         "versions, options, rules and symbol files that the row depends on; empty where the next scan tries again"
     )
+    versions: str = _column("programs with their versions that made the rows")
+    options: str = _column("options of the scan, as on a command line")
+    rules: str = _column("YARA rule files, a line each, SHA-256 first; of many files the SHA-256 of these lines")
+    not_done: str = _column("what the scan did not do, a line each, with what would do it")
+    symbol_file: str | None = _column("symbol file of its kernel")
     kernel_pdb: str | None = _column("PDB file name of its kernel")
     kernel_guid: str | None = _column("GUID of that PDB")
     kernel_age: int | None = _column("age of that PDB")

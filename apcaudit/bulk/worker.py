@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from apcaudit.bulk import fingerprint, room, scratch, store
+from apcaudit.bulk import fingerprint, provenance, room, scratch, store
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.isolation import ImageError, StoppedError
 from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
@@ -137,6 +137,7 @@ def fail(
         _remember(evidence, name, settings)
     row = ImageRow(
         **_common_columns(evidence, name, size, seconds),
+        **provenance.describe(settings),
         settings="" if temporary else fingerprint.describe(settings, None, limits=True),
         status=FAILED,
         reason=reason,
@@ -148,6 +149,7 @@ def fail(
 
 
 _NO_CONTENTS: dict[str, Any] = {
+    "symbol_file": None,
     "kernel_pdb": None,
     "kernel_guid": None,
     "kernel_age": None,
@@ -191,6 +193,7 @@ def _records(
     row = ImageRow(
         **_common_columns(evidence, image, size, seconds),
         # An audit that came near its memory limit may find more with a higher one.
+        **provenance.describe(settings),
         settings=fingerprint.describe(settings, kernel.get("guid"), limits=bool(contents["short"])),
         status=SCANNED,
         reason=None,
@@ -198,7 +201,11 @@ def _records(
         kernel_pdb=kernel.get("pdb"),
         kernel_guid=kernel.get("guid"),
         kernel_age=kernel.get("age"),
-        **{name: contents[name] for name in _NO_CONTENTS.keys() & contents.keys() - {"findings", "notes"}},
+        **{
+            name: contents[name]
+            for name in _NO_CONTENTS.keys() & contents.keys() - {"findings", "notes", "symbol_file"}
+        },
+        symbol_file=provenance.symbol_file(contents["symbol_file"]) or None,
         severity=max((each.severity for each in findings), key=SEVERITIES.index, default="info"),
         findings=len(findings),
         notes="\n".join(contents["notes"]),

@@ -114,7 +114,8 @@ def _routines(apc: ApcRow) -> Iterator[Routine]:
         ("NormalRoutine", apc.normal_routine, apc.normal_module),
         ("RundownRoutine", apc.rundown_routine, apc.rundown_module),
     ):
-        if text is None or text in ("0", "0x0"):
+        # Without NormalRoutine an APC is special, without RundownRoutine it is freed. A KernelRoutine of 0 is called.
+        if text is None or (text == "0x0" and role != "KernelRoutine"):
             continue
         if module is None and role == "NormalRoutine" and apc.kind == "user":
             # It runs in user mode, so it belongs to no kernel module.

@@ -10,7 +10,7 @@ from apcaudit.reports.chain import NO_MODULE, Chain, Link, Routine
 from apcaudit.text import fold, visible
 
 _COLUMNS = 6
-"""Image, thread, KAPC, routine, driver, origin."""
+"""Image, thread, origin, KAPC, routine, driver: who queued it stands beside the thread, since it is the answer."""
 
 _WIDTH, _GAP, _TOP = 186, 26, 2
 _LINE, _HEAD, _FOOT, _LANE_GAP = 15, 24, 9, 14
@@ -89,24 +89,22 @@ def draw(chain: Chain) -> Drawing:
 def _lane(pen: _Pen, link: Link, owner: Box) -> None:
     top, bottom = pen.y, pen.y
     start = owner
-    if link.apc is not None:
-        texts = [(f"{link.apc.queue} queue", 1), (link.apc.kind or "kind unknown", 1), (f"{link.apc.apc:#x}", 1)]
-        start = pen.box(2, top, f"KAPC {link.apc.position}", texts)
+    if link.apc is not None and link.apc.origin:
+        start = pen.box(2, top, "Origin", [(link.apc.origin, 6)])
         pen.line(owner, start)
         bottom = top + start.height
-    last = start
+    if link.apc is not None:
+        texts = [(f"{link.apc.queue} queue", 1), (link.apc.kind or "kind unknown", 1), (f"{link.apc.apc:#x}", 1)]
+        apc = pen.box(3, top, f"KAPC {link.apc.position}", texts)
+        pen.line(start, apc)
+        bottom = max(bottom, top + apc.height)
+        start = apc
     for routine in link.routines:
-        code = pen.box(3, pen.y, routine.role, [(routine.text, 3)], suspect=routine.driver.name is None)
-        driver = pen.box(4, pen.y, "Driver", [*_driver(routine)], suspect=routine.driver.suspect)
+        code = pen.box(4, pen.y, routine.role, [(routine.text, 3)], suspect=routine.driver.name is None)
+        driver = pen.box(5, pen.y, "Driver", [*_driver(routine)], suspect=routine.driver.suspect)
         pen.line(start, code)
         pen.line(code, driver)
-        if last is start:
-            last = driver
         pen.y += max(code.height, driver.height) + _LANE_GAP
-    if link.apc is not None and link.apc.origin:
-        origin = pen.box(5, top, "Origin", [(link.apc.origin, 6)])
-        pen.line(last, origin)
-        bottom = max(bottom, top + origin.height)
     pen.y = max(pen.y, bottom + _LANE_GAP)
 
 
@@ -130,8 +128,8 @@ def _sentence(chain: Chain) -> Iterator[str]:
         if link.apc is None:
             yield routines
         else:
-            origin = f", origin {link.apc.origin}" if link.apc.origin else ""
-            yield f"KAPC {link.apc.apc:#x}, queue {link.apc.queue}, {routines}{origin}"
+            origin = f"origin {link.apc.origin}, " if link.apc.origin else ""
+            yield f"{origin}KAPC {link.apc.apc:#x}, queue {link.apc.queue}, {routines}"
 
 
 def _x(column: int) -> int:

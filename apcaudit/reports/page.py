@@ -6,8 +6,9 @@ import base64
 import hashlib
 from importlib.resources import files
 
+import apcaudit
 from apcaudit.bulk.extra import load
-from apcaudit.reports import chain, diagram, matrix, prevalence, summary
+from apcaudit.reports import chain, diagram, guide, made, matrix, prevalence, summary
 from apcaudit.reports.dataset import WORST_FIRST, Dataset, rank
 from apcaudit.text import seams, visible
 
@@ -15,6 +16,9 @@ _FINDINGS = 5000
 """How many findings the page's table has, the most severe; more would make it slow, and `apcaudit export` has all."""
 
 _CHAINS = 300
+
+_OPEN = 3
+"""How many of the first chains show at once what was found."""
 
 MARKS = {"critical": "◆", "high": "▲", "medium": "■", "low": "●", "info": "○"}
 """The shape shown for each severity, since colour alone is not enough."""
@@ -41,26 +45,35 @@ def render(dataset: Dataset, title: str) -> str:
     environment.filters |= {
         "moment": summary.moment,
         "address": address,
+        "about": guide.anchor,
         "number": "{:,}".format,
         "seams": seams,
     }
-    environment.globals |= {"marks": MARKS, "severities": WORST_FIRST, "rank": rank}
+    environment.globals |= {"marks": MARKS, "severities": WORST_FIRST, "rank": rank, "opened": _OPEN}
+    safe = environment.filters["safe"]
     chains = chain.make_chains(dataset)
     sources = {each.image: each.source for each in dataset.images}
     findings = sorted(dataset.findings, key=lambda each: (rank(each.severity), sources.get(each.image, ""), each.image))
+    laid_out = matrix.lay_out(dataset)
+    explained = guide.guidance((column.code, column.severity) for column in laid_out.columns)
     page: str = environment.get_template("report.html.j2").render(
         title=title,
         policy=policy(style, script),
         # Not from an image; HTML has no escapes within the elements style and script.
-        style=environment.filters["safe"](style),
-        script=environment.filters["safe"](script),
+        style=safe(style),
+        script=safe(script),
         summary=summary.summarize(dataset),
         dataset=dataset,
         names=dataset.names,
         chains=[(each, diagram.draw(each)) for each in chains[:_CHAINS]],
         chains_left_out=max(0, len(chains) - _CHAINS),
-        matrix=matrix.lay_out(dataset),
+        matrix=laid_out,
         charts=prevalence.charts(dataset),
+        explained=[(each, safe(each.means), safe(each.check)) for each in explained],
+        known={each.code for each in explained},
+        ways=made.ways(dataset),
+        symbol_files=made.symbol_files(dataset),
+        version=apcaudit.__version__,
         findings=findings[:_FINDINGS],
         findings_left_out=max(0, len(findings) - _FINDINGS),
     )

@@ -74,6 +74,7 @@
     level: () => (row) => Number(row.dataset.level),
   };
 
+  document.body.classList.add("scripted");
   const lists = new Map();
   for (const tools of document.querySelectorAll(".tools")) lists.set(tools.dataset.for, new List(tools));
 

@@ -75,7 +75,12 @@ HEXADECIMAL = frozenset(
         *("process", "apc_process", "saved_process", "start_address", "win32_start_address"),
         *("kernel_stack", "initial_stack", "stack_base", "stack_limit", "create_time", "exit_time"),
         *(f"{entry}_{link}" for entry in ("thread_list", "irp_list") for link in ("flink", "blink")),
-        *(f"{state}_{mode}_{link}" for state in ("apc", "saved") for mode in ("kernel", "user") for link in ("flink", "blink")),
+        *(
+            f"{state}_{mode}_{link}"
+            for state in ("apc", "saved")
+            for mode in ("kernel", "user")
+            for link in ("flink", "blink")
+        ),
         *(f"{apc}_apc_{member}" for apc in ("suspend", "teb") for member in ("thread", "kernel", "rundown", "normal")),
     }
 )
