@@ -15,7 +15,7 @@ from typing import Any
 
 from apcaudit.errors import ApcAuditError
 from apcaudit.no_file import kind_of
-from apcaudit.text import one_line
+from apcaudit.text import counted, one_line
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
 
@@ -122,11 +122,11 @@ def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
     threads = {row.get("Thread"): row for row in rows}
     apcs = sum(row.get("Apc") is not None for row in rows)
     every = any(row.get("Apc") is None and not row["Findings"] for row in rows)
-    what = _counted(len(threads), "thread") + ("" if every else " with APCs queued or findings")
+    what = counted(len(threads), "thread") + ("" if every else " with APCs queued or findings")
     worst = Counter(_worst_by_thread(rows).values())
     wrong = [f"{worst[level]} {level}" for level in SEVERITIES[:3] if worst[level]]
     verdict = f"{', '.join(wrong)}" if wrong else "nothing wrong"
-    yield f"{what}, {_counted(apcs, 'APC')} queued: {verdict}"
+    yield f"{what}, {counted(apcs, 'APC')} queued: {verdict}"
     reasons = Counter(match[1].strip() for row in rows for match in _REASON.finditer(row.get("Explanation") or ""))
     if reasons:
         text = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
@@ -141,10 +141,6 @@ def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
 
 #: The reason why an APC is still queued, without its values.
 _REASON = re.compile(r"still queued, ([^:(.]+)")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _worst_by_thread(rows: Iterable[dict[str, Any]]) -> dict[Any, str]:

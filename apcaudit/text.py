@@ -41,6 +41,11 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + ELLIPSIS
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: `1 image`, `1,500 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def fold(text: str, width: int, lines: int) -> tuple[str, ...]:
     """Fold text into at most `lines` lines of `width` characters, at blanks and behind separators of paths."""
     made: list[str] = []

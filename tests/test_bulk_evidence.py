@@ -95,3 +95,22 @@ def test_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("apcaudit.bulk.unpack._SPARE", 1 << 60)
     with pytest.raises(ApcAuditError, match="no room"):
         image_of(path, None, tmp_path, lambda _: None)
+
+
+def test_links(tmp_path: Path) -> None:
+    """A link to a file is that file under the link's name, and one that leads nowhere is not passed by in silence.
+
+    A link to a folder is followed where it is named, and else told of.
+    """
+    evidence, elsewhere = tmp_path / "evidence", tmp_path / "elsewhere"
+    for folder in (evidence, elsewhere):
+        folder.mkdir()
+    (elsewhere / "a.raw").write_bytes(DATA)
+    (evidence / "b.raw").symlink_to(elsewhere / "a.raw")
+    (evidence / "c.raw").symlink_to(tmp_path / "not mounted")
+    (evidence / "folder").symlink_to(elsewhere)
+    passed: list[Path] = []
+    assert names(find([str(evidence)], passed_by=passed.append), evidence) == ["b.raw", "c.raw"]
+    assert passed == [evidence / "folder"]
+    assert names(find([str(evidence / "folder")], passed_by=passed.append), evidence) == ["folder/a.raw"]
+    assert len(passed) == 1

@@ -88,7 +88,7 @@ CLOSED = {
     f"apcaudit stack {NAME} >&-": ("apcaudit: standard output is closed\n", 1),
     "apcaudit where >&-": ("apcaudit: standard output is closed\n", 1),
     "apcaudit --help >&-": ("apcaudit: standard output is closed\n", 1),
-    f"apcaudit report {NAME} -o page.html >&- <&-": ("page.html: images 1", 0),
+    f"apcaudit report {NAME} -o page.html >&- <&-": ("page.html: 1 image, ", 0),
     f"apcaudit report {NAME} -o page.html 2>&-": ("", 0),
     "apcaudit nonsense 2>&-": ("", 1),
 }

@@ -60,12 +60,18 @@ class Evidence:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
 
-def find(paths: Iterable[str], leave_out: Path | None = None) -> list[Evidence]:
+def find(
+    paths: Iterable[str], leave_out: Path | None = None, passed_by: Callable[[Path], None] = lambda _: None
+) -> list[Evidence]:
     """Find images.
+
+    A link to a file is taken for the file, one that leads nowhere for an image that cannot be read. Links to folders
+    are followed only where they are named, since they may lead round in circles.
 
     Args:
         paths: files, folders (searched with all below them), and patterns of these.
         leave_out: a folder that is not searched, the one for the results.
+        passed_by: called with each link to a folder that is not followed.
 
     Raises:
         ApcAuditError: a path does not exist, or a pattern matches nothing.
@@ -82,25 +88,33 @@ def find(paths: Iterable[str], leave_out: Path | None = None) -> list[Evidence]:
             raise ApcAuditError(f"{text}: no such file or folder, and no file matches it")
         for each in named:
             absolute = Path(os.path.abspath(each))
-            files = _below(absolute, leave_out) if os.path.isdir(absolute) else [absolute]
+            files = _below(absolute, leave_out, passed_by) if os.path.isdir(absolute) else [absolute]
             for file in files:
                 found.update(dict.fromkeys(_members(file)))
     return list(found)
 
 
-def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+def _below(folder: Path, leave_out: Path | None, passed_by: Callable[[Path], None]) -> Iterator[Path]:
     hidden = None if leave_out is None else os.path.abspath(leave_out)
     closed: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = sorted(each for each in folders if each[0] != "." and os.path.join(parent, each) != hidden)
+        for each in folders:
+            if os.path.islink(os.path.join(parent, each)):
+                passed_by(Path(parent, each))
         for name in sorted(files):
             path = Path(parent, name)
             if name[0] == "." or path.suffix.lower() in _NOT_IMAGES or is_state(name, files):
                 continue
-            if _true_if_refused(path.is_file):
+            if _true_if_refused(path.is_file) or _leads_nowhere(path):
                 yield path
     # A folder that cannot be listed may hold images, so it becomes a row of its own.
     yield from closed
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Tell whether a path is a link whose target is missing, as on a disk that is not mounted."""
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _true_if_refused(tell: Callable[[], bool]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from apcaudit.bulk.extra import load
 from apcaudit.bulk.outcome import Failed, Outcome
-from apcaudit.text import one_line
+from apcaudit.text import counted, one_line
 
 _SHOWN = 60
 """How many characters of a path are shown beside a worker: its end, by which images differ."""
@@ -46,19 +46,21 @@ class Counts:
 
     @property
     def rate(self) -> float:
-        """Images per second, without those of an earlier scan."""
+        """Images per second, without those of an earlier scan; call it where one was read."""
         return (self.done - self.reused) / max(0.001, time.monotonic() - self.started)
 
     @property
     def left(self) -> str:
         """The estimated time for the remaining images, as h:mm:ss."""
-        if not self.rate:
-            return "-:--"
         seconds = round((self.total - self.done) / self.rate)
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def __str__(self) -> str:
-        text = f"{self.done}/{self.total} images, {self.failed} failed, {self.rate:.1f} images/s"
+        text = f"{self.done}/{counted(self.total, 'image')}, {self.failed} failed"
+        if self.done == self.reused:
+            # Nothing was read yet, so there is no rate.
+            return f"{text}, {self.reused} scanned earlier" if self.reused else text
+        text += f", {self.rate:.1f} images/s"
         return text if self.done == self.total else f"{text}, {self.left} left"
 
 
@@ -128,4 +130,4 @@ def text_of(outcome: Outcome) -> str:
     earlier = ", scanned earlier" if outcome.reused else f" in {outcome.seconds:.1f} s"
     if isinstance(outcome, Failed):
         return f"{source}: failed at {outcome.stage}{earlier}: {one_line(outcome.reason)}"
-    return f"{source}: {outcome.severity}, {outcome.findings} findings{earlier}"
+    return f"{source}: {outcome.severity}, {counted(outcome.findings, 'finding')}{earlier}"

@@ -16,7 +16,7 @@ from apcaudit.bulk.extra import need
 from apcaudit.bulk.outcome import Failed, Outcome, Settings
 from apcaudit.bulk.records import SEVERITIES
 from apcaudit.errors import ApcAuditError
-from apcaudit.text import one_line
+from apcaudit.text import counted, one_line
 
 EXIT_CLEAN, EXIT_SOME_FAILED, EXIT_FINDINGS = 0, 2, 3
 
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     results = Path(os.path.realpath(options.output))
     check_folders("-o", [options.output] if os.path.lexists(results) else [])
     check_no_results(options.paths)
-    images = evidence.find(options.paths, leave_out=results)
+    images = evidence.find(options.paths, leave_out=results, passed_by=_say_link)
     if not images:
         raise ApcAuditError("no images there")
     with room.report_full(results, "free some, or name another folder with -o"):
@@ -104,12 +104,20 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise ApcAuditError("interrupted: the same command goes on where this one was") from None
     failed = sum(isinstance(outcome, Failed) for outcome in outcomes)
-    print(f"{len(outcomes)} images, {failed} failed; results in {one_line(str(options.output))}", file=sys.stderr)
+    print(
+        f"{counted(len(outcomes), 'image')}, {failed} failed; results in {one_line(str(options.output))}",
+        file=sys.stderr,
+    )
     code = exit_code(outcomes, options.fail_on)
     made = {outcome.image for outcome in outcomes}
     # The folder of an image that was unreadable before and was scanned now has been removed.
     damaged = any(each.image not in made and each.path.parent.exists() for each in damages)
     return EXIT_SOME_FAILED if code == EXIT_CLEAN and damaged else code
+
+
+def _say_link(folder: Path) -> None:
+    text = f"not in this scan: {folder} is a link to a folder and not followed: name it to have it scanned"
+    print(one_line(text), file=sys.stderr)
 
 
 def _damages(results: Path) -> tuple[Damage, ...]:

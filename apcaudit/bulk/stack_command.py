@@ -12,7 +12,7 @@ from apcaudit.bulk import damage, store
 from apcaudit.bulk.arguments import check_results, whole
 from apcaudit.bulk.extra import need
 from apcaudit.bulk.stack import KINDS, Stacked, stack, tables_for
-from apcaudit.text import one_line
+from apcaudit.text import counted, one_line
 
 _NAMED = 4
 """How many images a line of the table names."""
@@ -54,8 +54,16 @@ def run(options: argparse.Namespace) -> int:
     for each in stacked:
         print(line_of(each))
     if not stacked:
-        print("nothing to count", file=sys.stderr)
+        print(_nothing(options), file=sys.stderr)
     return code
+
+
+def _nothing(options: argparse.Namespace) -> str:
+    """Say why there is no line."""
+    few = "" if options.at_most is None else f" in {counted(options.at_most, 'image')} or fewer"
+    if options.baseline is None:
+        return f"nothing to count{few}"
+    return one_line(f"nothing new{few}: {options.baseline} has all of it")
 
 
 def line_of(stacked: Stacked) -> str:

@@ -17,7 +17,7 @@ from apcaudit.bulk.outcome import Settings
 from apcaudit.errors import ApcAuditError
 from apcaudit.reports import dataset, page
 from apcaudit.reports.dataset import Dataset
-from apcaudit.text import name_of, one_line
+from apcaudit.text import counted, name_of, one_line
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,7 +78,8 @@ def _write(results: Path, title: str, file: BinaryIO) -> tuple[Dataset, int]:
 
 
 def _say(path: Path, found: Dataset) -> None:
-    counts = f"images {len(found.images)}, failed {len(found.failed)}, findings {len(found.findings)}"
+    findings = counted(len(found.findings), "finding")
+    counts = f"{counted(len(found.images), 'image')}, {len(found.failed)} failed, {findings}"
     print(f"{one_line(str(path))}: {counts}", file=sys.stderr)
 
 

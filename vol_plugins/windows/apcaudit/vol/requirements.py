@@ -46,7 +46,11 @@ def rule_requirements() -> list[interfaces.configuration.RequirementInterface]:
             description="Go on without the files of --yara-file that cannot be used, and name them",
         ),
         requirements.BooleanRequirement(
-            name="yara-all", optional=True, default=False, description="Scan every driver, not only suspect threads'"
+            name="yara-all",
+            optional=True,
+            default=False,
+            description="Scan every driver with YARA rules, not only those that suspect threads depend on; then each"
+            " thread that starts in a driver with a hit is listed, suspect or not",
         ),
     ]
 
