@@ -29,7 +29,7 @@ class DumpedMemory:
     """Known bytes of virtual memory, and the virtual addresses of the crashed thread, its process and its KPRCB.
 
     `stack` is the range [start, end) of the stack that the machine crashed on, None where the dump has none. `inferred`
-    has a sentence on each address that other bytes gave, `defects` one on each copy that is in the file without a place.
+    has a sentence on each address that other bytes gave, `defects` one on each copy in the file that has no place.
     """
 
     memory: KnownMemory
