@@ -9,6 +9,7 @@ from typing import Any
 
 from . import windows
 from .members import ThreadMembers as ThreadMembers
+from .targets import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,9 @@ class Apc:
     `member` names the member of the list's own thread that the KAPC is, such as SchedulerApc. `misplaced` names the
     memory that it lies in where no queued KAPC belongs there, `on_stack` is whether that is a kernel stack. `nested` is
     whether it is on a list of a third APC state, which KeStackAttachProcess keeps on the kernel stack. `of_bugcheck` is
-    whether a parameter of the bugcheck names it and no list holds it any more.
+    whether a parameter of the bugcheck names it and no list holds it any more. `special_user` is whether its
+    KernelRoutine is that of special user APCs. `target` is what a user APC would run, None where that is not known and
+    for other APCs.
     """
 
     address: int
@@ -226,6 +229,8 @@ class Apc:
     on_stack: bool = False
     nested: bool = False
     of_bugcheck: bool = False
+    special_user: bool = False
+    target: Target | None = None
 
     @property
     def absent(self) -> bool:
@@ -235,10 +240,12 @@ class Apc:
 
     @property
     def kind(self) -> str | None:
-        """`special-kernel`, `normal-kernel` or `user`; None when the mode or NormalRoutine is unknown.
+        """`special-kernel`, `normal-kernel`, `user` or `special-user`; None when the mode or NormalRoutine is unknown.
 
-        Special user APCs are recognised by their KernelRoutine: see checks.embedded.is_special_user.
+        A special user APC is one in both of its phases: at first its ApcMode is KernelMode.
         """
+        if self.special_user:
+            return "special-user"
         if self.apc_mode == 1:
             return "user"
         if self.apc_mode is None or self.normal_routine is None:
@@ -308,7 +315,8 @@ class Thread(FoundThread):
     it, `start_conflict` why the entry of the module list that claims it is doubted. `nested_attach` is the evidence of
     a second attach on an attached thread's stack. `lost` are APCs on the lists of SavedApcState of a thread that is not
     attached. `only_stuck` is whether this is the only thread of a live image with an APC that should have ended its
-    wait.
+    wait. `first` is whether this is the only thread of a process in which nothing has run in user mode yet, None if
+    unknown, or where no user APC asks for it.
     """
 
     attached: Process | None = None
@@ -319,6 +327,7 @@ class Thread(FoundThread):
     nested_attach: str | None = None
     lost: tuple[Apc, ...] = ()
     only_stuck: bool = False
+    first: bool | None = None
 
     @classmethod
     def from_found(cls, found: FoundThread, **walked: Any) -> Thread:
@@ -342,6 +351,11 @@ class Thread(FoundThread):
             if queue.name is name:
                 return queue
         return None
+
+    def process_of(self, apc: Apc) -> Process | None:
+        """Return the process whose user space one of this thread's user APCs would run in."""
+        attached = self.members.apc_state_index == 1 and not apc.queue.saved
+        return self.attached if attached and self.attached is not None else self.owner
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import windows
 from ..findings import Finding, Severity
-from ..model import Apc, Backing, Code, Ending, Facts, Process, QueueName, Thread
+from ..model import Apc, Backing, Code, Ending, Facts, QueueName, Thread
 from .embedded import is_termination
 from .routines import UNBACKED, kernel_routines, not_code_finding, routines_in
 
@@ -51,7 +51,7 @@ def kernel_normal_in_user_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding
     if apc.normal_routine.backing is Backing.USER or is_termination(apc, facts):
         return None
     # Only threads of WoW64 processes have routines encoded that way; whether a process is one may be unknown.
-    process = _process_of_list(apc, thread)
+    process = thread.process_of(apc)
     if windows.is_wow64_encoded(apc.normal_routine.address) and (process is None or process.wow64 is not False):
         return None
     return Finding(
@@ -59,12 +59,6 @@ def kernel_normal_in_user_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding
         Severity.HIGH,
         f"the user-mode APC's NormalRoutine is the kernel address {_with_address(apc.normal_routine)}",
     )
-
-
-def _process_of_list(apc: Apc, thread: Thread) -> Process | None:
-    """Return the process whose user space the APCs of a list belong to."""
-    attached = thread.members.apc_state_index == 1 and not apc.queue.saved
-    return thread.attached if attached and thread.attached is not None else thread.owner
 
 
 def mode_mismatch(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -142,11 +136,14 @@ def _first_normal(apcs: tuple[Apc, ...]) -> Apc | None:
     """Return the first normal kernel APC of a list; the last answer is kept, since each APC of a list asks in turn."""
     global _last_asked
     if _last_asked[0] is not apcs:
-        _last_asked = apcs, next((apc for apc in apcs if apc.kind == "normal-kernel"), None)
+        _last_asked = apcs, next((apc for apc in apcs if apc.kind in _NORMAL), None)
     return _last_asked[1]
 
 
 _last_asked: tuple[tuple[Apc, ...], Apc | None] = (), None
+
+# A special user APC on the kernel list is in its first phase, in which it is queued as a normal one.
+_NORMAL = ("normal-kernel", "special-user")
 
 
 def duplicate_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:

@@ -9,7 +9,7 @@ from ..formats.lists import ENTRIES_BEYOND, TOTAL_BOUND, Budget, Walk, walk
 from ..kernel import Kernel
 from ..members import PrefilterMembers
 from ..model import Apc, Code, Ending, FoundThread, Queue, QueueName, ThreadMembers
-from ..windows import APC_OBJECT, PROCESS_OBJECT, THREAD_OBJECT
+from ..windows import APC_OBJECT, PROCESS_OBJECT, SPECIAL_USER_APC_ROUTINE, THREAD_OBJECT
 from .placement import PlacementFinder
 
 # The first byte of _EPROCESS and _ETHREAD is _DISPATCHER_HEADER.Type.
@@ -28,6 +28,7 @@ class ApcLists:
         self._layout = kernel.layout
         self._drivers = kernel.drivers
         self._placements = placements
+        self._special_user = kernel.symbols.address(SPECIAL_USER_APC_ROUTINE)
         self.budget = Budget(total)
         self._heads: set[int] = set()
         self._walks: dict[int, Walk] = {}
@@ -321,6 +322,7 @@ class ApcLists:
             on_stack=place.on_stack,
             nested=nested,
             of_bugcheck=of_bugcheck,
+            special_user=kernel is not None and kernel == self._special_user,
         )
 
     def _code(self, address: int, thread: FoundThread | None) -> Code:

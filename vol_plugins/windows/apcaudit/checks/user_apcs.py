@@ -1,0 +1,188 @@
+"""The findings about what a user APC would run: pure functions of its target."""
+
+from __future__ import annotations
+
+from ..findings import Finding, Severity
+from ..model import Apc, Backing, Facts, Thread
+from ..targets import Lies, Target
+from ..usermode import CHAIN, FIRST_ROUTINE, Gadget, gadget, loader, serves_wow64
+from .embedded import is_special_user
+
+_HIGH, _MEDIUM, _LOW = Severity.HIGH, Severity.MEDIUM, Severity.LOW
+
+
+def private_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A user APC would run private executable memory."""
+    target = apc.target
+    if not _is_private_code(target):
+        return None
+    place = target.place
+    alone = place.writable and target.others == 0
+    others = ""
+    if target.others is not None:
+        number = "no" if not target.others else str(target.others)
+        others = f", which has {number} other region{'' if target.others == 1 else 's'} of such memory"
+    return Finding(
+        "user-apc-private-code",
+        _HIGH if alone else _MEDIUM,
+        f"it would run {_where(target)}, private memory of {thread.process_of(apc)}{others}"
+        + (": compilers at run time (CLR, V8, JVM) make many alike" if target.others else ""),
+    )
+
+
+def used_gadget(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A user APC would run a function that forwards control or writes memory."""
+    target = apc.target
+    found = None if target is None else gadget(target.place.names)
+    if target is None or found is None:
+        return None
+    name, does = found
+    text = f"it would run {target.place} with {_number(target.argument)}, which {does.value}"
+    registers = target.registers
+    if registers is not None:
+        text += (
+            f": the CONTEXT at {registers.address:#x} has the instruction pointer {registers.instruction.address:#x}"
+            f" ({registers.instruction}) and the first argument {registers.argument:#x}"
+        )
+    elif does is Gadget.CONTROL and target.argument:
+        text += ": the registers there cannot be read"
+    return Finding("user-apc-gadget", _HIGH, text + _chain(thread, name))
+
+
+def _chain(thread: Thread, name: str) -> str:
+    """Name the other gadgets that are queued to the same thread, where they are a chain."""
+    names = [
+        found[0]
+        for queue in thread.queues
+        for each in queue.apcs
+        if each.target is not None and (found := gadget(each.target.place.names)) is not None
+    ]
+    if len(names) < CHAIN:
+        return ""
+    alertable = "alertable " if thread.members.alertable else ""
+    listed = ", ".join(dict.fromkeys(names))
+    return f"; {len(names)} such APCs are queued to this {alertable}thread ({listed}): a program that sleeps encrypted"
+
+
+def used_loader(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A user APC would load a DLL."""
+    target = apc.target
+    if target is None or loader(target.place.names) is None:
+        return None
+    routine = apc.kernel_routine
+    by_driver = routine is not None and routine.backing is Backing.MODULE and routine.module not in (None, "nt")
+    name = f"'{target.string}'" if target.string is not None else "a name that cannot be read"
+    text = f"it would run {target.place} with {name}"
+    if by_driver and routine is not None:
+        text += f", queued by {routine.module}: security products and anti-cheat load their DLLs so"
+    return Finding("user-apc-loader", _LOW if by_driver else _MEDIUM, text)
+
+
+def nowhere(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A user APC would run where nothing is mapped, or nothing that is executable."""
+    target = apc.target
+    if not _is_nowhere(target):
+        return None
+    process = thread.process_of(apc)
+    if target.place.lies is Lies.NOWHERE:
+        text = f"it would run {target.place.address:#x}, where {process} has nothing mapped"
+    else:
+        text = f"it would run {_where(target)} of {process}, which is not executable"
+    return Finding("user-apc-nowhere", _MEDIUM, text + ": a DLL was unloaded with APCs outstanding, or code was freed")
+
+
+def early(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A user APC is queued to the only thread of a process in which nothing has run in user mode yet."""
+    target = apc.target
+    if not thread.first or target is None or FIRST_ROUTINE in target.place.names:
+        return None
+    worse = _worse(target)
+    text = f"it is queued to the only thread of {thread.owner}, in which nothing has run in user mode yet"
+    text += f": it would run {_where(target)} before the program does"
+    return Finding("user-apc-early", _HIGH if worse else _LOW, text + _because(worse))
+
+
+def special_user(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A special user APC interrupts its thread wherever that is, without an alertable wait."""
+    if not is_special_user(apc, facts):
+        return None
+    worse = _worse(apc.target)
+    suspended = bool(thread.members.suspend_count)
+    severity = _HIGH if worse else _MEDIUM if suspended else _LOW
+    phase = "first phase: its KernelRoutine has not run" if apc.apc_mode == 0 else "second phase: it is to be delivered"
+    text = f"a special user APC ({phase})"
+    if apc.target is not None:
+        text += f" would run {_where(apc.target)} without an alertable wait"
+    if suspended:
+        text += f"; the thread is suspended (SuspendCount {thread.members.suspend_count})"
+    return Finding("special-user-apc", severity, text + _because(worse))
+
+
+def wow64(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A 32-bit routine in a native process, or a 64-bit one that does not belong into a 32-bit program."""
+    target, process = apc.target, thread.process_of(apc)
+    if target is None or process is None or process.wow64 is None:
+        return None
+    if target.encoded and not process.wow64:
+        return Finding(
+            "user-apc-wow64",
+            _HIGH,
+            f"NormalRoutine is the 32-bit address {target.place.address:#x} in the encoding of WoW64, yet {process}"
+            " runs no 32-bit code",
+        )
+    place = target.place
+    if not process.wow64 or target.narrow or place.lies is Lies.UNKNOWN or serves_wow64(place.path):
+        return None
+    tool = place.lies is Lies.IMAGE and place.bits == 64
+    return Finding(
+        "user-apc-wow64",
+        _MEDIUM if tool else _HIGH,
+        f"it would run {_where(target)} as 64-bit code, yet {process} runs 32-bit code"
+        + (": a 64-bit tool's module" if tool else ""),
+    )
+
+
+def patched_image(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+    """A user APC would run a page of an image that the process has a copy of its own of."""
+    target = apc.target
+    if target is None or not target.place.own_page or target.place.executable is False:
+        return None
+    return Finding(
+        "user-apc-patched-image",
+        _MEDIUM,
+        f"it would run {target.place}, whose page is no longer the file's: {thread.process_of(apc)} has written to it",
+    )
+
+
+def _is_private_code(target: Target | None) -> bool:
+    return target is not None and target.place.lies is Lies.PRIVATE and target.place.executable is True
+
+
+def _is_nowhere(target: Target | None) -> bool:
+    if target is None or target.place.lies is Lies.UNKNOWN:
+        return False
+    return target.place.lies is Lies.NOWHERE or target.place.executable is False
+
+
+def _worse(target: Target | None) -> str | None:
+    """Name the finding that makes an early or a special user APC a serious one."""
+    if target is None:
+        return None
+    if gadget(target.place.names) is not None:
+        return "user-apc-gadget"
+    if _is_nowhere(target):
+        return "user-apc-nowhere"
+    return "user-apc-private-code" if _is_private_code(target) else None
+
+
+def _because(worse: str | None) -> str:
+    return f"; together with {worse}" if worse is not None else ""
+
+
+def _where(target: Target) -> str:
+    """Name a target and, where a dispatcher leads there, the dispatcher."""
+    return target.text + (f" by way of {target.via}" if target.via is not None else "")
+
+
+def _number(argument: int | None) -> str:
+    return "an argument that is not known" if argument is None else f"{argument:#x}"

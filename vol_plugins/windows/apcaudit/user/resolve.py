@@ -1,0 +1,198 @@
+"""What a user APC would run: NormalRoutine decoded and followed through Windows' dispatchers, and what it is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..formats.text import from_ansi, from_utf16
+from ..image.symbols import KernelSymbols
+from ..model import Apc, Process
+from ..targets import Lies, Place, Registers, Target
+from ..usermode import (
+    BLOCK_POINTERS,
+    CONTINUES,
+    DISPATCHERS,
+    HIGHEST_USER_ADDRESS,
+    WRAPPING_MODULES,
+    HandsOn,
+    decode_wow64,
+    gadget,
+    loader,
+)
+from ..windows import PAGE_SIZE
+from .spaces import UserSpace, UserSpaces
+
+HOPS_BOUND = 3
+"""How many dispatchers are followed: wow64.dll's, then one of the 32-bit DLLs."""
+
+TEXT_BOUND = 520
+"""How many bytes of a DLL's name are read: MAX_PATH wide characters."""
+
+_WORD = 0xFFFFFFFF
+_NATIVE = "an encoded routine in a process that runs no 32-bit code"
+_UNDECIDED = "it is not known whether the process runs 32-bit code"
+
+
+class Call:
+    """A function and its arguments on the way from NormalRoutine to the target.
+
+    `arguments` are three, None for those that are not known. `narrow` is whether 32-bit code runs.
+    """
+
+    def __init__(self, place: Place, arguments: tuple[int | None, int | None, int | None], *, narrow: bool) -> None:
+        self.place = place
+        self.arguments = arguments
+        self.narrow = narrow
+        self.via: list[str] = []
+
+
+class Resolver:
+    """Finds the targets of user APCs."""
+
+    def __init__(self, spaces: UserSpaces) -> None:
+        self._spaces = spaces
+        self._symbols: KernelSymbols = spaces.kernel.symbols
+        self._bits = spaces.memory.bits
+
+    def resolve(self, apc: Apc, process: Process) -> Target | None:
+        """Return what an APC would run in a process, None where its NormalRoutine is no user's or cannot be read."""
+        routine = None if apc.normal_routine is None else apc.normal_routine.address
+        if not routine:
+            return None
+        decoded = decode_wow64(routine) if self._bits == 64 else None
+        if decoded is not None and not process.wow64:
+            why = _UNDECIDED if process.wow64 is None else _NATIVE
+            return Target(Place(decoded, Lies.UNKNOWN, Lies.UNKNOWN.value, why=why), process.address, encoded=True)
+        if decoded is None and routine > HIGHEST_USER_ADDRESS[self._bits] and routine >> (self._bits - 1):
+            return None
+        space = self._spaces.of(process.address)
+        arguments = (apc.normal_context, apc.system_argument1, apc.system_argument2)
+        narrow = decoded is not None or self._bits == 32
+        call = Call(space.place(routine if decoded is None else decoded), arguments, narrow=narrow)
+        for _ in range(HOPS_BOUND):
+            if not self._follow(call, space):
+                break
+        return self._describe(call, space, encoded=decoded is not None)
+
+    def _follow(self, call: Call, space: UserSpace) -> bool:
+        """Go on to what a dispatcher calls; False where the function is none, or what it calls is not known."""
+        module = (call.place.module or "").lower()
+        if call.place.lies is not Lies.IMAGE:
+            return False
+        context, second, _ = call.arguments
+        if context is None:
+            return False
+        wraps = module in WRAPPING_MODULES
+        names = space.symbols_at(call.place) if wraps else call.place.names
+        row = next(
+            (
+                row
+                for row in DISPATCHERS
+                if module in row.module.split("|") and any(row.name.match(name) for name in names)
+            ),
+            None,
+        )
+        if row is None and (names or not wraps):
+            return False
+        if row is not None and row.hands_on is HandsOn.PACKED:
+            self._go(call, space, context >> 32, (context & _WORD, second, call.arguments[2]), narrow=True)
+            return True
+        if row is not None and row.hands_on in (HandsOn.FUNCTION, HandsOn.COMPLETION):
+            argument = second if row.hands_on is HandsOn.FUNCTION else None
+            self._go(call, space, context, (argument, None, None), narrow=call.narrow)
+            return True
+        return self._follow_context(call, space, context, known=row is not None)
+
+    def _follow_context(self, call: Call, space: UserSpace, context: int, *, known: bool) -> bool:
+        """Go on to the function that a wrapper's context is, or that lies in the block which the context is."""
+        place = space.place(context & _WORD if call.narrow else context)
+        if place.lies is Lies.UNKNOWN or (place.executable is None and place.lies is not Lies.NOWHERE):
+            return False
+        if place.executable or place.lies is Lies.NOWHERE:
+            if known and place.executable:
+                # A block lies in the heap, and is no code; without an activation context there is none.
+                known = False
+            self._go(call, space, place.address, (None, None, None), narrow=call.narrow, sure=known)
+            return True
+        size = 4 if call.narrow else 8
+        data = space.read(place.address + size, BLOCK_POINTERS * size)
+        words = [] if data is None else [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
+        code = [word for word in words if word and space.place(word).executable]
+        if len(code) != 1:
+            return False
+        self._go(call, space, code[0], (None, None, None), narrow=call.narrow, sure=known)
+        return True
+
+    def _go(
+        self,
+        call: Call,
+        space: UserSpace,
+        address: int,
+        arguments: tuple[int | None, int | None, int | None],
+        *,
+        narrow: bool,
+        sure: bool = True,
+    ) -> None:
+        call.via.append(call.place.text + ("" if sure else "?"))
+        call.narrow = narrow
+        call.place = space.place(address & _WORD if narrow else address)
+        call.arguments = arguments
+
+    def _describe(self, call: Call, space: UserSpace, *, encoded: bool) -> Target:
+        first, _, third = call.arguments
+        place = call.place
+        argument = first & _WORD if first is not None and call.narrow else first
+        target = Target(
+            place,
+            space.process,
+            " and ".join(call.via) or None,
+            encoded,
+            call.narrow,
+            argument,
+        )
+        if place.lies is Lies.PRIVATE:
+            asks = place.executable and place.writable
+            return replace(target, others=space.count_private_code(place)) if asks else target
+        loads, continues = loader(place.names), gadget(place.names)
+        if loads is not None:
+            at = third if loads[1] == "LdrLoadDll" else argument
+            return replace(target, string=self._text(space, at, loads[1], narrow=call.narrow) if at else None)
+        if continues is not None and continues[0] in CONTINUES and argument:
+            return replace(target, registers=self._registers(space, argument, narrow=call.narrow))
+        return target
+
+    def _text(self, space: UserSpace, address: int, kind: str, *, narrow: bool) -> str | None:
+        """Read the name that a loader is told: text, wide text, or a UNICODE_STRING."""
+        address &= _WORD if narrow else -1
+        length = TEXT_BOUND
+        if kind == "LdrLoadDll":
+            size = 4 if narrow else 8
+            data = space.read(address, 2 * size)
+            if data is None:
+                return None
+            length = min(int.from_bytes(data[:2], "little"), TEXT_BOUND) & ~1
+            address = int.from_bytes(data[size:], "little")
+        data = space.read(address, length) if length else None
+        if data is None and length:
+            data = space.read(address, min(length, PAGE_SIZE - address % PAGE_SIZE) & ~1)
+        if data is None:
+            return None
+        if kind == "A":
+            return from_ansi(data) or None
+        words = [data[at : at + 2] for at in range(0, len(data) - 1, 2)]
+        end = words.index(b"\0\0") if b"\0\0" in words else len(words)
+        return from_utf16(b"".join(words[:end])) or None
+
+    def _registers(self, space: UserSpace, address: int, *, narrow: bool) -> Registers | None:
+        """Read the CONTEXT at an address; that of 32-bit code on x64 has no type in the kernel's symbols."""
+        if narrow and self._bits == 64:
+            return None
+        names = ("Eip", "Ecx") if self._bits == 32 else ("Rip", "Rcx")
+        values = []
+        for name in names:
+            member = self._symbols.member("_CONTEXT", name)
+            data = None if member is None else space.read(address + member.offset, member.size)
+            if data is None:
+                return None
+            values.append(int.from_bytes(data, "little"))
+        return Registers(address, space.place(values[0]), values[1])

@@ -1,0 +1,139 @@
+"""The VADs of a process: the one that holds an address, and how many hold private code.
+
+The kernel looks an address up by descending the tree (ReactOS, mm/ARM3/vadnode.c, MiLocateAddress), and so does this:
+vol's classes walk the whole tree for every question, recursively and without a bound on its nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..image.memory import Memory
+from .layout import Layout
+from .pages import protection_text
+
+DEPTH_BOUND = 64
+"""How deep a tree is descended; a balanced one of four billion nodes has 46 levels."""
+
+NODES_BOUND = 1 << 14
+"""How many nodes of one process are counted; a browser has some thousands."""
+
+TOTAL_BOUND = 1 << 17
+"""How many nodes of all processes together are counted."""
+
+_IMAGE_MAP = 2  # VadImageMap of MI_VAD_TYPE (public PDBs since Vista)
+_UNALLOCATED = ("VadRoot is null: the process has no VADs", "VadRoot cannot be read")
+
+
+@dataclass(frozen=True, slots=True)
+class Vad:
+    """A VAD: virtual address of the node, first and last user address, protection as letters, and what it is of.
+
+    `fixed_up` is whether the process has relocated the image for itself.
+    """
+
+    node: int
+    start: int
+    end: int
+    protection: str | None
+    private: bool
+    image: bool
+    fixed_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found: the VAD, None for none; `why` says why it is not known whether there is one."""
+
+    vad: Vad | None = None
+    why: str | None = None
+
+
+_NOWHERE = Found()
+
+
+class VadTree:
+    """The VADs of one process, by the virtual address of its _EPROCESS.
+
+    `budget` is how many nodes may still be counted, in a list that the trees of all processes share.
+    """
+
+    def __init__(self, memory: Memory, layout: Layout, process: int, budget: list[int]) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._budget = budget
+        self._root: int | None = None
+        if layout.root is not None and layout.node is not None:
+            data = memory.read(process + layout.root.offset, layout.root.size)
+            self._root = None if data is None else int.from_bytes(data, "little")
+        self._private_code: frozenset[int] | None = None
+        self._counted = False
+
+    def find(self, address: int) -> Found:
+        """Find the VAD that holds a user address."""
+        page = address >> 12
+        low, high, node = 0, 1 << 52, self._root
+        if not node:
+            return Found(why=_UNALLOCATED[node is None])
+        for _ in range(DEPTH_BOUND):
+            read = self._read(node)
+            if read is None:
+                return Found(why=f"the VAD at {node:#x} cannot be read")
+            start, end, left, right, vad = read
+            if not low <= start <= end < high:
+                return Found(why=f"the VAD tree contradicts itself at {node:#x}")
+            if page < start:
+                high, node = start, left
+            elif page > end:
+                low, node = end + 1, right
+            else:
+                return Found(vad)
+            if not node:
+                return _NOWHERE
+        return Found(why=f"the VAD tree is more than {DEPTH_BOUND} levels deep")
+
+    def count_private_code(self, without: Vad) -> int | None:
+        """Count the VADs of private executable memory but for one, by their own protection; None if unknown."""
+        if not self._counted:
+            self._counted, self._private_code = True, self._find_private_code()
+        return None if self._private_code is None else len(self._private_code - {without.start})
+
+    def _find_private_code(self) -> frozenset[int] | None:
+        found: set[int] = set()
+        met: set[int] = set()
+        pending = [self._root or 0]
+        while pending:
+            node = pending.pop()
+            if not node:
+                continue
+            self._budget[0] -= 1
+            bounded = node not in met and len(met) < NODES_BOUND and self._budget[0] >= 0
+            read = self._read(node) if bounded else None
+            if read is None:
+                return None
+            met.add(node)
+            vad = read[4]
+            if vad.private and vad.protection is not None and "x" in vad.protection:
+                found.add(vad.start)
+            pending += read[2:4]
+        return frozenset(found)
+
+    def _read(self, node: int) -> tuple[int, int, int, int, Vad] | None:
+        """Read a node: its first and last page, its children, and the VAD."""
+        decoder = self._layout.node
+        data = None if decoder is None else self._memory.read(node, decoder.size)
+        if decoder is None or data is None:
+            return None
+        start, end, left, right, protection, private, start_high, end_high, kind, image, fixed_up = decoder(data)
+        first, last = (start or 0) | (start_high or 0) << 32, (end or 0) | (end_high or 0) << 32
+        vad = Vad(
+            node,
+            first << 12,
+            (last << 12) + 0xFFF,
+            protection_text(protection),
+            bool(private),
+            kind == _IMAGE_MAP if kind is not None else bool(image),
+            bool(fixed_up),
+        )
+        return first, last, left or 0, right or 0, vad
+

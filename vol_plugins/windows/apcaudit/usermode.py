@@ -1,0 +1,144 @@
+"""Facts about Windows in user mode that judge user APCs: encodings, dispatchers, functions; each with its source."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+
+def decode_wow64(routine: int) -> int | None:
+    """Return the 32-bit address that a NormalRoutine encodes, None where it encodes none.
+
+    RtlQueueApcWow64Thread of the 64-bit ntdll multiplies the routine by -4. The kernel's own test, for which
+    NtQueueApcThread refuses such a routine in a native process, shifts it back by two with its sign, negates it and
+    compares it with 0xffffffff (decompilations of both, 10 to 11).
+    """
+    signed = routine - (1 << 64) if routine >> 63 else routine
+    decoded = -(signed >> 2)
+    return decoded if 0 < decoded < 1 << 32 else None
+
+
+class HandsOn(Enum):
+    """What a dispatcher does with its NormalContext.
+
+    FUNCTION: it calls it, with SystemArgument1 as the argument. COMPLETION: it calls it, with arguments of its own.
+    BLOCK: it is an activation context's block with the function in it. PACKED: its upper half is a 32-bit function, its
+    lower half the argument.
+    """
+
+    FUNCTION = "function"
+    COMPLETION = "completion"
+    BLOCK = "block"
+    PACKED = "packed"
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """A function of Windows that user APCs begin in and that calls the program's own function."""
+
+    module: str
+    name: re.Pattern[str]
+    hands_on: HandsOn
+
+
+def _dispatcher(module: str, name: str, hands_on: HandsOn) -> Dispatcher:
+    return Dispatcher(module, re.compile(name), hands_on)
+
+
+DISPATCHERS = (
+    # QueueUserAPC since Vista, an export of ntdll: (function, its argument, activation context).
+    _dispatcher("ntdll", "RtlDispatchAPC$", HandsOn.FUNCTION),
+    # QueueUserAPC to 2003: ReactOS, dll/win32/kernel32/client/thread.c, BaseDispatchApc.
+    _dispatcher("kernel32", "BaseDispatchA(PC|pc)$", HandsOn.FUNCTION),
+    # ReadFileEx and its like: ReactOS, dll/win32/kernel32/client/file/cnotify.c.
+    _dispatcher("kernel32|kernelbase", "Base(p)?IoCompletionSimple", HandsOn.COMPLETION),
+    _dispatcher("kernel32|kernelbase", "Base(p)?IoCompletion", HandsOn.BLOCK),
+    # SetWaitableTimer with an activation context: the name is in Microsoft's public PDBs of kernel32.
+    _dispatcher("kernel32|kernelbase", "Base(p)?TimerA(PC|pc)", HandsOn.BLOCK),
+    # APCs that 32-bit programs queue for themselves: Wine, dlls/wow64 (apc_param_32to64 and Wow64ApcRoutine), exported.
+    _dispatcher("wow64", "Wow64ApcRoutine$", HandsOn.PACKED),
+)
+
+WRAPPING_MODULES = frozenset({"kernel32", "kernelbase"})
+"""Modules whose APC routines are not exported: one of them at no export is a wrapper of the above without a name."""
+
+BLOCK_POINTERS = 3
+"""Pointers in an activation context's block, behind its Flags. Sources disagree on their order (ReactOS,
+BASEP_ACTCTX_BLOCK; other headers have the function first), so the one that is code is the function."""
+
+LOWEST_USER_ADDRESS = 0x10000
+"""Below it nothing can be allocated (Windows Internals, "User address space layout"): such values are numbers."""
+
+HIGHEST_USER_ADDRESS = {32: 0xBFFFFFFF, 64: 0x00007FFFFFFFFFFF}
+"""By bits of a pointer; on x86 with /3GB (Windows Internals, "Address space layouts")."""
+
+SYSTEM_FOLDER = "\\windows\\system32\\"
+_WOW64_MODULES = re.compile(r"(ntdll|wow64\w*)\.dll$")
+
+
+def serves_wow64(path: str | None) -> bool:
+    """Tell whether a 64-bit module is one that runs 32-bit programs: ntdll and wow64*.dll of Windows itself."""
+    folder, _, name = (path or "").lower().rpartition("\\")
+    return f"{folder}\\".endswith(SYSTEM_FOLDER) and _WOW64_MODULES.match(name) is not None
+
+
+FIRST_ROUTINE = "LdrInitializeThunk"
+"""In XP and 2003 every thread begins in user mode with a user APC to this export of ntdll: ReactOS, ps/thread.c,
+PspUserThreadStartup."""
+
+
+class Gadget(str, Enum):
+    """What an exported function does that nobody needs an APC for."""
+
+    CONTROL = "continues with registers of the caller's choice"
+    WRITE = "writes memory"
+    MEMORY = "allocates, changes or writes memory"
+    DECRYPT = "encrypts and decrypts memory"
+
+
+# Exports that forward control or write memory, as published injections queue them: AtomBombing (GlobalGetAtomNameA,
+# memset), the exceptions to stack pivots (NtContinue), and beacons that encrypt themselves while they sleep (Foliage:
+# NtProtectVirtualMemory, SystemFunction032, NtSetContextThread). MITRE ATT&CK T1055.004 and T1027.013.
+GADGETS = {
+    **dict.fromkeys(
+        ("NtContinue", "NtContinueEx", "RtlRestoreContext", "longjmp", "SetThreadContext", "NtSetContextThread"),
+        Gadget.CONTROL,
+    ),
+    **dict.fromkeys(
+        ("memset", "memcpy", "RtlFillMemory", "GlobalGetAtomNameA", "GlobalGetAtomNameW"),
+        Gadget.WRITE,
+    ),
+    **dict.fromkeys(("NtProtectVirtualMemory", "NtWriteVirtualMemory", "NtAllocateVirtualMemory"), Gadget.MEMORY),
+    "SystemFunction032": Gadget.DECRYPT,
+}
+
+CONTINUES = frozenset({"NtContinue", "NtContinueEx", "RtlRestoreContext"})
+"""Those of them whose argument is a CONTEXT."""
+
+CHAIN = 3
+"""So many such APCs on one thread are a program that runs itself by APCs: no product queues even one."""
+
+
+def gadget(names: tuple[str, ...]) -> tuple[str, Gadget] | None:
+    """Return the gadget among the exports at one address, and what it does. Zw and Nt are one function in user mode."""
+    for name in names:
+        plain = f"Nt{name[2:]}" if name.startswith("Zw") else name
+        if plain in GADGETS:
+            return plain, GADGETS[plain]
+    return None
+
+
+_LOADERS = re.compile(r"LoadLibrary(Ex)?([AW])$|(LdrLoadDll)$")
+
+
+def loader(names: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the loader among the exports at one address, and how it is told the DLL's name.
+
+    `A` and `W` are text at its first argument, `LdrLoadDll` a UNICODE_STRING at its third (phnt, ntldr.h).
+    """
+    for name in names:
+        match = _LOADERS.match(name)
+        if match is not None:
+            return name, match[2] or match[3]
+    return None
