@@ -33,6 +33,7 @@ from .threads.kernel_views import CidTable, missing_processors, read_cid_table, 
 if TYPE_CHECKING:
     from .output.document import ImageFacts
     from .threads.scan import Scanned
+    from .user.stage import UserStage
 
 THREADS_KEPT = 1 << 14
 """How many threads with possible findings are kept in memory; with more, all lists are read a second time."""
@@ -118,6 +119,7 @@ class Audit:
         self.reports = Reports(kernel, self.facts, crash, rules or RuleOptions(), self._header)
         self._prefilter = Prefilter(kernel.layout, self.facts)
         self._thread_notes: tuple[str, ...] = ()
+        self._user: UserStage | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -135,6 +137,7 @@ class Audit:
             *_if(borrowed and f"structures are those of {borrowed}"),
             *(() if self._scanned is None else self._scanned.notes),
             *self._off_list.notes,
+            *(() if self._user is None else self._user.notes),
         )
 
     @property
@@ -192,9 +195,23 @@ class Audit:
             thread = self.queues.read(found)
             if stuck.is_only(thread):
                 thread = replace(thread, only_stuck=True)
-            checked = check(thread, self.facts)
+            checked = check(self._with_targets(thread), self.facts)
             if selection.clean_too or self.reports.is_reported(checked):
                 yield self.reports.report(checked, stack_too=selection.stacks)
+
+    def user_stage(self) -> UserStage:
+        """Return what knows of user space, loaded for the first user APC: most images have none queued."""
+        if self._user is None:
+            from .user.stage import UserStage
+
+            self._user = UserStage(self.kernel)
+        return self._user
+
+    def _with_targets(self, thread: Thread) -> Thread:
+        """Add what its user APCs would run to a thread that has any."""
+        if not any(apc.is_user for queue in thread.queues for apc in queue.apcs):
+            return thread
+        return self.user_stage().add(thread)
 
     def _listed_threads(self) -> Iterator[FoundThread]:
         """Yield the threads of the process lists, independently of other passes."""

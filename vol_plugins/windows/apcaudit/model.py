@@ -239,6 +239,11 @@ class Apc:
         return all(member is None for member in members)
 
     @property
+    def is_user(self) -> bool:
+        """Whether it would run something in user mode."""
+        return self.special_user or self.apc_mode == windows.USER_MODE
+
+    @property
     def kind(self) -> str | None:
         """`special-kernel`, `normal-kernel`, `user` or `special-user`; None when the mode or NormalRoutine is unknown.
 
@@ -246,7 +251,7 @@ class Apc:
         """
         if self.special_user:
             return "special-user"
-        if self.apc_mode == 1:
+        if self.apc_mode == windows.USER_MODE:
             return "user"
         if self.apc_mode is None or self.normal_routine is None:
             return None

@@ -11,7 +11,7 @@ from ..findings import Checked, Finding, Severity
 from ..formats.layout import Layout
 from ..members import PrefilterMembers
 from ..model import Apc, Facts, Thread
-from . import apcs, embedded, pending, routines, threads
+from . import apcs, embedded, pending, routines, threads, user_apcs
 from .embedded import usual_bytes
 
 ThreadCheck = Callable[[Thread, Facts], "Finding | None"]
@@ -262,6 +262,56 @@ RULES = (
         apc=apcs.apc_outside_pool,
     ),
     Rule(
+        "user-apc-private-code",
+        Subject.APC,
+        "a user APC would run private memory, which no file backs",
+        (_HIGH, _MEDIUM),
+        apc=user_apcs.private_code,
+    ),
+    Rule(
+        "user-apc-gadget",
+        Subject.APC,
+        "a user APC would run a function that forwards control or writes memory",
+        (_HIGH,),
+        apc=user_apcs.used_gadget,
+    ),
+    Rule("user-apc-loader", Subject.APC, "a user APC would load a DLL", (_MEDIUM, _LOW), apc=user_apcs.used_loader),
+    Rule(
+        "user-apc-nowhere",
+        Subject.APC,
+        "a user APC would run where nothing executable is mapped",
+        (_MEDIUM,),
+        apc=user_apcs.nowhere,
+    ),
+    Rule(
+        "user-apc-early",
+        Subject.APC,
+        "a user APC would run before its program does",
+        (_HIGH, _LOW),
+        apc=user_apcs.early,
+    ),
+    Rule(
+        "special-user-apc",
+        Subject.APC,
+        "a user APC that needs no alertable wait",
+        (_HIGH, _MEDIUM, _LOW),
+        apc=user_apcs.special_user,
+    ),
+    Rule(
+        "user-apc-wow64",
+        Subject.APC,
+        "a user APC would run code of the wrong bits for its process",
+        (_HIGH, _MEDIUM),
+        apc=user_apcs.wow64,
+    ),
+    Rule(
+        "user-apc-patched-image",
+        Subject.APC,
+        "a user APC would run a page of an image that its process has changed",
+        (_MEDIUM,),
+        apc=user_apcs.patched_image,
+    ),
+    Rule(
         "flt-send-under-fast-mutex",
         Subject.CODE,
         "its start routine sends to a process with a fast mutex held",
@@ -284,6 +334,11 @@ def check_thread(thread: Thread, facts: Facts) -> tuple[Finding, ...]:
 def check_apc(apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
     """Return every finding about one APC of a thread."""
     return tuple(finding for check in _OF_APCS if (finding := check(apc, thread, facts)) is not None)
+
+
+def check_target(apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
+    """Return the findings about what a user APC would run, for one that is not queued yet."""
+    return tuple(finding for check in user_apcs.OF_TARGETS if (finding := check(apc, thread, facts)) is not None)
 
 
 def check(thread: Thread, facts: Facts) -> Checked:

@@ -154,6 +154,10 @@ def patched_image(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     )
 
 
+OF_TARGETS = (private_code, used_gadget, used_loader, nowhere, wow64, patched_image)
+"""The checks that look at the target alone, and not at how its APC is queued."""
+
+
 def _is_private_code(target: Target | None) -> bool:
     return target is not None and target.place.lies is Lies.PRIVATE and target.place.executable is True
 

@@ -122,6 +122,12 @@ def _number(name: str) -> Callable[[Row], Any]:
     return _apc(lambda apc: _known(getattr(apc, name), format_hints.Hex))
 
 
+def _target(row: Row) -> Any:
+    if row.apc is None or not row.apc.is_user:
+        return renderers.NotApplicableValue()
+    return _known(row.apc.target, lambda target: target.text)
+
+
 def _origin(row: Row) -> Any:
     if row.apc is None:
         return renderers.NotApplicableValue()
@@ -191,6 +197,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("NormalContext", format_hints.Hex, _number("normal_context"), wide=True),
     Column("SystemArgument1", format_hints.Hex, _number("system_argument1"), wide=True),
     Column("SystemArgument2", format_hints.Hex, _number("system_argument2"), wide=True),
+    Column("Target", str, _target, wide=True),
     Column("Origin", str, _origin),
     Column("Severity", str, lambda row: str(row.severity)),
     Column("Findings", str, _findings),

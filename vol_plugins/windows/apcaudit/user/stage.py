@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import windows
 from ..kernel import Kernel
 from ..model import Apc, Queue, Thread
 from .resolve import Resolver
@@ -17,16 +16,6 @@ NAMED_BOUND = 8
 """How many processes notes name whose user space is not known."""
 
 _BEYOND = f"only {TARGETS_BOUND} user APCs are resolved: what the others would run is not known"
-
-
-def is_user(apc: Apc) -> bool:
-    """Tell whether an APC would run something in user mode."""
-    return apc.special_user or apc.apc_mode == windows.USER_MODE
-
-
-def has_user_apcs(thread: Thread) -> bool:
-    """Tell whether a thread has APCs that would run something in user mode."""
-    return any(is_user(apc) for queue in thread.queues for apc in queue.apcs)
 
 
 class UserStage:
@@ -53,9 +42,9 @@ class UserStage:
         return replace(thread, queues=queues, first=self._is_first(thread))
 
     def _queue(self, queue: Queue, thread: Thread) -> Queue:
-        if not any(is_user(apc) for apc in queue.apcs):
+        if not any(apc.is_user for apc in queue.apcs):
             return queue
-        return replace(queue, apcs=tuple(self.resolve(apc, thread) if is_user(apc) else apc for apc in queue.apcs))
+        return replace(queue, apcs=tuple(self.resolve(apc, thread) if apc.is_user else apc for apc in queue.apcs))
 
     def resolve(self, apc: Apc, thread: Thread) -> Apc:
         """Return a user APC with its target."""
