@@ -72,12 +72,12 @@ def found(subject: Thread) -> dict[str, str]:
 CASES = {
     # user-apc-private-code
     "writable and alone": (subject(private(), others=0), {"user-apc-private-code": "high"}),
-    "one of many, as a run time compiler makes them": (
-        subject(private(), others=40),
-        {"user-apc-private-code": "medium"},
-    ),
+    "with others, none alike": (subject(private(), others=40, alike=0), {"user-apc-private-code": "medium"}),
+    "with seven alike": (subject(private(), others=40, alike=7), {"user-apc-private-code": "medium"}),
+    "one of many alike, as a run time compiler makes them": (subject(private(), others=40, alike=8), {}),
     "the others could not be counted": (subject(private(), others=None), {"user-apc-private-code": "medium"}),
-    "not writable: a trampoline": (subject(private("rx")), {"user-apc-private-code": "medium"}),
+    "not writable": (subject(private("rx"), others=0, elsewhere=False), {"user-apc-private-code": "medium"}),
+    "a trampoline that others have too": (subject(private("rx"), others=0, elsewhere=True), {}),
     "whether it can run is not known": (subject(private("rw", executable=None)), {}),
     "a section of the page file": (subject(replace(private("rx"), lies=Lies.MAPPED)), {}),
     # user-apc-gadget
@@ -159,6 +159,7 @@ CASES = {
     "64-bit code in a native process": (subject(image("tool", path="\\Tools\\tool.dll")), {}),
     # user-apc-patched-image
     "a page of its own": (subject(image("ntdll", "NtClose", own_page=True)), {"user-apc-patched-image": "medium"}),
+    "hooked as everywhere": (subject(image("ntdll", "NtClose", own_page=True), elsewhere=True), {}),
     "the file's page": (subject(image("ntdll", "NtClose", own_page=False)), {}),
     "relocated, or not known": (subject(image("old", own_page=None)), {}),
     # nothing at all
@@ -246,9 +247,8 @@ def test_names_of_functions() -> None:
     """Only exact names of the vocabulary count, Zw and Nt alike."""
     assert gadget(("ZwContinueEx",)) == gadget(("NtContinueEx",))
     assert gadget(("RtlCopyMemoryNonTemporal", "NtContinueFoo")) is None
-    assert [(loader((name,)) or ("", ""))[1] for name in ("LoadLibraryA", "LoadLibraryExW", "LdrLoadDll", "LdrpLoadDll")] == [
-        *("A", "W", "LdrLoadDll", ""),
-    ]  # fmt: skip
+    names = ("LoadLibraryA", "LoadLibraryExW", "LdrLoadDll", "LdrpLoadDll")
+    assert [(loader((name,)) or ("", ""))[1] for name in names] == ["A", "W", "LdrLoadDll", ""]
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ class Place:
     `start` and `end` are the first and the last address of its VAD. `module` and `path` are those of the mapped file,
     `names` the exports at exactly this address, `bits` those of the image. `protection` has the letters r, w, x, and c
     for copy-on-write, empty for no access: of the page where its entry could be read, else of the VAD; None is unknown.
-    `executable` is whether code can run there, None also where the
-    VAD does not allow it and the processor would not stop it. `page` says where the page is. `own_page` is whether an image's page is the process's own copy and no relocation
-    explains that. `why` says why something is unknown.
+    `executable` is whether code can run there, None also where the VAD does not allow it and the processor would not
+    stop it. `page` says where the page is. `own_page` is whether an image's page is the process's own copy and no
+    relocation explains that. `why` says why something is unknown.
     """
 
     address: int
@@ -69,7 +69,10 @@ class Target:
     NormalRoutine is a 32-bit address in the encoding of WoW64, `narrow` whether the target runs as 32-bit code.
     `process` is the virtual address of the _EPROCESS whose user space it is. `argument` is what the target is called
     with, `string` the text there if the target loads a DLL, `registers` the CONTEXT there if it continues with one.
-    `others` is how many other regions of private executable memory the process has, None if not known or not asked.
+    `others` is how many other regions of private executable memory the process has, `alike` how many of those have the
+    size and protection of this one; None if not known or not asked. `elsewhere` is whether other processes have the
+    same bytes there: in memory of their own that cannot be written to or, of an image's page, all that map the file in
+    copies of their own; None if not known or not asked.
     """
 
     place: Place
@@ -81,6 +84,8 @@ class Target:
     string: str | None = None
     registers: Registers | None = None
     others: int | None = None
+    alike: int | None = None
+    elsewhere: bool | None = None
 
     @property
     def text(self) -> str:

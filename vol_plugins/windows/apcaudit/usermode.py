@@ -35,20 +35,28 @@ class HandsOn(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Dispatcher:
-    """A function of Windows that user APCs begin in and that calls the program's own function."""
+    """A function of Windows that user APCs begin in and that calls the program's own function.
+
+    `ordinal` is that of an export without a name.
+    """
 
     module: str
     name: re.Pattern[str]
     hands_on: HandsOn
+    ordinal: int | None = None
 
 
-def _dispatcher(module: str, name: str, hands_on: HandsOn) -> Dispatcher:
-    return Dispatcher(module, re.compile(name), hands_on)
+def _dispatcher(module: str, name: str, hands_on: HandsOn, ordinal: int | None = None) -> Dispatcher:
+    return Dispatcher(module, re.compile(name), hands_on, ordinal)
 
+
+DISPATCH_NAME, DISPATCH_ORDINAL = "RtlDispatchAPC", 8
+"""The ordinal under which ntdll exports RtlDispatchAPC, without its name, since 7: Check Point Research, "Thread
+Name-Calling" (2024)."""
 
 DISPATCHERS = (
-    # QueueUserAPC since Vista, an export of ntdll: (function, its argument, activation context).
-    _dispatcher("ntdll", "RtlDispatchAPC$", HandsOn.FUNCTION),
+    # QueueUserAPC since 7: (function, its argument, activation context).
+    _dispatcher("ntdll", "RtlDispatchAPC$", HandsOn.FUNCTION, DISPATCH_ORDINAL),
     # QueueUserAPC to 2003: ReactOS, dll/win32/kernel32/client/thread.c, BaseDispatchApc.
     _dispatcher("kernel32", "BaseDispatchA(PC|pc)$", HandsOn.FUNCTION),
     # ReadFileEx and its like: ReactOS, dll/win32/kernel32/client/file/cnotify.c.
@@ -59,6 +67,10 @@ DISPATCHERS = (
     # APCs that 32-bit programs queue for themselves: Wine, dlls/wow64 (apc_param_32to64 and Wow64ApcRoutine), exported.
     _dispatcher("wow64", "Wow64ApcRoutine$", HandsOn.PACKED),
 )
+
+MANY_ALIKE = 8
+"""From so many regions of private executable memory of one size and protection on, a process has a compiler at run
+time: CLR, V8 and others allocate their code in equal pieces. An implant of that size is then not told from them."""
 
 WRAPPING_MODULES = frozenset({"kernel32", "kernelbase"})
 """Modules whose APC routines are not exported: one of them at no export is a wrapper of the above without a name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..findings import Finding, Severity
 from ..model import Apc, Backing, Facts, Thread
 from ..targets import Lies, Target
-from ..usermode import CHAIN, FIRST_ROUTINE, Gadget, gadget, loader, serves_wow64
+from ..usermode import CHAIN, FIRST_ROUTINE, MANY_ALIKE, Gadget, gadget, loader, serves_wow64
 from .embedded import is_special_user
 
 _HIGH, _MEDIUM, _LOW = Severity.HIGH, Severity.MEDIUM, Severity.LOW
@@ -14,20 +14,16 @@ _HIGH, _MEDIUM, _LOW = Severity.HIGH, Severity.MEDIUM, Severity.LOW
 def private_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC would run private executable memory."""
     target = apc.target
-    if not _is_private_code(target):
+    if target is None or not _is_private_code(target):
         return None
     place = target.place
-    alone = place.writable and target.others == 0
-    others = ""
+    process = thread.process_of(apc)
+    severity = _HIGH if place.writable and target.others == 0 else _MEDIUM
+    text = f"it would run {_where(target)}, private memory of {process}"
     if target.others is not None:
-        number = "no" if not target.others else str(target.others)
-        others = f", which has {number} other region{'' if target.others == 1 else 's'} of such memory"
-    return Finding(
-        "user-apc-private-code",
-        _HIGH if alone else _MEDIUM,
-        f"it would run {_where(target)}, private memory of {thread.process_of(apc)}{others}"
-        + (": compilers at run time (CLR, V8, JVM) make many alike" if target.others else ""),
-    )
+        more = "no other such memory" if not target.others else f"{target.others} more such regions"
+        text += f", which has {more}" + (f", {target.alike} of them alike" if target.alike else "")
+    return Finding("user-apc-private-code", severity, text)
 
 
 def used_gadget(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -81,7 +77,7 @@ def used_loader(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 def nowhere(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC would run where nothing is mapped, or nothing that is executable."""
     target = apc.target
-    if not _is_nowhere(target):
+    if target is None or not _is_nowhere(target):
         return None
     process = thread.process_of(apc)
     if target.place.lies is Lies.NOWHERE:
@@ -145,12 +141,13 @@ def wow64(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 def patched_image(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC would run a page of an image that the process has a copy of its own of."""
     target = apc.target
-    if target is None or not target.place.own_page or target.place.executable is False:
+    if target is None or not target.place.own_page or target.place.executable is False or target.elsewhere:
         return None
     return Finding(
         "user-apc-patched-image",
         _MEDIUM,
-        f"it would run {target.place}, whose page is no longer the file's: {thread.process_of(apc)} has written to it",
+        f"it would run {target.place}, whose page is no longer the file's: {thread.process_of(apc)} has a copy of its"
+        " own, other than other processes",
     )
 
 
@@ -158,12 +155,15 @@ OF_TARGETS = (private_code, used_gadget, used_loader, nowhere, wow64, patched_im
 """The checks that look at the target alone, and not at how its APC is queued."""
 
 
-def _is_private_code(target: Target | None) -> bool:
-    return target is not None and target.place.lies is Lies.PRIVATE and target.place.executable is True
+def _is_private_code(target: Target) -> bool:
+    if target.place.lies is not Lies.PRIVATE or not target.place.executable:
+        return False
+    # Compilers at run time make many regions alike; security products put a trampoline into all processes.
+    return (target.alike or 0) < MANY_ALIKE and not target.elsewhere
 
 
-def _is_nowhere(target: Target | None) -> bool:
-    if target is None or target.place.lies is Lies.UNKNOWN:
+def _is_nowhere(target: Target) -> bool:
+    if target.place.lies is Lies.UNKNOWN:
         return False
     return target.place.lies is Lies.NOWHERE or target.place.executable is False
 

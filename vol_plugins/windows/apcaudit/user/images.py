@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from struct import unpack
 
 from ..formats.layout import Member
 from ..formats.pe import EXPORT, MACHINES, Header, read_header, read_pdb_record
@@ -20,6 +21,9 @@ IMAGES_KEPT = 512
 """How many images are kept; a system-wide DLL is one, however many processes map it."""
 
 _EXECUTABLE = 0x20000020  # IMAGE_SCN_CNT_CODE and IMAGE_SCN_MEM_EXECUTE (winnt.h)
+
+# Offset of Base in IMAGE_EXPORT_DIRECTORY; NumberOfFunctions, NumberOfNames and AddressOfFunctions follow (winnt.h).
+_ORDINAL_BASE = 16
 
 # Offset and size of ImageBase in the optional header by Machine; it begins 24 bytes behind the signature (winnt.h).
 _IMAGE_BASE = {MACHINES[32]: (24 + 28, 4), MACHINES[64]: (24 + 24, 8)}
@@ -83,7 +87,7 @@ class UserImage:
 
     def read(self, rva: int, length: int) -> bytes | None:
         """Read bytes at a relative virtual address; None unless all of them can be read."""
-        inside = 0 <= rva and 0 < length <= self._size - rva
+        inside = rva >= 0 and 0 < length <= self._size - rva
         return self._read(self._base + rva, length) if inside else None
 
     @cached_property
@@ -138,6 +142,17 @@ class UserImage:
         section = header.section_at(rva)
         return None if section is None else bool(section.characteristics & _EXECUTABLE)
 
+    def rva_of(self, ordinal: int) -> int | None:
+        """Return the relative virtual address of an export by its ordinal, None where there is none."""
+        directory = None if self.header is None else self.header.directory(EXPORT)
+        data = None if directory is None else self.read(directory[0] + _ORDINAL_BASE, 16)
+        if data is None:
+            return None
+        base, count, _, table = unpack("<4I", data)
+        index = ordinal - base
+        data = self.read(table + 4 * index, 4) if 0 <= index < count else None
+        return None if data is None else int.from_bytes(data, "little") or None
+
     def names_at(self, rva: int) -> tuple[str, ...]:
         """Return the names of the exports at exactly a relative virtual address."""
         return self.exports.names_at(rva)
@@ -153,4 +168,3 @@ def label_of(path: str | None) -> str | None:
     if not name:
         return None
     return name[:-4] if name.lower().endswith((".dll", ".exe")) else name
-

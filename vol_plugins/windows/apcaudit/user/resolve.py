@@ -11,9 +11,11 @@ from ..targets import Lies, Place, Registers, Target
 from ..usermode import (
     BLOCK_POINTERS,
     CONTINUES,
+    DISPATCH_NAME,
     DISPATCHERS,
     HIGHEST_USER_ADDRESS,
     WRAPPING_MODULES,
+    Dispatcher,
     HandsOn,
     decode_wow64,
     gadget,
@@ -44,6 +46,16 @@ class Call:
         self.arguments = arguments
         self.narrow = narrow
         self.via: list[str] = []
+        self.called: str | None = None
+
+
+def _is(row: Dispatcher, module: str, names: tuple[str, ...], place: Place, space: UserSpace) -> bool:
+    """Tell whether a function is a dispatcher, by its names or by the ordinal of an export that has none."""
+    if module not in row.module.split("|"):
+        return False
+    if names:
+        return any(row.name.match(name) for name in names)
+    return row.ordinal is not None and space.is_export(place, row.ordinal)
 
 
 class Resolver:
@@ -84,16 +96,11 @@ class Resolver:
             return False
         wraps = module in WRAPPING_MODULES
         names = space.symbols_at(call.place) if wraps else call.place.names
-        row = next(
-            (
-                row
-                for row in DISPATCHERS
-                if module in row.module.split("|") and any(row.name.match(name) for name in names)
-            ),
-            None,
-        )
+        row = next((row for row in DISPATCHERS if _is(row, module, names, call.place, space)), None)
         if row is None and (names or not wraps):
             return False
+        if names or row is not None:
+            call.called = f"{call.place.module}!{names[0] if names else DISPATCH_NAME}"
         if row is not None and row.hands_on is HandsOn.PACKED:
             self._go(call, space, context >> 32, (context & _WORD, second, call.arguments[2]), narrow=True)
             return True
@@ -116,7 +123,9 @@ class Resolver:
             return True
         size = 4 if call.narrow else 8
         data = space.read(place.address + size, BLOCK_POINTERS * size)
-        words = [] if data is None else [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
+        words = (
+            [] if data is None else [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
+        )
         code = [word for word in words if word and space.place(word).executable]
         if len(code) != 1:
             return False
@@ -133,7 +142,8 @@ class Resolver:
         narrow: bool,
         sure: bool = True,
     ) -> None:
-        call.via.append(call.place.text + ("" if sure else "?"))
+        call.via.append((call.called or call.place.text) + ("" if sure else "?"))
+        call.called = None
         call.narrow = narrow
         call.place = space.place(address & _WORD if narrow else address)
         call.arguments = arguments
@@ -150,9 +160,13 @@ class Resolver:
             call.narrow,
             argument,
         )
-        if place.lies is Lies.PRIVATE:
-            asks = place.executable and place.writable
-            return replace(target, others=space.count_private_code(place)) if asks else target
+        if place.lies is Lies.PRIVATE and place.executable:
+            counted = space.count_private_code(place)
+            others, alike = counted if counted is not None else (None, None)
+            elsewhere = None if place.writable else self._spaces.is_elsewhere(space, place)
+            return replace(target, others=others, alike=alike, elsewhere=elsewhere)
+        if place.own_page and place.executable:
+            target = replace(target, elsewhere=self._spaces.is_elsewhere(space, place))
         loads, continues = loader(place.names), gadget(place.names)
         if loads is not None:
             at = third if loads[1] == "LdrLoadDll" else argument

@@ -24,6 +24,12 @@ PAGES_KEPT = 4096
 READ_BOUND = 1 << 20
 """How many bytes of user space are read at once; the export table of a large DLL has some 100 KiB."""
 
+PEERS_BOUND = 64
+"""With how many processes of the list a page is compared."""
+
+COMPARED = 16
+"""How many bytes are compared: a hook or a trampoline is a jump or two."""
+
 _MISSING = "its page tables cannot be read"
 
 
@@ -61,9 +67,28 @@ class UserSpaces:
                 self._images.popitem(last=False)
         return image
 
+    def is_elsewhere(self, space: UserSpace, place: Place) -> bool | None:
+        """Tell whether other processes have the same bytes at a place that is a process's own; None if not known.
+
+        Of an image's page all that map the file must have them, of other memory one.
+        """
+        content = space.read(place.address, COMPARED)
+        if content is None:
+            return None
+        found = False
+        for process, _ in zip(self.kernel.processes.listed(), range(PEERS_BOUND), strict=False):
+            if process.address == space.process:
+                continue
+            same = self.of(process.address).has_same_copy(place, content)
+            if same is not None and (same or place.lies is Lies.IMAGE):
+                found = same
+                if found is not (place.lies is Lies.IMAGE):
+                    break
+        return found
+
 
 class UserSpace:
-    """The user space of one process; `wow64` is whether it runs 32-bit code."""
+    """The user space of one process, by the virtual address of its _EPROCESS."""
 
     def __init__(self, spaces: UserSpaces, process: int) -> None:
         self.process = process
@@ -79,6 +104,8 @@ class UserSpace:
             top = None if data is None else int.from_bytes(data, "little")
         if self.unknown is None and not top:
             self.unknown = "its DirectoryTableBase cannot be read" if top is None else "its DirectoryTableBase is 0"
+        if self.unknown is None and self.peb == 0:
+            self.unknown = "it has no PEB: nothing of it runs in user mode"
         self._tables = PageTables(memory, entries, top or 0)
         self._vads = VadTree(memory, layout, process, spaces.budget)
         self._physical: dict[int, int | None] = {}
@@ -208,6 +235,12 @@ class UserSpace:
         own = pte.page is Page.PAGED_OUT or pte.physical != shared.physical
         return own if not own or (image.moved is False and not vad.fixed_up) else None
 
+    def is_export(self, place: Place, ordinal: int) -> bool:
+        """Tell whether an address of an image is that of an export by its ordinal."""
+        vad = self._vads.find(place.address).vad
+        image = None if vad is None else self._spaces.image(self, vad, self._spaces.sections.read(vad))
+        return image is not None and image.rva_of(ordinal) == place.address - (place.start or 0)
+
     def symbols_at(self, place: Place) -> tuple[str, ...]:
         """Return the names at exactly an address of an image: exports, else those of its PDB where vol has that."""
         if place.names or place.lies is not Lies.IMAGE:
@@ -219,10 +252,21 @@ class UserSpace:
         found = None if symbols is None else symbols.nearest(place.address - vad.start)
         return (found[0],) if found is not None and not found[1] else ()
 
-    def count_private_code(self, place: Place) -> int | None:
-        """Count the other regions of private executable memory, None if unknown."""
+    def count_private_code(self, place: Place) -> tuple[int, int] | None:
+        """Count the other regions of private executable memory, and those like this one; None if unknown."""
         vad = self._vads.find(place.address).vad
         return None if vad is None else self._vads.count_private_code(vad)
+
+    def has_same_copy(self, place: Place, content: bytes) -> bool | None:
+        """Tell whether this process has the same bytes where another one has a place of its own.
+
+        None where it does not map the file that the place is of, or that cannot be told.
+        """
+        here = self.place(place.address)
+        if here.lies is not place.lies or here.path != place.path:
+            return None
+        own = here.own_page if here.lies is Lies.IMAGE else here.executable and not here.writable
+        return own if not own else self.read(place.address, len(content)) == content
 
     @property
     def peb(self) -> int | None:
@@ -239,7 +283,9 @@ class UserSpace:
         return None if data is None else any(data)
 
 
-def _text(address: int, vad: Vad, lies: Lies, module: str | None, protection: str | None, image: UserImage | None) -> str:
+def _text(
+    address: int, vad: Vad, lies: Lies, module: str | None, protection: str | None, image: UserImage | None
+) -> str:
     if image is not None:
         name = module or f"{vad.start:x}"
         rva = address - vad.start

@@ -33,7 +33,9 @@ class UserStage:
         """Why the user spaces of some processes are not known; complete once all threads have been given."""
         named = [f"what user APCs in {name} would run is not known: {why}" for name, why in self._unknown.items()]
         if len(named) > NAMED_BOUND:
-            named[NAMED_BOUND:] = [f"what user APCs in {len(named) - NAMED_BOUND} more processes would run is not known"]
+            named[NAMED_BOUND:] = [
+                f"what user APCs in {len(named) - NAMED_BOUND} more processes would run is not known"
+            ]
         return (*named, _BEYOND) if self._left < 0 else tuple(named)
 
     def add(self, thread: Thread) -> Thread:
@@ -58,7 +60,12 @@ class UserStage:
         target = self._resolver.resolve(apc, process)
         why = None if target is None else target.place.why
         # System and its like have no user space, and APCs there are not unusual for that alone.
-        if target is not None and why is not None and (process.wow64 or not target.encoded) and self.spaces.of(process.address).peb != 0:
+        if (
+            target is not None
+            and why is not None
+            and (process.wow64 or not target.encoded)
+            and self.spaces.of(process.address).peb != 0
+        ):
             self._unknown.setdefault(str(process), why)
         return replace(apc, target=target)
 

@@ -66,7 +66,7 @@ class VadTree:
         if layout.root is not None and layout.node is not None:
             data = memory.read(process + layout.root.offset, layout.root.size)
             self._root = None if data is None else int.from_bytes(data, "little")
-        self._private_code: frozenset[int] | None = None
+        self._private_code: frozenset[tuple[int, int, str]] | None = None
         self._counted = False
 
     def find(self, address: int) -> Found:
@@ -92,14 +92,21 @@ class VadTree:
                 return _NOWHERE
         return Found(why=f"the VAD tree is more than {DEPTH_BOUND} levels deep")
 
-    def count_private_code(self, without: Vad) -> int | None:
-        """Count the VADs of private executable memory but for one, by their own protection; None if unknown."""
+    def count_private_code(self, vad: Vad) -> tuple[int, int] | None:
+        """Count the VADs of private executable memory beside one, and those that are of its size and protection.
+
+        The protection is the VADs' own. None where the tree could not be read whole.
+        """
         if not self._counted:
             self._counted, self._private_code = True, self._find_private_code()
-        return None if self._private_code is None else len(self._private_code - {without.start})
+        if self._private_code is None:
+            return None
+        others = [each for each in self._private_code if each[0] != vad.start]
+        kind = vad.end - vad.start, vad.protection
+        return len(others), sum((end - start, protection) == kind for start, end, protection in others)
 
-    def _find_private_code(self) -> frozenset[int] | None:
-        found: set[int] = set()
+    def _find_private_code(self) -> frozenset[tuple[int, int, str]] | None:
+        found: set[tuple[int, int, str]] = set()
         met: set[int] = set()
         pending = [self._root or 0]
         while pending:
@@ -114,7 +121,7 @@ class VadTree:
             met.add(node)
             vad = read[4]
             if vad.private and vad.protection is not None and "x" in vad.protection:
-                found.add(vad.start)
+                found.add((vad.start, vad.end, vad.protection))
             pending += read[2:4]
         return frozenset(found)
 
@@ -136,4 +143,3 @@ class VadTree:
             bool(fixed_up),
         )
         return first, last, left or 0, right or 0, vad
-
