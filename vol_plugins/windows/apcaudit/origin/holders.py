@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..image.structures import read_member
 from ..kernel import Kernel
-from ..model import Apc, Origin, Thread
+from ..model import Apc, Origin, Process, Thread
 from ..windows import PAGE_SIZE
 
 # Tags of allocations that hold KAPCs (pooltag.txt of the Windows Debugging Tools; DRAKVUF's poolmon table).
@@ -80,6 +80,33 @@ def read_pool_tag(kernel: Kernel, block: int, size: int) -> PoolTag | None:
     letters = letters[:3] + bytes([letters[3] & ~_PROTECTED])
     text = letters.decode("latin-1")
     return PoolTag(text, length) if letters.isascii() and text.isprintable() else None
+
+
+_QUOTA = 8
+"""Bit of _POOL_HEADER.PoolType of an allocation that is charged to a process (ReactOS, mm/ARM3/expool.c)."""
+
+
+def read_billed(kernel: Kernel, block: int) -> Process | None:
+    """Read the process that an allocation is charged to: the one that ran when it was made; None if unknown.
+
+    x64 has it in the pool header, since 8 combined with the header's address and nt!ExpPoolQuotaCookie
+    (decompilations of 8.1 to 11); on x86 it is behind the allocation, and not read.
+    """
+    memory, symbols = kernel.memory, kernel.symbols
+    size = symbols.size_of("_POOL_HEADER")
+    billed = symbols.member("_POOL_HEADER", "ProcessBilled")
+    if memory.bits != 64 or not size or billed is None or read_pool_tag(kernel, block, 0) is None:
+        return None
+    header = block - size
+    kind = read_member(memory, symbols, "_POOL_HEADER", "PoolType", header)
+    value = memory.pointer(header + billed.offset)
+    if not kind or not kind & _QUOTA or not value:
+        return None
+    symbol = symbols.address("ExpPoolQuotaCookie")
+    cookie = None if symbol is None else memory.pointer(symbol)
+    process = value if cookie is None else value ^ cookie ^ header
+    # A wrong cookie, or none, gives what is no process.
+    return kernel.processes.read(process) if process and kernel.processes.is_object(process) else None
 
 
 # What the KAPCs in _KTHREAD and _ETHREAD are for: SuspendApc to 7, SchedulerApc since 8 (its NormalRoutine is

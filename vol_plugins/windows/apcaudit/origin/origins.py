@@ -12,11 +12,12 @@ from ..formats.lists import walk
 from ..image.structures import read_member
 from ..kernel import Kernel
 from ..model import Apc, Backing, Code, Origin, Process, Thread
-from .holders import Embedded, read_pool_tag
+from .holders import Embedded, read_billed, read_pool_tag
 from .producers import IRP_ROUTINES, Producer, producers
 
 if TYPE_CHECKING:
     from .completion import Completions
+    from .reserve import Reserves
 
 # KOBJECTS EventNotificationObject and EventSynchronizationObject (ReactOS sdk/include/ndk/ketypes.h).
 _EVENT_TYPES = (0, 1)
@@ -78,6 +79,14 @@ class Waiters:
 # the KAPC (ntoskrnl/include/internal/ps.h, GET_SET_CTX_CONTEXT); the layout of Windows is not published.
 _CONTEXT_REQUEST = 0x40
 
+# KernelRoutine of an APC in a reserve object (NtAllocateReserveObject, since 7).
+_RESERVED = "PspUserApcReserveKernelRoutine"
+
+_INJECTOR = (
+    "the pair by which drivers inject: the kernel APC prepares the thread or makes it deliver the user APC at once"
+    " (BlackBone, injdrv)"
+)
+
 # KSI_KAPC of System Informer (KSystemInformer/include/kph.h): KAPC, DriverObject, InternalRoutine.
 _KSI_MODULE, _KSI_ROUTINE_INDEX = "ksi", 1
 
@@ -103,7 +112,7 @@ class Origins:
             or self._attribute_to_irp(apc, thread)
             or self.embedded.attribute_holder(apc)
             or (self._attribute_to_producers(apc, known) if known else None)
-            or self._attribute_to_module(apc)
+            or self._attribute_to_module(apc, thread)
         )
         if origin is None:
             return None
@@ -137,9 +146,40 @@ class Origins:
             return self._context_request(apc, evidence)
         if known[0].routine == "IopRaiseHardError":
             return self._hard_error(apc, evidence)
-        text = " or ".join(row.meaning for row in known[:3])
+        text = " or ".join(row.meaning for row in known[:3]) + ("?" if len(known) > 1 else "")
+        if known[0].routine == _RESERVED:
+            return self._reserved(apc, text, evidence)
+        if apc.special_user:
+            evidence.append(f"ApcMode is {apc.apc_mode}: the {'second' if apc.apc_mode else 'first'} of its two phases")
+        billed = read_billed(self._kernel, apc.address) if apc.is_user else None
+        if billed is not None:
+            evidence.append(f"the KAPC's pool is billed to {billed}")
+            return Origin(
+                f"{text} by {billed}?", tuple(evidence), (f"{billed} asked for it: pool is billed to the caller",)
+            )
         # The routine serves nothing else, but neither it nor its arguments name who asked.
-        return Origin(text + ("?" if len(known) > 1 else ""), tuple(evidence), ("attributed by the routine only",))
+        return Origin(text, tuple(evidence), ("attributed by the routine only",))
+
+    @cached_property
+    def _reserves(self) -> Reserves:
+        # Hardly any image has one in use.
+        from .reserve import Reserves
+
+        return Reserves(self._kernel)
+
+    def _reserved(self, apc: Apc, text: str, evidence: list[str]) -> Origin:
+        """Attribute an APC in a reserve object to the processes that have a handle to that."""
+        reserve = self._reserves.around(apc.address)
+        used = "cannot be read" if reserve.in_use is None else f"is {reserve.in_use}"
+        evidence.append(f"the KAPC lies in the reserve object {reserve.body:#x}, whose InUse {used}")
+        if reserve.holders is None:
+            return Origin(text, tuple(evidence), ("attributed by the routine only: handles were not searched",))
+        names = ", ".join(map(str, reserve.holders))
+        if names:
+            evidence.append(f"handles to it: {names}")
+            return Origin(f"{text} by {names}?", tuple(evidence), ("who queues it needs a handle to the object",))
+        evidence.append("no process has a handle to it" + ("" if reserve.complete else " in what could be read"))
+        return Origin(text, tuple(evidence), ("attributed by the routine only",))
 
     def _context_request(self, apc: Apc, evidence: list[str]) -> Origin:
         """Attribute an APC to the thread that waits for the context, on the event behind the KAPC."""
@@ -173,7 +213,19 @@ class Origins:
                 inferred = (f"a request to {device.driver_name} failed and IoRaiseHardError was called for it",)
         return Origin(text, tuple(evidence), inferred)
 
-    def _attribute_to_module(self, apc: Apc) -> Origin | None:
+    def _of_injector(self, apc: Apc, thread: Thread, module: str | None, evidence: list[str]) -> list[str]:
+        """Say whether the driver of a user APC has queued a kernel APC to the thread too, as injecting drivers do."""
+        for queue in thread.queues:
+            for other in queue.apcs if queue.name.mode == windows.KERNEL_MODE else ():
+                routine = other.kernel_routine
+                if routine is not None and routine.module == module and other.address != apc.address:
+                    evidence.append(
+                        f"a kernel APC {other.address:#x} of {module} is queued to the thread too ({routine})"
+                    )
+                    return [_INJECTOR]
+        return []
+
+    def _attribute_to_module(self, apc: Apc, thread: Thread) -> Origin | None:
         """Attribute an APC to the module of its routines, the KernelRoutine's first."""
         if apc.kernel_routine is None:
             return None
@@ -189,8 +241,9 @@ class Origins:
                 module = routine.module or ""
                 if module == _KSI_MODULE:
                     module = self._read_ksi_target(apc, evidence) or module
-                inferred = f"{module} queued it: its code is what the APC runs ({name})"
-                return Origin(f"{module}?", tuple(evidence), (inferred,))
+                inferred = [f"{module} queued it: its code is what the APC runs ({name})"]
+                inferred += self._of_injector(apc, thread, routine.module, evidence) if apc.is_user else []
+                return Origin(f"{module}?", tuple(evidence), tuple(inferred))
         return Origin(f"attributed: routine only ({apc.kernel_routine})", tuple(evidence))
 
     def _read_ksi_target(self, apc: Apc, evidence: list[str]) -> str | None:

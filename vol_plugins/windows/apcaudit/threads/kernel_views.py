@@ -152,6 +152,10 @@ class Objects:
         """The lowest ID that does not fit, in steps of ID_STEP."""
         return len(self._addresses) * ID_STEP
 
+    def has(self, address: int) -> bool:
+        """Tell whether an object is in the table."""
+        return address in self._addresses
+
     def __bool__(self) -> bool:
         return any(self._addresses)
 
@@ -205,15 +209,27 @@ def read_cid_table(kernel: Kernel) -> CidTable:
     memory, symbols = kernel.memory, kernel.symbols
     symbol = symbols.address("PspCidTable")
     table = None if symbol is None else memory.pointer(symbol)
-    code = read_member(memory, symbols, "_HANDLE_TABLE", "TableCode", table) if table else None
+    if not table:
+        return CidTable()
+    objects, complete = read_handle_table(kernel, table)
+    return CidTable(objects, complete, _system_is_in(objects, memory, symbols))
+
+
+def read_handle_table(kernel: Kernel, table: int) -> tuple[Objects, bool]:
+    """Read the _HANDLE_TABLE at a virtual address: what its entries name, and whether every page could be read.
+
+    The entries of PspCidTable name objects, those of a process the headers of objects.
+    """
+    memory, symbols = kernel.memory, kernel.symbols
+    code = read_member(memory, symbols, "_HANDLE_TABLE", "TableCode", table)
     member = symbols.member("_HANDLE_TABLE_ENTRY", "ObjectPointerBits") or symbols.member(
         "_HANDLE_TABLE_ENTRY", "Object"
     )
     size = symbols.size_of("_HANDLE_TABLE_ENTRY")
     if not code or member is None or not size or code & LEVEL_MASK > 2:
-        return CidTable()
+        return Objects(), False
     if size % memory.pointer_size or not member.offset < size <= PAGE_SIZE:
-        return CidTable()
+        return Objects(), False
     decode = EntryDecoder(member, size, memory.pointer_size)
     pages = [code & ~LEVEL_MASK]
     complete = True
@@ -227,7 +243,7 @@ def read_cid_table(kernel: Kernel) -> CidTable:
             objects.put(number * decode.entries_of_page * ID_STEP, decode(data))
         elif page:
             complete = False
-    return CidTable(objects, complete, _system_is_in(objects, memory, symbols))
+    return objects, complete
 
 
 def _read_level(memory: Memory, pages: list[int]) -> tuple[list[int], bool]:
