@@ -58,7 +58,26 @@ WALK_X86 = bytes.fromhex("64a138000000 8b4004 2d00100000 6681384d5a 75f4".replac
 # mov ecx, C0000082h; rdmsr
 LSTAR = bytes.fromhex("b9820000c0 0f32".replace(" ", ""))
 
+# What user APCs would run: private memory of a program.
+TARGET = UnitFacts(process="notepad.exe", target_protection="rwx")
+REFLECTIVE_X64 = bytes.fromhex("4d5a4152554889e54881ec20000000488d1deaffffff4889df")
+REFLECTIVE_X64_CALL = bytes.fromhex("4d5a4152554889e54883ec204883e4f0e8000000005b4881c3b3a20000ffd3")
+REFLECTIVE_X86 = bytes.fromhex("4d5ae8000000005b52455589e581c3b3060000ffd3")
+REFLECTIVE_X86_KEPT = bytes.fromhex("4d5ae8000000005b89df52455589e581c3b3060000ffd3")
+SRDI_X64 = bytes.fromhex("e8000000005949 89c8 4881c1 230b0000".replace(" ", ""))
+SRDI_X86 = bytes.fromhex("e800000000 58 5589e5 89c2 0526080000".replace(" ", ""))
+BLOCK_API_X64 = bytes.fromhex("fc4883e4f0e8c8000000")
+BLOCK_API_X86 = bytes.fromhex("fce88f00000060")
+DONUT = bytes.fromhex("5931c0480f88a5050000")
+
 HITS: dict[str, list[Case]] = {
+    "reflective_loader_opening": [
+        Case(unit((0x400, opening)), TARGET)
+        for opening in (
+            *(REFLECTIVE_X64, REFLECTIVE_X64_CALL, REFLECTIVE_X86, REFLECTIVE_X86_KEPT, SRDI_X64, SRDI_X86),
+        )
+    ],
+    "beacon_opening": [Case(unit((0x400, opening)), TARGET) for opening in (BLOCK_API_X64, BLOCK_API_X86, DONUT)],
     "bfilter_message_sender": [
         BFILTER,
         replace(BFILTER, data=unit((0x400, CALL))),
@@ -90,6 +109,19 @@ HITS: dict[str, list[Case]] = {
 }
 
 MISSES: dict[str, list[Case]] = {
+    "reflective_loader_opening": [
+        # An image as linkers make it, and an opening in a driver.
+        Case(unit((0x400, bytes.fromhex("4d5a90000300000004000000ffff0000b8000000"))), TARGET),
+        Case(unit((0x400, REFLECTIVE_X64)), UnitFacts("avhook")),
+        # The call alone: position-independent code of any kind.
+        Case(unit((0x400, SRDI_X64[:6])), TARGET),
+    ],
+    "beacon_opening": [
+        # A function that aligns its stack; a call that is none of block_api's.
+        Case(unit((0x400, bytes.fromhex("554889e54883e4f0e8c8000000"))), TARGET),
+        Case(unit((0x400, bytes.fromhex("fc4883e4f0e810000000"))), TARGET),
+        Case(unit((0x400, BLOCK_API_X64)), UnitFacts(hidden=True)),
+    ],
     "bfilter_message_sender": [
         # A driver of that name that takes no fast mutex.
         replace(BFILTER, known=replace(BFILTER.known, imports=FILTER[:1])),

@@ -183,7 +183,11 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
 
         options: Any = self.config
         selection = Selection(
-            frozenset(options["pid"] or ()), frozenset(options["tid"] or ()), options["all"], options["stacks"]
+            frozenset(options["pid"] or ()),
+            frozenset(options["tid"] or ()),
+            options["all"],
+            options["stacks"],
+            options["wide"],
         )
         floor = Severity[options["min-severity"].upper()]
         audit, threads = self.stream(

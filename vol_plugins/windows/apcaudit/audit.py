@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from volatility3.framework import constants, interfaces
@@ -33,6 +34,7 @@ from .threads.kernel_views import CidTable, missing_processors, read_cid_table, 
 if TYPE_CHECKING:
     from .output.document import ImageFacts
     from .threads.scan import Scanned
+    from .user.armed import ArmedApcs
     from .user.stage import UserStage
 
 THREADS_KEPT = 1 << 14
@@ -49,13 +51,14 @@ class Selection:
     """Which threads are audited: by PID and by TID (empty: any).
 
     `clean_too` is whether threads with nothing to report are given too, `stacks` whether all threads get their stack
-    and not only suspect ones.
+    and not only suspect ones, `armed` whether they get what will queue user APCs to them later.
     """
 
     pids: frozenset[int] = frozenset()
     tids: frozenset[int] = frozenset()
     clean_too: bool = False
     stacks: bool = False
+    armed: bool = False
 
     def includes(self, thread: FoundThread) -> bool:
         """Tell whether a thread is to be audited."""
@@ -116,10 +119,12 @@ class Audit:
         stack_pointers = {crash.thread: crash.stack_pointer} if crash.thread and crash.stack_pointer else {}
         self._starts = Starts(kernel)
         self.queues = Queues(kernel, self._starts, self.lists, self._off_list, crash, placements, stack_pointers)
-        self.reports = Reports(kernel, self.facts, crash, rules or RuleOptions(), self._header)
+        self._user: UserStage | None = None
+        self.reports = Reports(
+            kernel, self.facts, crash, rules or RuleOptions(), self._header, lambda: self.user_stage().spaces
+        )
         self._prefilter = Prefilter(kernel.layout, self.facts)
         self._thread_notes: tuple[str, ...] = ()
-        self._user: UserStage | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -197,7 +202,14 @@ class Audit:
                 thread = replace(thread, only_stuck=True)
             checked = check(self._with_targets(thread), self.facts)
             if selection.clean_too or self.reports.is_reported(checked):
-                yield self.reports.report(checked, stack_too=selection.stacks)
+                armed = self._armed_apcs.find(checked.thread) if selection.armed else ()
+                yield self.reports.report(checked, stack_too=selection.stacks, armed=armed)
+
+    @cached_property
+    def _armed_apcs(self) -> ArmedApcs:
+        from .user.armed import ArmedApcs
+
+        return ArmedApcs(self.kernel, self.lists, self.user_stage())
 
     def user_stage(self) -> UserStage:
         """Return what knows of user space, loaded for the first user APC: most images have none queued."""

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from .model import Apc, Code, Origin, QueueName, Thread
+from .targets import Target
 
 if TYPE_CHECKING:
     from .unwind.frame import Stack
@@ -79,13 +80,26 @@ class AuditedApc:
 
 
 @dataclass(frozen=True, slots=True)
+class Armed:
+    """What will queue a user APC to a thread later: in words, what that would run, and the codes it would then have."""
+
+    what: str
+    target: Target | None
+    codes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.what} would run {'what is not known' if self.target is None else self.target.text}"
+        return text + (f" ({', '.join(self.codes)})" if self.codes else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Audited:
     """A thread with all that the audit reports about it: findings, start routine, bugcheck, stack, YARA hits.
 
     `apcs` has its APCs by list and KAPC address. `start` is the code at its start address, None where that cannot be
     read. `crash` relates the bugcheck to a thread that it names. `stack` has the frames of a thread that is suspect or
     for which they were asked. `yara` names the rules that hit the drivers that it depends on, `rule@start` first, None
-    where none was scanned; `yara_hits` are those hits.
+    where none was scanned; `yara_hits` are those hits. `armed` is what will queue user APCs to it, where asked for.
     """
 
     thread: Thread
@@ -96,6 +110,7 @@ class Audited:
     stack: Stack | None = None
     yara: str | None = None
     yara_hits: tuple[YaraHit, ...] = ()
+    armed: tuple[Armed, ...] = ()
 
     def get(self, apc: Apc) -> AuditedApc:
         """Return the findings, origin and reason of one of its APCs."""

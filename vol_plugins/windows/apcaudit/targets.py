@@ -88,6 +88,11 @@ class Target:
     elsewhere: bool | None = None
 
     @property
+    def places(self) -> tuple[Place, ...]:
+        """The target, and what it would continue with."""
+        return (self.place,) if self.registers is None else (self.place, self.registers.instruction)
+
+    @property
     def text(self) -> str:
         """The place, with the address where that does not name it."""
         if self.place.lies is Lies.IMAGE:

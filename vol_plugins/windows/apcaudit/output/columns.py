@@ -12,6 +12,7 @@ from volatility3.framework.renderers import format_hints
 from .. import windows
 from ..findings import Audited, AuditedApc, Finding, Severity, YaraHit, worst
 from ..model import Apc, Facts, Queue, View
+from ..targets import Lies, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,11 @@ def _explanation(row: Row) -> str:
         sentences.append(f"still queued, {of_apc.why_queued}.")
     if not ordered and row.apc is not None and row.apc.absent:
         sentences.append("the KAPC is not in this dump: only its address is known.")
+    target = None if row.apc is None else row.apc.target
+    if row.wide and target is not None:
+        sentences.append(f"target: {_target_text(target)}.")
+    if row.wide and row.audited.armed:
+        sentences.append(f"armed: {'; '.join(map(str, row.audited.armed))}.")
     if row.wide and row.audited.yara_hits:
         sentences.append(f"yara: {'; '.join(map(_hit_text, row.audited.yara_hits))}.")
     if row.wide and of_apc.origin is not None:
@@ -160,6 +166,21 @@ def _explanation(row: Row) -> str:
     if row.stacks and row.audited.stack is not None:
         sentences.append(f"stack: {row.audited.stack}.")
     return " ".join(sentences)
+
+
+def _target_text(target: Target) -> str:
+    """Say where a target lies, and how its APC leads there."""
+    place = target.place
+    facts = [target.text if place.lies is not Lies.UNKNOWN else f"{place.address:#x} is not known"]
+    facts += [place.why] if place.why is not None else []
+    if place.start is not None and place.end is not None:
+        facts.append(f"VAD {place.start:#x} to {place.end:#x}{'' if place.path is None else f' of {place.path}'}")
+    if place.page is not None:
+        facts.append(f"page {place.page}, {place.protection if place.protection else 'protection not known'}")
+    facts += [f"by way of {target.via}"] if target.via is not None else []
+    facts += ["decoded for WoW64"] if target.encoded else []
+    facts += [f"argument {target.argument:#x}"] if target.argument is not None else []
+    return "; ".join(facts)
 
 
 def _hit_text(hit: YaraHit) -> str:

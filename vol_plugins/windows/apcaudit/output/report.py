@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ..checks.delivery import why_queued
-from ..findings import Audited, AuditedApc, Checked, Finding, Severity
+from ..checks.registry import check_target
+from ..findings import Armed, Audited, AuditedApc, Checked, Finding, Severity
 from ..formats.crash_header import CrashHeader
 from ..kernel import Kernel
-from ..model import Backing, Code, Facts, QueueName, Thread
+from ..model import Apc, Backing, Code, Facts, QueueName, Thread
 from ..origin.origins import Origins
 from ..queues.crash import Crash
 from ..signatures.options import RuleOptions
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ..signatures.signatures import Signatures
     from ..stacks.stacks import Stacks
     from ..unwind.frame import Stack
+    from ..user.spaces import UserSpaces
 
 SUSPECT = Severity.MEDIUM
 """A thread is suspect if it or one of its APCs has a finding of this severity or above."""
@@ -32,16 +35,24 @@ class Reports:
         crash: what the bugcheck names.
         rules: which YARA rules scan which drivers.
         header: that of the crash dump file, None where the image is none.
+        spaces: gives the user spaces of processes, which only threads with user APCs need.
     """
 
     def __init__(
-        self, kernel: Kernel, facts: Facts, crash: Crash, rules: RuleOptions, header: CrashHeader | None
+        self,
+        kernel: Kernel,
+        facts: Facts,
+        crash: Crash,
+        rules: RuleOptions,
+        header: CrashHeader | None,
+        spaces: Callable[[], UserSpaces],
     ) -> None:
         self._kernel = kernel
         self._facts = facts
         self._crash = crash
         self._rules = rules
         self._header = header
+        self._spaces = spaces
         self.origins = Origins(kernel)
         self.every_driver = rules.every_driver
         self._signatures: Signatures | None = None
@@ -63,7 +74,7 @@ class Reports:
         if self._signatures is None:
             from ..signatures.signatures import Signatures
 
-            self._signatures = Signatures(self._kernel, self._rules)
+            self._signatures = Signatures(self._kernel, self._rules, self._spaces)
         return self._signatures
 
     def is_hit_at(self, start: int | None, backing: Backing | None) -> bool:
@@ -82,12 +93,13 @@ class Reports:
             or self.is_hit_at(thread.members.start_address, thread.start_backing)
         )
 
-    def report(self, checked: Checked, *, stack_too: bool = False) -> Audited:
+    def report(self, checked: Checked, *, stack_too: bool = False, armed: Iterable[tuple[str, Apc]] = ()) -> Audited:
         """Add the origins of a thread's APCs and, if it is suspect, its stack, its YARA hits and its code's findings.
 
         Args:
             checked: the thread, with its findings.
             stack_too: whether it gets its stack even if it is not suspect.
+            armed: what will queue user APCs to it later, in words, each with the APC.
         """
         thread = checked.thread
         suspect = checked.severity >= SUSPECT
@@ -101,6 +113,10 @@ class Reports:
             stack=self._stack_of(thread) if suspect or stack_too else None,
             yara=None if hits is None else ",".join(dict.fromkeys(map(str, hits))),
             yara_hits=hits or (),
+            armed=tuple(
+                Armed(what, apc.target, tuple(each.code for each in check_target(apc, thread, self._facts)))
+                for what, apc in armed
+            ),
         )
 
     def _report_apcs(self, checked: Checked) -> dict[tuple[QueueName, int], AuditedApc]:

@@ -29,12 +29,19 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
-    """The facts about a unit for rules: the driver's label, path, whether it is hidden, imports as `module!Name`."""
+    """The facts about a unit for rules: the driver's label, path, whether it is hidden, imports as `module!Name`.
+
+    `process` is the name of the process whose user space it lies in, `target_protection` that of what a user APC would
+    run there, `wow64` whether the process runs 32-bit code.
+    """
 
     driver: str = ""
     path: str = ""
     hidden: bool = False
     imports: tuple[str, ...] = ()
+    process: str = ""
+    target_protection: str = ""
+    wow64: bool = False
 
 
 def externals(known: UnitFacts, start: Start) -> dict[str, External]:
@@ -50,6 +57,9 @@ def externals(known: UnitFacts, start: Start) -> dict[str, External]:
         "imports": ",".join(known.imports),
         "start_rva": start.rva,
         "start_size": start.size,
+        "process": known.process,
+        "target_protection": known.target_protection,
+        "wow64": known.wow64,
         "filename": name,
         "filepath": known.path,
         "extension": name.rpartition(".")[2] if "." in name else "",

@@ -2,162 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..findings import YaraHit
-from ..formats.pe_directories import DEFAULT_SIZE
-from ..image.memory import Memory
 from ..kernel import Kernel
 from ..model import Thread
-from ..modules.driver import Driver
-from ..windows import PAGE_SIZE
 from .options import RuleError, RuleOptions
-from .rules import TIME_LIMIT, RuleHit, Rules, ScanError, Start, TimeLimitError, UnitFacts, compile_rules, externals
+from .rules import TIME_LIMIT, RuleHit, Rules, ScanError, Start, TimeLimitError, compile_rules, externals
+from .units import RUN as RUN
+from .units import Unit, UnitReader
 
-BEFORE, BEHIND = 4 * PAGE_SIZE, 16 * PAGE_SIZE
-"""Bytes before and behind code outside of any image that are scanned with it; shellcode is smaller."""
-
-RUN = 256 << 10
-"""How many bytes are read at once: for each larger block, once freed, the system has to map new pages."""
-
-KEPT = 64 << 20
-"""How many bytes of units are kept in case other threads start in them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A range of virtual memory that is scanned as a whole: base, size in bytes, and its driver, None without one."""
-
-    base: int
-    size: int
-    driver: Driver | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in messages."""
-        return self.driver.label if self.driver is not None else f"the memory from {self.base:#x} on"
-
-
-class UnitReader:
-    """Finds units, reads them, and keeps the last ones."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._memory = kernel.memory
-        self._drivers = kernel.drivers
-        self._data: OrderedDict[int, bytearray] = OrderedDict()
-        self._known: dict[int, UnitFacts] = {}
-        self._loose: list[Unit] = []
-        self.notes: list[str] = []
-
-    def find(self, address: int) -> Unit | None:
-        """Return the unit that a kernel address lies in, None where nothing is mapped there."""
-        driver = self._drivers.find(address)
-        if driver is not None:
-            return Unit(driver.base, driver.size, driver)
-        if address < self._drivers.kernel_start or self._memory.physical(address) is None:
-            return None
-        for unit in self._loose:
-            if unit.base + BEFORE <= address < unit.base + unit.size - PAGE_SIZE:
-                return unit
-        page = address - address % PAGE_SIZE
-        start, end = page, page + PAGE_SIZE
-        while start > page - BEFORE and self._drivers.find_loaded(start - PAGE_SIZE) is None:
-            start -= PAGE_SIZE
-        while end < page + BEHIND and self._drivers.find_loaded(end) is None:
-            end += PAGE_SIZE
-        unit = Unit(start, end - start)
-        self._loose.append(unit)
-        return unit
-
-    def describe_start(self, unit: Unit, address: int) -> Start:
-        """Return offset and size of the function at an address in a unit."""
-        rva = address - unit.base
-        if unit.driver is None:
-            return Start(rva, min(DEFAULT_SIZE, unit.size - rva))
-        return Start(rva, self._drivers.image(unit.driver).function_size(rva))
-
-    def describe(self, unit: Unit) -> UnitFacts:
-        """Return the values of a unit's external variables; a driver's imports are read once."""
-        if unit.driver is None:
-            return UnitFacts(hidden=True)
-        known = self._known.get(unit.base)
-        if known is None:
-            driver = unit.driver
-            hidden = driver.hidden is True
-            known = self._known[unit.base] = UnitFacts(driver.label, driver.path, hidden, self._imports(driver))
-        return known
-
-    def _imports(self, driver: Driver) -> tuple[str, ...]:
-        addresses = self._drivers.image(driver).import_addresses
-        names: set[str] = set()
-        astray: list[int] = []
-        patched: list[int] = []
-        for address in addresses.values():
-            found = self._drivers.function_names(address)
-            names.update(found)
-            holder = None if found else self._drivers.find_loaded(address)
-            if not found and holder is None:
-                astray.append(address)
-            elif holder is not None and self._drivers.image(holder).exports.addresses:
-                patched.append(address)
-        for strange, where in ((astray, "no loaded module"), (patched, "no function that a module exports")):
-            if strange:
-                self.notes.append(
-                    f"{driver.label}: {len(strange)} of {len(addresses)} imports lead to {where}, the first to"
-                    f" {self._drivers.code(strange[0])}"
-                )
-        return tuple(sorted(names))
-
-    def read_and_keep(self, unit: Unit) -> bytearray:
-        """Read a unit, with zeros for pages that cannot be read, and keep it in case other threads start in it."""
-        data = self._data.get(unit.base)
-        if data is None:
-            data = self._data[unit.base] = self.read(unit)
-            while len(self._data) > 1 and sum(map(len, self._data.values())) > KEPT:
-                self._data.popitem(last=False)
-        return data
-
-    def read(self, unit: Unit) -> bytearray:
-        """Read a unit as `read_and_keep` does, without keeping it."""
-        return read_padded(self._memory, unit.base, unit.size)
-
-
-def read_padded(memory: Memory, base: int, size: int) -> bytearray:
-    """Read virtual memory, with zeros for pages that cannot be read; physically adjacent pages are read at once."""
-    data = bytearray(size)
-    for at, start, length in _runs(memory, base, size):
-        piece = memory.read_physical(start, length)
-        if piece is not None:
-            data[at : at + length] = piece
-            continue
-        for page in range(0, length, PAGE_SIZE):
-            piece = memory.read_physical(start + page, min(PAGE_SIZE, length - page))
-            if piece is not None:
-                data[at + page : at + page + len(piece)] = piece
-    return data
-
-
-def _runs(memory: Memory, base: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Yield each run of physically adjacent pages of a range: offset in the range, physical address, length."""
-    at = start = length = offset = 0
-    while offset < size:
-        address = base + offset
-        page = memory.physical(address)
-        # The base of a forged module list entry need not be the start of a page.
-        step = min(PAGE_SIZE - address % PAGE_SIZE, size - offset)
-        if page is not None and length and page == start + length and length < RUN:
-            length += step
-        else:
-            if length:
-                yield at, start, length
-            at, start, length = (offset, 0, 0) if page is None else (offset, page, step)
-        offset += step
-    if length:
-        yield at, start, length
-
+if TYPE_CHECKING:
+    from ..user.spaces import UserSpaces
 
 STARTS_BOUND = 32
 """For how many different starts a unit is scanned again; each costs a whole scan."""
@@ -183,15 +42,15 @@ _NOWHERE = Start()
 class Signatures:
     """Scans the drivers that threads depend on, each once; rules that use a thread's start once per start."""
 
-    def __init__(self, kernel: Kernel, options: RuleOptions) -> None:
+    def __init__(self, kernel: Kernel, options: RuleOptions, spaces: Callable[[], UserSpaces] | None = None) -> None:
         self.options = options
         self._drivers = kernel.drivers
-        self._units = UnitReader(kernel)
+        self._units = UnitReader(kernel, spaces)
         self._rules: Rules | None = None
         self._tried = False
         self._skipped: str | None = None
-        self._hits: dict[tuple[int, int, Start], tuple[RuleHit, ...]] = {}  # by part, unit and start
-        self._starts: dict[int, set[Start]] = {}
+        self._hits: dict[tuple[int, tuple[int, int], Start], tuple[RuleHit, ...]] = {}  # by part, unit and start
+        self._starts: dict[tuple[int, int], set[Start]] = {}
         self._hit_drivers: dict[int, tuple[Unit, list[str]]] | None = None
         self._hit_at: dict[int, bool] = {}
         self._units_of_threads: set[int] = set()
@@ -249,7 +108,7 @@ class Signatures:
         return known
 
     def scan_thread(self, thread: Thread) -> tuple[YaraHit, ...] | None:
-        """Scan the drivers that a thread depends on: the one that it starts in, and those of its APCs' routines.
+        """Scan what a thread depends on: the drivers of its start and its APCs' routines, and its user APCs' targets.
 
         Returns:
             The hits, those in the start routine first, or None where nothing was scanned.
@@ -258,18 +117,18 @@ class Signatures:
             return None
         if self.options.every_driver and self._hit_drivers is None:
             self._hit_drivers = self._scan_all()
-        found: dict[tuple[str, int], YaraHit] = {}
-        scanned: set[int] = set()
+        found: dict[tuple[str, tuple[int, int]], YaraHit] = {}
+        scanned: set[tuple[int, int]] = set()
         for unit, start in self._find_units(thread):
-            if unit.base in scanned:
+            if unit.key in scanned:
                 continue
-            scanned.add(unit.base)
+            scanned.add(unit.key)
             self._units_of_threads.add(unit.base)
             for hit in self._scan(unit, start):
                 made = _hit(hit, unit, start)
-                known = found.get((hit.rule, unit.base))
+                known = found.get((hit.rule, unit.key))
                 if known is None or made.at_start > known.at_start:
-                    found[hit.rule, unit.base] = made
+                    found[hit.rule, unit.key] = made
         if not scanned:
             return None
         return tuple(sorted(found.values(), key=lambda hit: (not hit.at_start, hit.rule, hit.unit)))
@@ -295,6 +154,10 @@ class Signatures:
                 unit = self._units.find(routine.address) if routine is not None and routine.address else None
                 if unit is not None and self._is_to_scan(unit):
                     yield unit, _NOWHERE
+            for place in () if apc.target is None else apc.target.places:
+                unit = self._units.find_target(place, thread.process_of(apc))
+                if unit is not None:
+                    yield unit, self._units.describe_start(unit, place.address)
 
     def _is_to_scan(self, unit: Unit) -> bool:
         """Tell whether to scan a unit: the rules that ship are not meant for the kernel itself."""
@@ -308,7 +171,7 @@ class Signatures:
         hits: list[RuleHit] = []
         for number, part in enumerate(() if rules is None else rules.parts):
             seen = self._within_bound(unit, start) if part.wants_start else _NOWHERE
-            found = self._hits.get((number, unit.base, seen))
+            found = self._hits.get((number, unit.key, seen))
             if found is None:
                 data, values = self._units.read_and_keep(unit), externals(self._units.describe(unit), seen)
                 found = self._scan_and_keep(number, unit, seen, partial(part.scan, data, values))
@@ -317,7 +180,7 @@ class Signatures:
 
     def _within_bound(self, unit: Unit, start: Start) -> Start:
         """Return the start, or none where the unit has been scanned for STARTS_BOUND starts."""
-        starts = self._starts.setdefault(unit.base, set())
+        starts = self._starts.setdefault(unit.key, set())
         if start not in starts and len(starts) >= STARTS_BOUND:
             return _NOWHERE
         starts.add(start)
@@ -338,7 +201,7 @@ class Signatures:
             self._notes.append(f"YARA: {unit.name} was not scanned to its end, {TIME_LIMIT} seconds are the limit")
         except ScanError as error:
             self._notes.append(f"YARA: {unit.name} could not be scanned: {error}")
-        self._hits[number, unit.base, start] = hits
+        self._hits[number, unit.key, start] = hits
         return hits
 
     def _scan_all(self) -> dict[int, tuple[Unit, list[str]]]:
@@ -363,7 +226,7 @@ class Signatures:
             for unit in sorted(self._list_all(), key=lambda unit: -unit.size):
                 if self._rules is None:
                     break
-                self._starts.setdefault(unit.base, set()).add(_NOWHERE)
+                self._starts.setdefault(unit.key, set()).add(_NOWHERE)
                 data, values = self._units.read(unit), externals(self._units.describe(unit), _NOWHERE)
                 for number, part in enumerate(rules.parts):
                     pending.append((number, unit, pool.submit(part.scan, data, values)))

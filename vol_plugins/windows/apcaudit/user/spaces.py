@@ -131,6 +131,10 @@ class UserSpace:
             length -= step
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def read_physical(self, address: int, length: int) -> bytes | None:
+        """Read bytes of the physical layer; None unless all of them can be read."""
+        return self._memory.read_physical(address, length)
+
     def physical(self, address: int) -> int | None:
         """Translate a user address, through the prototype PTE where the page is not in the working set."""
         page = address & ~(PAGE_SIZE - 1)
