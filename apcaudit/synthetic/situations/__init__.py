@@ -15,9 +15,9 @@ from apcaudit.synthetic.situations.situation import BYSTANDER, RUNNING, TIED, Si
 
 __all__ = ("SITUATIONS", "TIED", "USER_SITUATIONS", "of", "scene", "tids")
 
-SITUATIONS: tuple[Situation, ...] = LEGITIMATE + OF_THREADS + OF_APCS
 #: Those of user APCs, whose findings tell what would run.
 USER_SITUATIONS: tuple[Situation, ...] = OF_USER_APCS + LOW_USER_APCS + ORDINARY_USER_APCS
+SITUATIONS: tuple[Situation, ...] = LEGITIMATE + OF_THREADS + OF_APCS + USER_SITUATIONS
 
 #: UNWIND_INFO of a function that begins with sub rsp, 28h (Microsoft, "x64 exception handling").
 UNWIND = bytes.fromhex("0104010004420000")

@@ -252,7 +252,7 @@ OF_APCS: tuple[Situation, ...] = (
         "wow64-encoded-in-native-process",
         "a user APC of a 64-bit program has a NormalRoutine encoded as those of 32-bit programs are",
         {**PROGRAM, "user_apcs": (replace(USER, normal_routine=-(0x77A51234 << 2) & 0xFFFFFFFFFFFFFFFF),)},
-        {"kernel-normal-in-user-apc": "high"},
+        {"kernel-normal-in-user-apc": "high", "user-apc-wow64": "high"},
         owner=SERVICE,
         x64=True,
     ),

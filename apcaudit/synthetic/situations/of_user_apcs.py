@@ -276,21 +276,6 @@ LOW_USER_APCS: tuple[Situation, ...] = (
         owner=owners.EARLY_FOR_PRODUCT,
     ),
     Situation(
-        "loader-of-xp",
-        "the APC by which a new process's first thread runs the loader",
-        {
-            **_NEWBORN,
-            "wait_reason": "Executive",
-            "kernel_apc_in_progress": False,
-            "suspend_count": 0,
-            "state": "Ready",
-            "user_apcs": (Apc("nt!PspNullSpecialApc", normal_routine="ntdll!LdrInitializeThunk", pool_tag=None),),
-        },
-        {"user-apc-early": "low"},
-        owner=owners.EARLY_LOADER,
-        needs=("nt!PspNullSpecialApc",),
-    ),
-    Situation(
         "load-library-by-driver",
         "a security product's driver lets a program load its DLL",
         {
@@ -325,6 +310,20 @@ LOW_USER_APCS: tuple[Situation, ...] = (
 
 #: The nearest legitimate neighbours: nothing to say.
 ORDINARY_USER_APCS: tuple[Situation, ...] = (
+    Situation(
+        "loader-of-xp",
+        "the APC by which a new process's first thread runs the loader",
+        {
+            **_NEWBORN,
+            "wait_reason": "Executive",
+            "kernel_apc_in_progress": False,
+            "suspend_count": 0,
+            "state": "Ready",
+            "user_apcs": (Apc("nt!PspNullSpecialApc", normal_routine="ntdll!LdrInitializeThunk", pool_tag=None),),
+        },
+        owner=owners.EARLY_LOADER,
+        needs=("nt!PspNullSpecialApc",),
+    ),
     Situation(
         "queue-user-apc",
         "QueueUserAPC of a program to one of its own threads",

@@ -82,8 +82,8 @@ BASEP_ACTCTX_BLOCK; other headers have the function first), so the one that is c
 LOWEST_USER_ADDRESS = 0x10000
 """Below it nothing can be allocated (Windows Internals, "User address space layout"): such values are numbers."""
 
-HIGHEST_USER_ADDRESS = {32: 0xBFFFFFFF, 64: 0x00007FFFFFFFFFFF}
-"""By bits of a pointer; on x86 with /3GB (Windows Internals, "Address space layouts")."""
+HIGHEST_USER_ADDRESS_X64 = 0x00007FFFFFFFFFFF
+"""Since 8.1 (Windows Internals, "Address space layouts"); before, user space was smaller."""
 
 SYSTEM_FOLDER = "\\windows\\system32\\"
 _WOW64_MODULES = re.compile(r"(ntdll|wow64\w*)\.dll$")

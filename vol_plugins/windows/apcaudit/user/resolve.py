@@ -13,7 +13,7 @@ from ..usermode import (
     CONTINUES,
     DISPATCH_NAME,
     DISPATCHERS,
-    HIGHEST_USER_ADDRESS,
+    LOWEST_USER_ADDRESS,
     WRAPPING_MODULES,
     Dispatcher,
     HandsOn,
@@ -75,7 +75,7 @@ class Resolver:
         if decoded is not None and not process.wow64:
             why = _UNDECIDED if process.wow64 is None else _NATIVE
             return Target(Place(decoded, Lies.UNKNOWN, Lies.UNKNOWN.value, why=why), process.address, encoded=True)
-        if decoded is None and routine > HIGHEST_USER_ADDRESS[self._bits] and routine >> (self._bits - 1):
+        if decoded is None and routine >= self._spaces.kernel.drivers.kernel_start:
             return None
         space = self._spaces.of(process.address)
         arguments = (apc.normal_context, apc.system_argument1, apc.system_argument2)
@@ -114,6 +114,8 @@ class Resolver:
         """Go on to the function that a wrapper's context is, or that lies in the block which the context is."""
         place = space.place(context & _WORD if call.narrow else context)
         if place.lies is Lies.UNKNOWN or (place.executable is None and place.lies is not Lies.NOWHERE):
+            return False
+        if place.lies is Lies.NOWHERE and place.address < LOWEST_USER_ADDRESS:
             return False
         if place.executable or place.lies is Lies.NOWHERE:
             if known and place.executable:

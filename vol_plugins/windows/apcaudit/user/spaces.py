@@ -8,7 +8,7 @@ from ..image.memory import Memory
 from ..image.structures import read_member
 from ..kernel import Kernel
 from ..targets import Lies, Place
-from ..usermode import HIGHEST_USER_ADDRESS
+from ..usermode import HIGHEST_USER_ADDRESS_X64
 from ..windows import PAGE_SIZE
 from .images import IMAGES_KEPT, Section, Sections, UserImage, label_of
 from .layout import Layout, PteLayout, read_layout, read_pte_layout
@@ -24,8 +24,11 @@ PAGES_KEPT = 4096
 READ_BOUND = 1 << 20
 """How many bytes of user space are read at once; the export table of a large DLL has some 100 KiB."""
 
-PEERS_BOUND = 64
-"""With how many processes of the list a page is compared."""
+PEERS_BOUND, PEERS_TOTAL_BOUND = 1024, 1 << 16
+"""In how many processes of the list a page is looked for, and for all pages together."""
+
+COMPARED_BOUND = 16
+"""With how many of those that have memory of its kind there it is compared."""
 
 COMPARED = 16
 """How many bytes are compared: a hook or a trampoline is a jump or two."""
@@ -44,6 +47,9 @@ class UserSpaces:
         self.pte_layout = read_pte_layout(symbols)
         self.sections = Sections(memory, symbols, self.layout)
         self.budget = [TOTAL_BOUND]
+        # On x86 user space ends where kernel space begins, which /3GB moves.
+        self.highest = HIGHEST_USER_ADDRESS_X64 if memory.bits == 64 else kernel.drivers.kernel_start - 1
+        self._peers_left = PEERS_TOTAL_BOUND
         self._spaces: OrderedDict[int, UserSpace] = OrderedDict()
         self._images: OrderedDict[tuple[int | None, int, int], UserImage] = OrderedDict()
 
@@ -75,15 +81,21 @@ class UserSpaces:
         content = space.read(place.address, COMPARED)
         if content is None:
             return None
-        found = False
+        of_image = place.lies is Lies.IMAGE
+        found, compared = False, 0
         for process, _ in zip(self.kernel.processes.listed(), range(PEERS_BOUND), strict=False):
             if process.address == space.process:
                 continue
+            self._peers_left -= 1
+            if self._peers_left < 0:
+                return None
             same = self.of(process.address).has_same_copy(place, content)
-            if same is not None and (same or place.lies is Lies.IMAGE):
-                found = same
-                if found is not (place.lies is Lies.IMAGE):
-                    break
+            if same is None:
+                continue
+            found = same
+            compared += 1
+            if same is not of_image or compared == COMPARED_BOUND:
+                break
         return found
 
 
@@ -148,7 +160,7 @@ class UserSpace:
         return None if found is None else found | address & (PAGE_SIZE - 1)
 
     def _translate(self, page: int) -> int | None:
-        if self.unknown is not None or page > HIGHEST_USER_ADDRESS[self._memory.bits]:
+        if self.unknown is not None or page > self._spaces.highest:
             return None
         pte = self._tables.find(page)
         if pte.page in (Page.SHARED, Page.UNTOUCHED):
@@ -181,7 +193,7 @@ class UserSpace:
         found = self._vads.find(address)
         if found.why is not None:
             return Place(address, Lies.UNKNOWN, Lies.UNKNOWN.value, why=found.why)
-        if found.vad is None or address > HIGHEST_USER_ADDRESS[self._memory.bits]:
+        if found.vad is None or address > self._spaces.highest:
             return Place(address, Lies.NOWHERE, Lies.NOWHERE.value)
         vad = found.vad
         section = self._spaces.sections.read(vad)
