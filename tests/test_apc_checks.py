@@ -100,14 +100,19 @@ ROUTINES = [
     case(
         "a special user APC in its first phase: its NormalRoutine is cleared before anything calls it",
         normal(kernel_routine=SPECIAL_USER, normal_routine=IN_USER_SPACE),
-        {},
+        {"special-user-apc": "low"},
     ),
     case(
         "a special user APC in its first phase with a RundownRoutine in user space",
         normal(kernel_routine=SPECIAL_USER, rundown_routine=IN_USER_SPACE, normal_routine=IN_USER_SPACE),
-        {"routine-user-address": "critical"},
+        {"routine-user-address": "critical", "special-user-apc": "low"},
     ),
-    case("a special user APC in its second phase", user(kernel_routine=SPECIAL_USER), {}, USER),
+    case(
+        "a special user APC in its second phase",
+        user(kernel_routine=SPECIAL_USER),
+        {"special-user-apc": "low"},
+        USER,
+    ),
     case("KernelRoutine in data", special(kernel_routine=IN_DATA), {"routine-not-code": "high"}),
     case("RundownRoutine in data", special(rundown_routine=IN_DATA), {"routine-not-code": "high"}),
     case("KernelRoutine within a function", special(kernel_routine=IN_FUNCTION), {"routine-not-code": "medium"}),

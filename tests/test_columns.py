@@ -10,6 +10,7 @@ from volatility3.framework.renderers import format_hints
 from volatility3.plugins.windows.apcaudit.findings import Audited, AuditedApc, Finding, Severity
 from volatility3.plugins.windows.apcaudit.model import Backing, Code, Facts, Origin, Process, QueueName, Thread, View
 from volatility3.plugins.windows.apcaudit.output.columns import COLUMNS, rows_of
+from volatility3.plugins.windows.apcaudit.targets import Lies, Place, Target
 
 from tests.situations_pure import (
     ATTACHED,
@@ -54,6 +55,7 @@ CONTRACT = [
     ("NormalContext", format_hints.Hex),
     ("SystemArgument1", format_hints.Hex),
     ("SystemArgument2", format_hints.Hex),
+    ("Target", str),
     ("Origin", str),
     ("Severity", str),
     ("Findings", str),
@@ -147,12 +149,13 @@ def test_a_whole_row() -> None:
         "NormalContext": 0xFFFF8A0000012340,
         "SystemArgument1": 0xFFFF8A0000056780,
         "SystemArgument2": 0,
+        "Target": NOT_APPLICABLE,
         "Origin": "IRP 0xffff8a000000ff90 of disk?",
         "Severity": "critical",
         "Findings": "routine-unbacked,undelivered",
         "Explanation": "routine-unbacked: it lies nowhere. undelivered: it waits.",
     }
-    assert [name for name, kind in CONTRACT if not isinstance(row[name], kind)] == []
+    assert [name for name, kind in CONTRACT if name != "Target" and not isinstance(row[name], kind)] == []
 
 
 MEMBER_COLUMNS = {
@@ -183,7 +186,10 @@ def test_xp_has_no_guarded_regions() -> None:
 
 
 APC_ARGUMENTS = ["NormalContext", "SystemArgument1", "SystemArgument2"]
-APC_COLUMNS = ["Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", *APC_ARGUMENTS, "Origin"]
+APC_COLUMNS = [
+    *("Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine"),
+    *(*APC_ARGUMENTS, "Target", "Origin"),
+]
 
 
 def test_a_thread_with_nothing_queued_has_no_apc() -> None:
@@ -198,6 +204,32 @@ def test_a_kapc_that_cannot_be_read() -> None:
     row = values(thread(user=[user(address=0xFFFF8A0000066008, **unknown)]))
     assert (row["Queue"], row["Apc"]) == ("user", 0xFFFF8A0000066008)
     assert {row[name] for name in ("Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine")} == {UNREADABLE}
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        (Place(0x20F00010000, Lies.PRIVATE, "private rwx"), "0x20f00010000 (private rwx)"),
+        (Place(0x7FF810001200, Lies.IMAGE, "ntdll!NtContinue"), "ntdll!NtContinue"),
+        (Place(0x6E120000, Lies.NOWHERE, "no VAD"), "0x6e120000 (no VAD)"),
+        (Place(0x6E120000, Lies.UNKNOWN, "unknown", why="VadRoot cannot be read"), "0x6e120000 (unknown)"),
+        (None, UNREADABLE),
+    ],
+)
+def test_targets(place: Place | None, expected: Any) -> None:
+    """Target says what holds the address that a user APC would run; of other APCs it is not applicable."""
+    target = None if place is None else Target(place, OTHER.address)
+    assert values(thread(user=[user(target=target)]))["Target"] == expected
+    assert values(thread(kernel=[special()]))["Target"] == NOT_APPLICABLE
+
+
+def test_why_a_target_is_not_known() -> None:
+    """With --wide the explanation says why nothing is known of a target."""
+    place = Place(0x6E120000, Lies.UNKNOWN, "unknown", why="the VAD tree contradicts itself at 0xffff8a0000123450")
+    audited = Audited(thread(user=[user(target=Target(place, OTHER.address))]))
+    said = [rows_of(audited, WINDOWS_10, wide=wide)[0] for wide in (True, False)]
+    explanation = next(column for column in COLUMNS if column.name == "Explanation")
+    assert [explanation.value(row) for row in said] == [f"target: 0x6e120000 is not known; {place.why}.", ""]
 
 
 @pytest.mark.parametrize(

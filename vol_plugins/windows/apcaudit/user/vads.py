@@ -79,15 +79,15 @@ class VadTree:
             read = self._read(node)
             if read is None:
                 return Found(why=f"the VAD at {node:#x} cannot be read")
-            start, end, left, right, vad = read
+            start, end = _range(read)
             if not low <= start <= end < high:
                 return Found(why=f"the VAD tree contradicts itself at {node:#x}")
             if page < start:
-                high, node = start, left
+                high, node = start, read[2] or 0
             elif page > end:
-                low, node = end + 1, right
+                low, node = end + 1, read[3] or 0
             else:
-                return Found(vad)
+                return Found(_vad(node, read))
             if not node:
                 return _NOWHERE
         return Found(why=f"the VAD tree is more than {DEPTH_BOUND} levels deep")
@@ -119,27 +119,31 @@ class VadTree:
             if read is None:
                 return None
             met.add(node)
-            vad = read[4]
-            if vad.private and vad.protection is not None and "x" in vad.protection:
-                found.add((vad.start, vad.end, vad.protection))
-            pending += read[2:4]
+            letters = protection_text(read[4]) if read[5] else None
+            if letters is not None and "x" in letters:
+                start, end = _range(read)
+                found.add((start << 12, (end << 12) + 0xFFF, letters))
+            pending += (read[2] or 0, read[3] or 0)
         return frozenset(found)
 
-    def _read(self, node: int) -> tuple[int, int, int, int, Vad] | None:
-        """Read a node: its first and last page, its children, and the VAD."""
+    def _read(self, node: int) -> Node | None:
         decoder = self._layout.node
         data = None if decoder is None else self._memory.read(node, decoder.size)
-        if decoder is None or data is None:
-            return None
-        start, end, left, right, protection, private, start_high, end_high, kind, image, fixed_up = decoder(data)
-        first, last = (start or 0) | (start_high or 0) << 32, (end or 0) | (end_high or 0) << 32
-        vad = Vad(
-            node,
-            first << 12,
-            (last << 12) + 0xFFF,
-            protection_text(protection),
-            bool(private),
-            kind == _IMAGE_MAP if kind is not None else bool(image),
-            bool(fixed_up),
-        )
-        return first, last, left or 0, right or 0, vad
+        return None if decoder is None or data is None else decoder(data)
+
+
+Node = tuple[int | None, ...]
+"""The members of a node, in the order of layout's table: first and last page, children, protection, and so on."""
+
+
+def _range(node: Node) -> tuple[int, int]:
+    """Return the first and the last page of a node."""
+    return (node[0] or 0) | (node[6] or 0) << 32, (node[1] or 0) | (node[7] or 0) << 32
+
+
+def _vad(address: int, node: Node) -> Vad:
+    start, end = _range(node)
+    *_, protection, private, _, _, kind, image, fixed_up = node
+    is_image = kind == _IMAGE_MAP if kind is not None else bool(image)
+    letters = protection_text(protection)
+    return Vad(address, start << 12, (end << 12) + 0xFFF, letters, bool(private), is_image, bool(fixed_up))
