@@ -20,6 +20,9 @@ from .vads import Vad
 IMAGES_KEPT = 512
 """How many images are kept; a system-wide DLL is one, however many processes map it."""
 
+EXPORTS_BOUND = 1 << 20
+"""How many bytes of a table of exports are compared with the file's; that of a large DLL has some 100 KiB."""
+
 _EXECUTABLE = 0x20000020  # IMAGE_SCN_CNT_CODE and IMAGE_SCN_MEM_EXECUTE (winnt.h)
 
 # Offset of Base in IMAGE_EXPORT_DIRECTORY; NumberOfFunctions, NumberOfNames and AddressOfFunctions follow (winnt.h).
@@ -105,6 +108,12 @@ class UserImage:
         """The symbols of its PDB, None where vol has none."""
         record = None if self.header is None else read_pdb_record(self.read, self.header)
         return None if record is None else find_symbols(record)
+
+    @property
+    def naming(self) -> tuple[tuple[int, int], ...]:
+        """What its names are read from, as (relative virtual address, size): the header and the exports."""
+        directory = None if self.header is None else self.header.directory(EXPORT)
+        return ((0, 1),) if directory is None else ((0, 1), (directory[0], min(directory[1], EXPORTS_BOUND)))
 
     @property
     def is_cut(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from ..image.memory import Memory
 from ..image.structures import read_member
@@ -51,7 +52,7 @@ class UserSpaces:
         self.highest = HIGHEST_USER_ADDRESS_X64 if memory.bits == 64 else kernel.drivers.kernel_start - 1
         self._peers_left = PEERS_TOTAL_BOUND
         self._spaces: OrderedDict[int, UserSpace] = OrderedDict()
-        self._images: OrderedDict[tuple[int | None, int, int], UserImage] = OrderedDict()
+        self._images: OrderedDict[tuple[int, int], UserImage] = OrderedDict()
 
     def of(self, process: int) -> UserSpace:
         """Return the user space of the process at a virtual address."""
@@ -63,15 +64,23 @@ class UserSpaces:
         return space
 
     def image(self, space: UserSpace, vad: Vad, section: Section) -> UserImage:
-        """Return the image that a VAD maps; processes that map one file at one place share what is read of it."""
-        key = section.control_area, vad.start, space.process if section.control_area is None else 0
-        image = self._images.get(key)
-        if image is None or image.is_cut:
-            # Its pages may be in the working set of another process only.
-            image = self._images[key] = UserImage(space.read, vad.start, vad.end + 1 - vad.start, section.path)
-            if len(self._images) > IMAGES_KEPT:
-                self._images.popitem(last=False)
-        return image
+        """Return the image that a VAD maps; what is read of it is shared by processes that have the file's own pages.
+
+        A process that has written to its header or its exports has them read as it maps them.
+        """
+        own = UserImage(space.read, vad.start, vad.end + 1 - vad.start, section.path)
+        if section.control_area is None:
+            return own
+        key = section.control_area, vad.start
+        shared = self._images.get(key)
+        # Its pages may be in the working set of another process only.
+        candidate = own if shared is None or shared.is_cut else shared
+        if not space.has_files_pages(vad, section, candidate.naming):
+            return own
+        self._images[key] = candidate
+        if len(self._images) > IMAGES_KEPT:
+            self._images.popitem(last=False)
+        return candidate
 
     def is_elsewhere(self, space: UserSpace, place: Place) -> bool | None:
         """Tell whether other processes have the same bytes at a place that is a process's own; None if not known.
@@ -120,6 +129,7 @@ class UserSpace:
             self.unknown = "it has no PEB: nothing of it runs in user mode"
         self._tables = PageTables(memory, entries, top or 0)
         self._vads = VadTree(memory, layout, process, spaces.budget)
+        self._images: dict[int, UserImage] = {}
         self._physical: dict[int, int | None] = {}
         self._places: dict[int, Place] = {}
         symbols = spaces.kernel.symbols
@@ -178,6 +188,25 @@ class UserSpace:
         data = self._memory.read(at, size)
         return None if data is None else self._tables.decode(int.from_bytes(data, "little"))
 
+    def _image(self, vad: Vad, section: Section) -> UserImage:
+        image = self._images.get(vad.start)
+        if image is None:
+            image = self._images[vad.start] = self._spaces.image(self, vad, section)
+        return image
+
+    def has_files_pages(self, vad: Vad, section: Section, ranges: Iterable[tuple[int, int]]) -> bool:
+        """Tell whether the pages of ranges of an image, by relative addresses, are the file's own and no copies."""
+        for start, size in ranges:
+            first = vad.start + start - start % PAGE_SIZE
+            for page in range(first, min(vad.start + start + size, vad.end + 1), PAGE_SIZE):
+                pte = self._tables.find(page)
+                if pte.page in (Page.SHARED, Page.UNTOUCHED):
+                    continue
+                shared = self._prototype(vad, page, section)
+                if shared is None or pte.physical is None or pte.physical != shared.physical:
+                    return False
+        return True
+
     def place(self, address: int) -> Place:
         """Say what holds a user address."""
         place = self._places.get(address)
@@ -197,7 +226,7 @@ class UserSpace:
             return Place(address, Lies.NOWHERE, Lies.NOWHERE.value)
         vad = found.vad
         section = self._spaces.sections.read(vad)
-        image = self._spaces.image(self, vad, section) if vad.image else None
+        image = self._image(vad, section) if vad.image else None
         pte = self._tables.find(address)
         protection, executable = self._protection(address, vad, pte, image)
         lies = Lies.PRIVATE if vad.private else Lies.IMAGE if vad.image else Lies.MAPPED
@@ -254,7 +283,7 @@ class UserSpace:
     def is_export(self, place: Place, ordinal: int) -> bool:
         """Tell whether an address of an image is that of an export by its ordinal."""
         vad = self._vads.find(place.address).vad
-        image = None if vad is None else self._spaces.image(self, vad, self._spaces.sections.read(vad))
+        image = None if vad is None else self._image(vad, self._spaces.sections.read(vad))
         return image is not None and image.rva_of(ordinal) == place.address - (place.start or 0)
 
     def symbols_at(self, place: Place) -> tuple[str, ...]:
@@ -264,7 +293,7 @@ class UserSpace:
         vad = self._vads.find(place.address).vad
         if vad is None:
             return ()
-        symbols = self._spaces.image(self, vad, self._spaces.sections.read(vad)).symbols
+        symbols = self._image(vad, self._spaces.sections.read(vad)).symbols
         found = None if symbols is None else symbols.nearest(place.address - vad.start)
         return (found[0],) if found is not None and not found[1] else ()
 
