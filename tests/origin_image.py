@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.model import Origin
+from volatility3.plugins.windows.apcaudit.model import Apc, Origin
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
@@ -49,8 +49,10 @@ def built(kernel: Kernel, threads: tuple[Thread, ...], after: tuple[After, ...] 
     return image
 
 
-def origins(image: Image, folder: Path, symbols: tuple[Path, ...] = ()) -> dict[int, Origin | None]:
-    """Audit an image; give the origin of each thread's first APC by TID."""
+def origins(
+    image: Image, folder: Path, symbols: tuple[Path, ...] = (), of: Callable[[Apc], bool] = lambda _: True
+) -> dict[int, Origin | None]:
+    """Audit an image; give the origin of each thread's first APC, of those that are asked for, by TID."""
     path = folder / "origin.dmp"
     image.write_dump(path)
     plugin = volatility.construct(
@@ -61,8 +63,9 @@ def origins(image: Image, folder: Path, symbols: tuple[Path, ...] = ()) -> dict[
         kernel=image.kernel,
     )
     audit = Audit(plugin.context, plugin.config["kernel"])
-    return {
-        each.thread.members.tid: each.get(each.thread.queues[0].apcs[0]).origin
-        for each in audit.run(Selection())
-        if each.thread.members.tid is not None and each.thread.queues and each.thread.queues[0].apcs
-    }
+    found: dict[int, Origin | None] = {}
+    for each in audit.run(Selection()):
+        asked = next((apc for queue in each.thread.queues for apc in queue.apcs if of(apc)), None)
+        if asked is not None and each.thread.members.tid is not None:
+            found[each.thread.members.tid] = each.get(asked).origin
+    return found
