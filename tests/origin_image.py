@@ -49,6 +49,20 @@ def built(kernel: Kernel, threads: tuple[Thread, ...], after: tuple[After, ...] 
     return image
 
 
+def give_handle(image: Image, process: int, header: int) -> None:
+    """Give a process a handle to an object, by the address of its header."""
+    memory = image.memory
+    table = memory.read(process, "_EPROCESS", "ObjectTable")
+    leaf = memory.read(table, "_HANDLE_TABLE", "TableCode") & ~7
+    entry = leaf + 3 * memory.size("_HANDLE_TABLE_ENTRY")
+    if memory.has("_HANDLE_TABLE_ENTRY", "ObjectPointerBits"):
+        # The zeros of its alignment, and the copies of bit 47, are left out.
+        bits = header >> 4 & (1 << 44) - 1 if image.kernel.is_64bit else header >> 3 & (1 << 29) - 1
+        memory.write(entry, "_HANDLE_TABLE_ENTRY", "ObjectPointerBits", bits)
+    else:
+        memory.write(entry, "_HANDLE_TABLE_ENTRY", "Object", header | 1)
+
+
 def origins(
     image: Image, folder: Path, symbols: tuple[Path, ...] = (), of: Callable[[Apc], bool] = lambda _: True
 ) -> dict[int, Origin | None]:

@@ -11,7 +11,7 @@ from volatility3.plugins.windows.apcaudit.model import Origin
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scene import Apc, Thread
-from tests.origin_image import built, origins, place
+from tests.origin_image import built, give_handle, origins, place
 
 HELD, UNHELD, BILLED, UNBILLED, PAIR, SINGLE, FIRST, SECOND = range(200, 232, 4)
 _SPECIAL = "nt!KeSpecialUserApcKernelRoutine"
@@ -65,16 +65,7 @@ def _use(image: Image) -> None:
         body = image.address_of[f"apc:reserve{number}"] - memory.pointer_size
         memory.write_scalar(body, 4, 1)
     header = image.address_of["apc:reserve1"] - memory.pointer_size - memory.offset("_OBJECT_HEADER", "Body")
-    process = image.address_of["process:BAVSvc.exe"]
-    table = memory.read(process, "_EPROCESS", "ObjectTable")
-    leaf = memory.read(table, "_HANDLE_TABLE", "TableCode") & ~7
-    entry = leaf + 3 * memory.size("_HANDLE_TABLE_ENTRY")
-    if memory.has("_HANDLE_TABLE_ENTRY", "ObjectPointerBits"):
-        # The zeros of its alignment, and the copies of bit 47, are left out.
-        bits = header >> 4 & (1 << 44) - 1 if image.kernel.is_64bit else header >> 3 & (1 << 29) - 1
-        memory.write(entry, "_HANDLE_TABLE_ENTRY", "ObjectPointerBits", bits)
-    else:
-        memory.write(entry, "_HANDLE_TABLE_ENTRY", "Object", header | 1)
+    give_handle(image, image.address_of["process:BAVSvc.exe"], header)
 
 
 def _bill(image: Image, cookie: int = 0) -> None:

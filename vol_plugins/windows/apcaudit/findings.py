@@ -89,7 +89,7 @@ class Armed:
 
     def __str__(self) -> str:
         text = f"{self.what} would run {'what is not known' if self.target is None else self.target.text}"
-        return text + (f" ({', '.join(self.codes)})" if self.codes else "")
+        return text + (f": {', '.join(self.codes)}" if self.codes else "")
 
 
 @dataclass(frozen=True, slots=True)

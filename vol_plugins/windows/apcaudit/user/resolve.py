@@ -38,13 +38,17 @@ _UNDECIDED = "it is not known whether the process runs 32-bit code"
 class Call:
     """A function and its arguments on the way from NormalRoutine to the target.
 
-    `arguments` are three, None for those that are not known. `narrow` is whether 32-bit code runs.
+    `arguments` are three, None for those that are not known. `narrow` is whether 32-bit code runs, `queued` whether
+    somebody queued the APC, and no request or timer of the thread's own.
     """
 
-    def __init__(self, place: Place, arguments: tuple[int | None, int | None, int | None], *, narrow: bool) -> None:
+    def __init__(
+        self, place: Place, arguments: tuple[int | None, int | None, int | None], *, narrow: bool, queued: bool
+    ) -> None:
         self.place = place
         self.arguments = arguments
         self.narrow = narrow
+        self.queued = queued
         self.via: list[str] = []
         self.called: str | None = None
 
@@ -65,6 +69,8 @@ class Resolver:
         self._spaces = spaces
         self._symbols: KernelSymbols = spaces.kernel.symbols
         self._bits = spaces.memory.bits
+        # The KernelRoutines of requests that have ended and of timers: ReactOS, io/iomgr/irp.c and ex/timer.c.
+        self._completions = {self._symbols.address(name) for name in ("IopUserCompletion", "ExpTimerApcRoutine")}
 
     def resolve(self, apc: Apc, process: Process) -> Target | None:
         """Return what an APC would run in a process, None where its NormalRoutine is no user's or cannot be read."""
@@ -80,11 +86,16 @@ class Resolver:
         space = self._spaces.of(process.address)
         arguments = (apc.normal_context, apc.system_argument1, apc.system_argument2)
         narrow = decoded is not None or self._bits == 32
-        call = Call(space.place(routine if decoded is None else decoded), arguments, narrow=narrow)
+        place = space.place(routine if decoded is None else decoded)
+        call = Call(place, arguments, narrow=narrow, queued=self._is_queued(apc))
         for _ in range(HOPS_BOUND):
             if not self._follow(call, space):
                 break
         return self._describe(call, space, encoded=decoded is not None)
+
+    def _is_queued(self, apc: Apc) -> bool:
+        routine = apc.kernel_routine
+        return routine is not None and routine.address not in self._completions
 
     def _follow(self, call: Call, space: UserSpace) -> bool:
         """Go on to what a dispatcher calls; False where the function is none, or what it calls is not known."""
@@ -121,7 +132,9 @@ class Resolver:
             if known and place.executable:
                 # A block lies in the heap, and is no code; without an activation context there is none.
                 known = False
-            self._go(call, space, place.address, (None, None, None), narrow=call.narrow, sure=known)
+            # Of those without a name only QueueUserAPC's (to 2003) is queued, and hands SystemArgument1 on.
+            argument = call.arguments[1] if call.queued and not known else None
+            self._go(call, space, place.address, (argument, None, None), narrow=call.narrow, sure=known)
             return True
         size = 4 if call.narrow else 8
         data = space.read(place.address + size, BLOCK_POINTERS * size)
