@@ -114,6 +114,8 @@ _APC = ("Queue", "Apc", "Kind", "KernelRoutine")
 _QUEUE = ("KernelApcPending", *_APC)
 _ROUTINES = (*_APC, "NormalRoutine", "RundownRoutine")
 
+_TARGET = (*_APC, "NormalRoutine", "Target", "Origin")
+
 #: The columns that matter, by situation or by finding; an APC's four where nothing is said.
 FIELDS: dict[str, tuple[str, ...]] = {
     "seed": (*_ATTACH, "KernelApcInProgress", "KernelApcPending", "WaitIrql", "StartRoutine", *_APC, "Origin"),
@@ -147,6 +149,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "routine-user-address": _ROUTINES,
     "routine-not-code": _ROUTINES,
     "kernel-normal-in-user-apc": _ROUTINES,
+    "user-apc-early": _TARGET,
+    "user-apc-gadget": (*_TARGET, "NormalContext"),
+    "user-apc-loader": (*_TARGET, "NormalContext"),
+    "user-apc-nowhere": _TARGET,
+    "user-apc-patched-image": _TARGET,
+    "user-apc-private-code": _TARGET,
+    "user-apc-wow64": _TARGET,
+    "special-user-apc": _TARGET,
     "environment-mismatch": (*_ATTACH, *_APC),
     "off-list-apc": ("Views", *_ROUTINES, "Origin"),
 }

@@ -31,7 +31,7 @@ def codes_of_the_checks() -> set[str]:
         for call in calls:
             if any(re.search("'severity'|'Severity'", ast.dump(argument)) for argument in call.args):
                 values = (argument.value for argument in call.args if isinstance(argument, ast.Constant))
-                found |= {value for value in values if isinstance(value, str) and re.fullmatch(r"[a-z-]+", value)}
+                found |= {value for value in values if isinstance(value, str) and re.fullmatch(r"[a-z0-9-]+", value)}
     return found
 
 

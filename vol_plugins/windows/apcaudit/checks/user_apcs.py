@@ -8,7 +8,8 @@ from ..targets import Lies, Target
 from ..usermode import CHAIN, FIRST_ROUTINE, MANY_ALIKE, Gadget, gadget, loader, serves_wow64
 from .embedded import is_special_user
 
-_HIGH, _MEDIUM, _LOW = Severity.HIGH, Severity.MEDIUM, Severity.LOW
+CHAIN_NAMED = 8
+"""How many APCs of a chain a sentence names."""
 
 
 def private_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -18,10 +19,10 @@ def private_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
         return None
     place = target.place
     process = thread.process_of(apc)
-    severity = _HIGH if place.writable and target.others == 0 else _MEDIUM
+    severity = Severity.HIGH if place.writable and target.others == 0 else Severity.MEDIUM
     text = f"it would run {_where(target)}, private memory of {process}"
     if target.others is not None:
-        more = "no other such memory" if not target.others else f"{target.others} more such regions"
+        more = f"{target.others or 'no'} more such region{'' if target.others == 1 else 's'}"
         text += f", which has {more}" + (f", {target.alike} of them alike" if target.alike else "")
     return Finding("user-apc-private-code", severity, text)
 
@@ -32,7 +33,7 @@ def used_gadget(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     found = None if target is None else gadget(target.place.names)
     if target is None or found is None:
         return None
-    name, does = found
+    does = found[1]
     text = f"it would run {target.place} with {_number(target.argument)}, which {does.value}"
     registers = target.registers
     if registers is not None:
@@ -42,22 +43,22 @@ def used_gadget(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
         )
     elif does is Gadget.CONTROL and target.argument:
         text += ": the registers there cannot be read"
-    return Finding("user-apc-gadget", _HIGH, text + _chain(thread, name))
+    return Finding("user-apc-gadget", Severity.HIGH, text + _chain(thread))
 
 
-def _chain(thread: Thread, name: str) -> str:
-    """Name the other gadgets that are queued to the same thread, where they are a chain."""
+def _chain(thread: Thread) -> str:
+    """Name the gadgets that are queued to a thread in their order, where they are a chain."""
     names = [
-        found[0]
+        found[0] + ("" if each.target.registers is None else f" to {each.target.registers.instruction}")
         for queue in thread.queues
         for each in queue.apcs
         if each.target is not None and (found := gadget(each.target.place.names)) is not None
     ]
     if len(names) < CHAIN:
         return ""
-    alertable = "alertable " if thread.members.alertable else ""
-    listed = ", ".join(dict.fromkeys(names))
-    return f"; {len(names)} such APCs are queued to this {alertable}thread ({listed}): a program that sleeps encrypted"
+    kind = "alertable thread" if thread.members.alertable else "thread"
+    listed = ", ".join(names[:CHAIN_NAMED]) + (", ..." if len(names) > CHAIN_NAMED else "")
+    return f"; {len(names)} such APCs are queued to this {kind}, as a program does that sleeps encrypted: {listed}"
 
 
 def used_loader(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -71,7 +72,7 @@ def used_loader(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     text = f"it would run {target.place} with {name}"
     if by_driver and routine is not None:
         text += f", queued by {routine.module}: security products and anti-cheat load their DLLs so"
-    return Finding("user-apc-loader", _LOW if by_driver else _MEDIUM, text)
+    return Finding("user-apc-loader", Severity.LOW if by_driver else Severity.MEDIUM, text)
 
 
 def nowhere(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -84,7 +85,9 @@ def nowhere(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
         text = f"it would run {target.place.address:#x}, where {process} has nothing mapped"
     else:
         text = f"it would run {_where(target)} of {process}, which is not executable"
-    return Finding("user-apc-nowhere", _MEDIUM, text + ": a DLL was unloaded with APCs outstanding, or code was freed")
+    return Finding(
+        "user-apc-nowhere", Severity.MEDIUM, text + ": a DLL was unloaded with APCs outstanding, or code was freed"
+    )
 
 
 def early(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -95,7 +98,7 @@ def early(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     worse = _worse(target)
     text = f"it is queued to the only thread of {thread.owner}, in which nothing has run in user mode yet"
     text += f": it would run {_where(target)} before the program does"
-    return Finding("user-apc-early", _HIGH if worse else _LOW, text + _because(worse))
+    return Finding("user-apc-early", Severity.HIGH if worse else Severity.LOW, text + _because(worse))
 
 
 def special_user(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
@@ -104,11 +107,11 @@ def special_user(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
         return None
     worse = _worse(apc.target)
     suspended = bool(thread.members.suspend_count)
-    severity = _HIGH if worse else _MEDIUM if suspended else _LOW
-    phase = "first phase: its KernelRoutine has not run" if apc.apc_mode == 0 else "second phase: it is to be delivered"
-    text = f"a special user APC ({phase})"
+    severity = Severity.HIGH if worse else Severity.MEDIUM if suspended else Severity.LOW
+    phase = "first phase, before its KernelRoutine has run" if apc.apc_mode == 0 else "second phase"
+    text = f"a special user APC in its {phase}"
     if apc.target is not None:
-        text += f" would run {_where(apc.target)} without an alertable wait"
+        text += f", would run {_where(apc.target)} without an alertable wait"
     if suspended:
         text += f"; the thread is suspended (SuspendCount {thread.members.suspend_count})"
     return Finding("special-user-apc", severity, text + _because(worse))
@@ -122,7 +125,7 @@ def wow64(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     if target.encoded and not process.wow64:
         return Finding(
             "user-apc-wow64",
-            _HIGH,
+            Severity.HIGH,
             f"NormalRoutine is the 32-bit address {target.place.address:#x} in the encoding of WoW64, yet {process}"
             " runs no 32-bit code",
         )
@@ -132,7 +135,7 @@ def wow64(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     tool = place.lies is Lies.IMAGE and place.bits == 64
     return Finding(
         "user-apc-wow64",
-        _MEDIUM if tool else _HIGH,
+        Severity.MEDIUM if tool else Severity.HIGH,
         f"it would run {_where(target)} as 64-bit code, yet {process} runs 32-bit code"
         + (": a 64-bit tool's module" if tool else ""),
     )
@@ -145,7 +148,7 @@ def patched_image(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
         return None
     return Finding(
         "user-apc-patched-image",
-        _MEDIUM,
+        Severity.MEDIUM,
         f"it would run {target.place}, whose page is no longer the file's: {thread.process_of(apc)} has a copy of its"
         " own, other than other processes",
     )
