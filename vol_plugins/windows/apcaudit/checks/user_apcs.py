@@ -108,10 +108,10 @@ def special_user(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     worse = _worse(apc.target)
     suspended = bool(thread.members.suspend_count)
     severity = Severity.HIGH if worse else Severity.MEDIUM if suspended else Severity.LOW
-    phase = "first phase, before its KernelRoutine has run" if apc.apc_mode == 0 else "second phase"
+    phase = "first phase (its KernelRoutine has not run)" if apc.apc_mode == 0 else "second phase"
     text = f"a special user APC in its {phase}"
     if apc.target is not None:
-        text += f", would run {_where(apc.target)} without an alertable wait"
+        text += f" would run {_where(apc.target)} without an alertable wait"
     if suspended:
         text += f"; the thread is suspended (SuspendCount {thread.members.suspend_count})"
     return Finding("special-user-apc", severity, text + _because(worse))
