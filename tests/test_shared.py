@@ -145,7 +145,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", SEEDS)
 def test_seed_minidump_in_vol(name: str, seeds: Path) -> None:
     """The founding crash as an XP minidump is critical with the KAPC's address, whether or not the file has it."""
-    done = vol(seeds / f"{name}.dmp", volatility.REPOSITORY_SYMBOLS, volatility.CACHE)
+    done = vol(seeds / f"{name}.dmp", volatility.REPOSITORY_SYMBOLS)
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = [line.split("\t") for line in done.stdout.splitlines() if line.startswith("0x")]
     assert row[0] == f"{seed.THREAD:#x}"
