@@ -69,8 +69,8 @@ Version 2: addresses are hexadecimal text, times ISO 8601.
 
 HEXADECIMAL = frozenset(
     {
-        *("address", "thread", "head", "ended_at", "broken_at", "found_at", "return_address", "arguments"),
-        *("normal_context", "system_argument1", "system_argument2"),
+        *("address", "thread", "head", "ended_at", "broken_at", "led_to", "found_at", "return_address", "arguments"),
+        *("normal_context", "system_argument1", "system_argument2", "argument"),
         *("kernel_base", "crashing_thread", "parameters", "base", "start", "end"),
         *("process", "apc_process", "saved_process", "start_address", "win32_start_address"),
         *("kernel_stack", "initial_stack", "stack_base", "stack_limit", "create_time", "exit_time"),
