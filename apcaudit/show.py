@@ -53,7 +53,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--min-severity",
         choices=SEVERITIES,
         default="low",
-        help="print no cards below this severity (default: low; info prints every row)",
+        help="print no cards below this severity, but that of the thread that crashed (default: low; info prints every"
+        " row)",
     )
     parser.set_defaults(run=run)
 
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     print("\n".join(summary(rows, width)))
     floor = SEVERITIES.index(options.min_severity)
-    for card in cards([row for row in rows if SEVERITIES.index(row["Severity"]) <= floor], width):
+    for card in cards([row for row in rows if SEVERITIES.index(row["Severity"]) <= floor or _crashed(row)], width):
         print(f"\n{card}")
     return 0
 
@@ -112,20 +113,37 @@ def _rows(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
+def stops(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return how the machine stopped, as the row of the thread that crashed says; one line for each image."""
+    said = (match for row in rows if (match := _STOPPED.search(row.get("Explanation") or "")))
+    return list(dict.fromkeys(f"The machine stopped: {match[1]}" for match in said))
+
+
+#: How the machine stopped, in an explanation: until its end, or until the sentence after it.
+_STOPPED = re.compile(r"(?:^|\. )stopped: (.*?)\.(?=$| (?:nested-attach|yara|evidence|inferred|stack|still queued)\b)")
+
+
 def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
-    """Yield the summary: how many threads and APCs, the severities found, and why APCs are still queued.
+    """Yield the summary: how the machine stopped, how many threads and APCs, the severities, why APCs are still queued.
 
     Args:
         rows: columns by name; with clean rows among them (`--all`), they have all threads of the image.
         width: the longest line in characters.
     """
+    for stop in stops(rows):
+        yield from textwrap.wrap(stop, width, subsequent_indent="  ", break_on_hyphens=False)
     threads = {row.get("Thread"): row for row in rows}
     apcs = sum(row.get("Apc") is not None for row in rows)
-    every = any(row.get("Apc") is None and not row["Findings"] for row in rows)
-    what = counted(len(threads), "thread") + ("" if every else " with APCs queued or findings")
+    clean = [row for row in rows if row.get("Apc") is None and not row["Findings"]]
+    if any(not _crashed(row) for row in clean):
+        what = counted(len(threads), "thread")
+    else:
+        # The thread that crashed is there, whatever it has queued.
+        what = f"{counted(len(threads) - len(clean), 'thread')} with APCs queued or findings"
     worst = Counter(_worst_by_thread(rows).values())
     wrong = [f"{worst[level]} {level}" for level in SEVERITIES[:3] if worst[level]]
-    verdict = f"{', '.join(wrong)}" if wrong else "nothing wrong"
+    # Of a machine that crashed nobody wants to read that nothing is wrong.
+    verdict = f"{', '.join(wrong)}" if wrong else "no finding" if any(map(_crashed, rows)) else "nothing wrong"
     yield f"{what}, {counted(apcs, 'APC')} queued: {verdict}"
     reasons = Counter(match[1].strip() for row in rows for match in _REASON.finditer(row.get("Explanation") or ""))
     if reasons:
@@ -137,6 +155,11 @@ def summary(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
         yield from textwrap.wrap(
             f"explained, worth seeing: {text}", width, initial_indent="  ", subsequent_indent="    "
         )
+
+
+def _crashed(row: dict[str, Any]) -> bool:
+    """Tell whether a row is of the thread that crashed."""
+    return _STOPPED.search(row.get("Explanation") or "") is not None
 
 
 #: The reason why an APC is still queued, without its values.
@@ -160,7 +183,8 @@ def cards(rows: Iterable[dict[str, Any]], width: int) -> Iterator[str]:
     """
     ordered = sorted(rows, key=lambda row: SEVERITIES.index(row["Severity"]) if row["Severity"] in SEVERITIES else 0)
     for row in ordered:
-        lines = [f"{row['Severity'].upper():8}  {row['Findings'].replace(',', ', ') or 'nothing found'}"]
+        nothing = "no finding; the thread that crashed" if _crashed(row) else "nothing found"
+        lines = [f"{row['Severity'].upper():8}  {row['Findings'].replace(',', ', ') or nothing}"]
         for label, columns in _LINES:
             values = [shown for name in columns if (shown := _shown(name, row.get(name))) is not None]
             if values:
@@ -197,11 +221,12 @@ def _shown(name: str, value: Any) -> str | None:
 def _sentences(row: dict[str, Any]) -> list[str]:
     """Split an explanation into sentences, each of which begins with a finding's code or another label."""
     text = row.get("Explanation") or ""
-    words = ("evidence", "inferred", "nested-attach", "yara", "stack", "crash", "still queued")
+    words = ("evidence", "inferred", "nested-attach", "yara", "stack", "crash", "stopped", "still queued")
     starts = [*row["Findings"].split(","), *words]
     for start in filter(None, starts):
         text = text.replace(f". {start}:", f".\n{start}:")
-    return [line for line in text.split("\n") if line]
+    # How the machine stopped stands above all cards.
+    return [line for line in text.split("\n") if line and not line.startswith("stopped:")]
 
 
 def _fold(lines: Iterable[str], width: int) -> Iterator[str]:

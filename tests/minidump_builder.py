@@ -29,6 +29,7 @@ _HEADER = {
     "BugCheckParameter4": ((0x38, "I"), (0x58, "Q")),
     "PaeEnabled": ((0x5C, "B"), None),
     "KdDebuggerDataBlock": ((0x60, "I"), (0x80, "Q")),
+    "SystemUpTime": ((0xFB8, "Q"), (0x1030, "Q")),
     "DumpType": ((0xF88, "I"), (0xF98, "I")),
     "MiniDumpFields": ((0xF8C, "I"), (0x1038, "I")),
     "ProductType": ((0xF94, "I"), (0x1040, "I")),

@@ -29,6 +29,10 @@ def row(kind: type[Row], /, **values: Any) -> Row:
     return kind(**made)
 
 
+STOPPED = "bugcheck 0x6 (INVALID_PROCESS_DETACH_ATTEMPT), no parameters; 2026-01-02 03:04:05 UTC, Windows 5.1.2600 x86"
+"""How the machine of a suspect image stopped."""
+
+
 def image(number: int, **values: Any) -> ImageRow:
     """Make the row of an image that was scanned: `host-0007.dmp` for number 7."""
     name = hashlib.sha256(str(number).encode()).hexdigest()
@@ -36,16 +40,17 @@ def image(number: int, **values: Any) -> ImageRow:
     return row(ImageRow, **{**given, "scanned_at": 1.7e9 + number, **values})
 
 
-def failed(number: int, reason: str) -> Records:
+def failed(number: int, reason: str, **values: Any) -> Records:
     """Make the results of an image that failed."""
-    return Records(image(number, status="failed", reason=reason, stage="open"))
+    return Records(image(number, status="failed", reason=reason, stage="open", **values))
 
 
 def suspect(
     number: int, process: str = "System", codes: tuple[tuple[str, str], ...] = (("undelivered", "medium"),)
 ) -> Records:
     """Make the results of an image with one suspect thread: codes with severities, the worst first, all of its KAPC."""
-    found = image(number, severity=codes[0][1], findings=len(codes), windows="10.0.19041", bits=64)
+    severity, count = codes[0][1], len(codes)
+    found = image(number, severity=severity, findings=count, windows="10.0.19041", bits=64, crash=STOPPED)
     about = {"image": found.image, "thread": 0xFFFF8A0000000000 + number, "pid": 4, "tid": 340, "process": process}
     both = {"severity": codes[0][1], "findings": ",".join(sorted(code for code, _ in codes))}
     apc = 0xFFFF8A0000001000 + number

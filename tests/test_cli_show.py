@@ -114,3 +114,46 @@ def test_every_row_as_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     """With --min-severity info rows without findings are cards too."""
     main(["show", written(tmp_path, CLEAN), "--min-severity", "info"])
     assert "INFO      nothing found" in capsys.readouterr().out
+
+
+STOPPED = "bugcheck 0x6 (INVALID_PROCESS_DETACH_ATTEMPT), no parameters; 2026-01-02 03:04:05 UTC, Windows 5.1.2600 x86"
+
+#: The row of a thread that crashed and has nothing queued and no finding.
+CRASHED = ROW | {
+    "Severity": "info",
+    "Findings": "",
+    "Queue": None,
+    "Apc": None,
+    "KernelRoutine": None,
+    "Origin": None,
+    "Explanation": f"crash: bugcheck 0x6 stopped it. stopped: {STOPPED}. stack: nt!KeBugCheck+0x14.",
+}
+
+
+@pytest.mark.parametrize("behind", ["", " nested-attach: none.", " yara: none. evidence: none."])
+def test_how_the_machine_stopped_is_on_top(behind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How the machine stopped stands once, above all cards, whatever follows it in the explanation."""
+    rows = [ROW | {"Explanation": f"crash: it stopped. stopped: {STOPPED}.{behind}", "Apc": apc} for apc in (1, 2)]
+    assert main(["show", written(tmp_path, *rows)]) == 0
+    shown = capsys.readouterr().out
+    top, _, rest = shown.partition("\n1 thread with APCs queued or findings, 2 APCs queued: 1 critical\n")
+    assert " ".join(top.split()) == f"The machine stopped: {STOPPED}"
+    assert "stopped: bugcheck" not in rest
+    assert rest.count("* crash: it stopped.") == 2
+
+
+def test_the_thread_that_crashed_has_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a finding too, at any --min-severity; the summary does not call a machine that crashed fine."""
+    for arguments in ((), ("--min-severity", "critical")):
+        assert main(["show", *arguments, written(tmp_path, CRASHED)]) == 0
+        shown = capsys.readouterr().out
+        assert "\n0 threads with APCs queued or findings, 0 APCs queued: no finding\n" in shown
+        assert "\nINFO      no finding; the thread that crashed\n  thread     0x8ab54388, TID 340, Running\n" in shown
+        assert "  * crash: bugcheck 0x6 stopped it.\n  * stack: nt!KeBugCheck+0x14.\n" in shown
+
+
+def test_the_crash_of_all_threads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --all the summary counts every thread, the one that crashed too."""
+    clean = CRASHED | {"Thread": 0x1000, "Explanation": ""}
+    assert main(["show", written(tmp_path, clean, CRASHED)]) == 0
+    assert "\n2 threads, 0 APCs queued: no finding\n" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit import windows as facts
+from volatility3.plugins.windows.apcaudit.dumps.bugcheck_names import bugcheck_name
 
 BUILDS = [
     "6.0.6002.18005-x64",
@@ -88,12 +89,42 @@ def test_unknown_numbers_stay_numbers(number: int, state: str, reason: str) -> N
         (0x6, "0x6 (INVALID_PROCESS_DETACH_ATTEMPT)"),
         (0x20, "0x20 (KERNEL_APC_PENDING_DURING_EXIT)"),
         (0x1, "0x1 (APC_INDEX_MISMATCH)"),
-        (0xD1, "0xd1"),
+        (0xD1, "0xd1 (DRIVER_IRQL_NOT_LESS_OR_EQUAL)"),
+        (0x1A, "0x1a (MEMORY_MANAGEMENT)"),
+        (0x8E, "0x8e (KERNEL_MODE_EXCEPTION_NOT_HANDLED)"),
+        (0xEF, "0xef (CRITICAL_PROCESS_DIED)"),
+        (0x10E, "0x10e (VIDEO_MEMORY_MANAGEMENT_INTERNAL)"),
+        (0x133, "0x133 (DPC_WATCHDOG_VIOLATION)"),
+        (0x154, "0x154 (UNEXPECTED_STORE_EXCEPTION)"),
+        (0x1C8, "0x1c8 (MANUALLY_INITIATED_POWER_BUTTON_HOLD)"),
+        (0x20001, "0x20001 (HYPERVISOR_ERROR)"),
+        (0xC000021A, "0xc000021a (WINLOGON_FATAL_ERROR)"),
+        (0x12345678, "0x12345678"),
     ],
 )
 def test_stop_codes(code: int, name: str) -> None:
-    """A stop code that tells of APCs has its name, another its number."""
-    assert facts.bugcheck_name(code) == name
+    """A stop code has the name that Microsoft's reference gives it, an unknown one its number."""
+    assert bugcheck_name(code) == name
+
+
+@pytest.mark.parametrize(
+    ("build", "version"),
+    [
+        (2600, (5, 1, 2600)),
+        (3790, (5, 2, 3790)),
+        (6002, (6, 0, 6002)),
+        (7601, (6, 1, 7601)),
+        (9200, (6, 2, 9200)),
+        (9600, (6, 3, 9600)),
+        (10240, (10, 0, 10240)),
+        (26100, (10, 0, 26100)),
+        (1381, None),
+        (0, None),
+    ],
+)
+def test_versions_by_build(build: int, version: tuple[int, int, int] | None) -> None:
+    """A build belongs to the version whose first build is the highest that is not above it."""
+    assert facts.version_of_build(build) == version
 
 
 def encode(routine: int) -> int:

@@ -61,6 +61,8 @@ DONE, FORGED, FAILED, ENDED = '{"done": 1}\n', '{"done": 2}\n', '{"failed": "why
         (("no answer\n", ENDED), "the process that reads images gave no answer that can be read"),
         (("[]\n", ENDED), "the process that reads images gave no answer that can be read"),
         (('{"stage": 1}\n', ENDED), "the process that reads images gave no answer that can be read"),
+        (('{"progress": [1]}\n', ENDED), "the process that reads images gave no answer that can be read"),
+        (('{"progress": "1 of 2"}\n', '{"progress": "2 of 2"}\n', DONE, ENDED), 1),
     ],
 )
 def test_an_answer_is_of_its_request(says: tuple[str, ...], first: object, isolation: Isolation) -> None:
@@ -68,6 +70,21 @@ def test_an_answer_is_of_its_request(says: tuple[str, ...], first: object, isola
     assert ask(isolation, *says) == first
     assert ask(isolation, '{"done": "own"}\n', ENDED) == "own"
     isolation.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "header"),
+    [('{"bits": 64}', {"bits": 64}), ("null", None), ('"x"', None), ("[1]", None)],
+)
+def test_what_a_header_tells_of_a_failure(said: str, header: object, isolation: Isolation) -> None:
+    """A failure may bring what the image's headers tell; anything else in its place is nothing."""
+    shown: list[str] = []
+    says = ('{"stage": "open"}\n', '{"progress": "1 of 2"}\n', f'{{"failed": "why", "header": {said}}}\n', ENDED)
+    with pytest.raises(ImageError) as raised:
+        isolation.ask({"says": says}, time.monotonic() + 20, shown.append)
+    isolation.close()
+    assert (raised.value.stage, raised.value.header) == ("open", header)
+    assert shown == ["open", "1 of 2"]
 
 
 def test_who_does_not_end_has_not_answered(isolation: Isolation) -> None:

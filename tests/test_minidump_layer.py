@@ -13,7 +13,8 @@ import pytest
 import volatility3.symbols
 from volatility3.framework import constants, contexts, exceptions
 from volatility3.framework.layers import intel, physical, scanners
-from volatility3.plugins.windows.apcaudit.dumps.minidump_layer import MinidumpLayer
+from volatility3.plugins.windows.apcaudit.dumps.minidump_layer import MinidumpLayer, find_kernel
+from volatility3.plugins.windows.apcaudit.formats.triage import Minidump, parse_minidump
 from volatility3.plugins.windows.apcaudit.vol.automagic import MinidumpStacker
 
 from tests.minidump_builder import MinidumpScene, write_minidump
@@ -37,6 +38,10 @@ def add_isf(symbols: Path, isf: dict[str, Any], guid: str = GUID) -> Path:
     path = symbols / f"{guid}-1.json"
     path.write_text(json.dumps(isf))
     return path
+
+
+def parse(data: bytes) -> Minidump:
+    return parse_minidump(lambda offset, length: data[offset : offset + length], len(data))
 
 
 class Opened:
@@ -220,6 +225,17 @@ def test_damaged_symbol_file_is_no_kernel(symbols: Path) -> None:
     found = Opened(write_minidump(machine.scene())).physical.kernel_symbols
     assert found is not None
     assert found.guid == GUID
+
+
+def test_the_search_shows_its_progress(symbols: Path) -> None:
+    """The search says which of how many symbol files it reads, once: later it knows what is in them."""
+    machine = Machine(True)
+    for guid in (GUID, "B" * 32, "C" * 32):
+        add_isf(symbols, machine.isf() | {"symbols": {}}, guid)
+    shown: list[str] = []
+    for _ in range(2):
+        find_kernel(parse(write_minidump(machine.scene())), lambda _, text: shown.append(text))
+    assert [text.partition(": ")[2] for text in shown] == ["1 of 3", "2 of 3", "3 of 3"]
 
 
 def test_genuine_minidump(symbols: Path) -> None:

@@ -20,7 +20,7 @@ from apcaudit.bulk.records import TABLES, Records
 from apcaudit.cli import main
 from apcaudit.reports import chain, dataset, diagram, guide, made, matrix, page, prevalence, summary
 from tests.conftest import ROOT
-from tests.report_results import EVIL, failed, image, suspect, write
+from tests.report_results import EVIL, STOPPED, failed, image, suspect, write
 
 TABLES_OF_ROWS = tuple(TABLES)[1:]
 
@@ -88,6 +88,21 @@ def test_the_same_results_make_the_same_file(tmp_path: Path) -> None:
     """Two reports of the same results are equal byte for byte, in whatever order the images were scanned."""
     records = [suspect(1, codes=CRITICAL), suspect(2), suspect(3), failed(4, "why")]
     assert report(tmp_path / "a", *records) == report(tmp_path / "b", *reversed(records))
+
+
+@pytest.mark.parametrize("record", [suspect(1), failed(1, "why", crash=STOPPED)], ids=["scanned", "failed"])
+def test_how_a_machine_stopped(tmp_path: Path, record: Records) -> None:
+    """A report of one image says at the top how its machine stopped, and of several in the image's row."""
+    text = "".join(Tags(report(tmp_path / "one", record)).text)
+    assert text.index(f"The machine stopped: {STOPPED}") < text.index("Suspect threads", text.index("Summary"))
+    several = "".join(Tags(report(tmp_path / "two", record, image_of(2))).text)
+    assert "The machine stopped:" not in several
+    # Folded: the bugcheck's name, and all of the line behind it.
+    assert f"{STOPPED.partition(', ')[0]}{STOPPED}" in several
+
+
+def image_of(number: int) -> Records:
+    return Records(image(number))
 
 
 @pytest.mark.parametrize("evil", [EVIL, "</style><script>alert(1)</script>", "\"' onload=alert(1) x='", "{{ 7 * 7 }}"])

@@ -51,6 +51,10 @@ class Answers:
         self._file.write("\n")
         self._file.flush()
 
+    def progress(self, text: str) -> None:
+        """Send how far a stage is."""
+        self.send(progress=text)
+
     def stage(self, name: str) -> None:
         """Send the stage that begins."""
         self.send(stage=name)
@@ -229,13 +233,15 @@ def handle(request: dict[str, Any], answers: Answers) -> str:
         else:
             file, image = Path(request["file"]), request["image"]
             given: dict[str, Any] = {"rules": _path_of(request["rules"]), "skip_broken": request["skip_broken_rules"]}
-            contents = framework.read(image, file, scan=request["scan"], stage=answers.stage, **given)
+            given |= {"scan": request["scan"], "stage": answers.stage, "progress": answers.progress}
+            contents = framework.read(image, file, **given)
             done, symbol_file = dataclasses.asdict(contents), contents.symbol_file
             done["short"] = short = _short_of_memory(request["memory"])
             done["notes"] = (*done["notes"], f"{short}: parts may be missing") if short else done["notes"]
             answers.send(done=done)
     except MemoryError:
-        answers.send(failed=f"it needs more memory than the limit of {request['memory'] >> 20} MiB (--memory)")
+        text = f"it needs more memory than the limit of {request['memory'] >> 20} MiB (--memory)"
+        answers.send(failed=text, header=_header(request))
     except NoRoomError as error:
         answers.send(failed=str(error), temporary=True)
     except (ApcAuditError, OSError) as error:
@@ -248,7 +254,18 @@ def handle(request: dict[str, Any], answers: Answers) -> str:
 
 def _send_failure(text: str, request: dict[str, Any], answers: Answers) -> None:
     short = _short_of_memory(request["memory"])
-    answers.send(failed=" ".join(f"{short}: {text}".split() if short else text.split()))
+    answers.send(failed=" ".join(f"{short}: {text}".split() if short else text.split()), header=_header(request))
+
+
+def _header(request: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the headers of an image that failed tell, None where they tell nothing."""
+    if request["do"] != "audit":
+        return None
+    # The image has failed already, for a reason that is sent.
+    with contextlib.suppress(Exception):
+        header = framework.read_header(request["image"], Path(request["file"]))
+        return None if header is None else dataclasses.asdict(header)
+    return None
 
 
 def _short_of_memory(limit: int) -> str | None:
@@ -269,7 +286,7 @@ def _identify(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
         path = image_of(path, request["member"], Path(request["scratch"]), answers.stage)[0]
     reason: str | None = None
     try:
-        kernel = framework.identify(path)
+        kernel = framework.identify(path, answers.progress)
     except framework.NoKernelError as error:
         kernel, reason = error.kernel, str(error)
     return {

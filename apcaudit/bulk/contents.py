@@ -30,11 +30,29 @@ class Contents:
     processors: int | None
     partial: bool
     system_time: float | None
+    up_time: float | None
     bugcheck: int | None
     bugcheck_parameters: str | None
+    crash: str | None
     crashing_thread: Address | None
     notes: tuple[str, ...]
     threads: tuple[ThreadRow, ...]
     apcs: tuple[ApcRow, ...]
     findings: tuple[FindingRow, ...]
+    drivers: tuple[DriverRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the headers of a crash dump tell of an image that could not be audited; the fields of Contents."""
+
+    windows: str | None
+    bits: int
+    processors: int | None
+    partial: bool
+    system_time: float | None
+    up_time: float | None
+    bugcheck: int | None
+    bugcheck_parameters: str | None
+    crash: str | None
     drivers: tuple[DriverRow, ...]

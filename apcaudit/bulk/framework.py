@@ -22,9 +22,9 @@ from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
 
 from apcaudit import where
-from apcaudit.bulk.contents import Contents, Kernel
+from apcaudit.bulk.contents import Contents, Header, Kernel
 from apcaudit.bulk.reader_cache import ReaderCache
-from apcaudit.bulk.rows import Rows, address_of, time_of
+from apcaudit.bulk.rows import Rows, address_of, dumped_drivers, seconds_of, time_of
 from apcaudit.bulk.symbol_files import SymbolFiles
 from apcaudit.errors import ApcAuditError
 
@@ -43,6 +43,7 @@ class NoKernelError(ApcAuditError):
 def prepare(symbols: tuple[Path, ...], cache: ReaderCache, *, offline: bool) -> None:
     """Load what every image needs: vol's plugins, the folders of symbol files, and the cache that indexes them."""
     cache.begin()
+    vol_cache = constants.CACHE_PATH
     # Vol writes to the first folder only, and removes files from it only.
     folders = [str(each) for each in (cache.first, *symbols, _find_own_folders())]
     others = [each for each in volatility3.symbols.__path__ if each not in folders]
@@ -54,6 +55,11 @@ def prepare(symbols: tuple[Path, ...], cache: ReaderCache, *, offline: bool) -> 
         # With a server that has nothing, vol fails to fetch the file and then looks for it.
         constants.SYMBOL_SERVER_URL = (cache.own / "nowhere").as_uri()
     plugin = _plugin()
+    # What vol itself has learned of the symbol files for minidumps, and what these processes learn, is one folder.
+    opener = plugin_module("dumps.minidump_layer")
+    folder = Path(vol_cache, plugin_module("dumps.kernel_match").CACHE_FOLDER)
+    # Reading Opening loads the module, if it is deferred: loading it later would undo this.
+    opener.opening = opener.Opening(str(folder), without_symbols=False)
     # Run the automagic that fills the index, without an image.
     context = contexts.Context()
     for magic in _magics(context):
@@ -188,13 +194,21 @@ def _magics(context: interfaces.context.ContextInterface) -> Any:
 
 
 def read(
-    image: str, path: Path, *, scan: bool, rules: Path | None, skip_broken: bool, stage: Callable[[str], None]
+    image: str,
+    path: Path,
+    *,
+    scan: bool,
+    rules: Path | None,
+    skip_broken: bool,
+    stage: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> Contents:
     """Audit an image.
 
     Args:
         image: its name in the rows.
         path: the file, unpacked.
+        progress: called with texts on the progress of opening it.
         scan: whether memory is searched for threads and APCs that no list holds.
         rules: YARA rules beside those that ship: a file, or a folder of .yar files.
         skip_broken: whether rule files that cannot be used are skipped, with a note.
@@ -206,7 +220,7 @@ def read(
     stage("open")
     warnings = _Warnings()
     with warnings:
-        made = _construct(path, warnings)
+        made = _construct(path, warnings, progress)
         stage("audit")
         options = _rules(rules, skip_broken=skip_broken)
         document = made.audit(made.context, made.config["kernel"], scan=scan, rules=options)
@@ -224,14 +238,47 @@ def read(
         processors=facts.processors or None,
         partial=facts.partial,
         system_time=time_of(facts.system_time),
+        up_time=seconds_of(facts.up_time),
         bugcheck=None if bugcheck is None else bugcheck.code,
         bugcheck_parameters=None if bugcheck is None else " ".join(f"{each:#x}" for each in bugcheck.parameters),
+        crash=facts.crash,
         crashing_thread=address_of(facts.crashing_thread),
         notes=(*document.notes, *(text for text in warnings.texts if text not in document.notes)),
         threads=tuple(rows.threads),
         apcs=tuple(rows.apcs),
         findings=tuple(rows.findings),
         drivers=tuple(rows.drivers()),
+    )
+
+
+def read_header(image: str, path: Path) -> Header | None:
+    """Read what the headers of a crash dump tell without symbols, None where the file is no crash dump.
+
+    Args:
+        image: its name in the rows.
+        path: the file, unpacked.
+    """
+    with path.open("rb") as file:
+
+        def read_file(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        facts = plugin_module("dumps.header_facts").read_header_facts(read_file, path.stat().st_size)
+    if facts is None:
+        return None
+    bugcheck = facts.bugcheck
+    return Header(
+        windows=None if facts.version is None else ".".join(str(each) for each in facts.version),
+        bits=facts.bits,
+        processors=facts.processors or None,
+        partial=facts.partial,
+        system_time=time_of(facts.system_time),
+        up_time=seconds_of(facts.up_time),
+        bugcheck=None if bugcheck is None else bugcheck.code,
+        bugcheck_parameters=None if bugcheck is None else " ".join(f"{each:#x}" for each in bugcheck.parameters),
+        crash=facts.crash,
+        drivers=tuple(dumped_drivers(image, facts)),
     )
 
 
@@ -253,19 +300,30 @@ def _values(line: Any) -> dict[str, Any]:
     return {name: None if isinstance(value, absent) else value for name, value in values.items()}
 
 
-def identify(path: Path) -> Kernel | None:
+def identify(path: Path, progress: Callable[[str], None] = lambda _: None) -> Kernel | None:
     """Return the kernel of an image whose symbol file is available; None where vol does not identify it.
+
+    Args:
+        path: the file, unpacked.
+        progress: called with texts on the progress of opening it.
 
     Raises:
         NoKernelError: vol found no Windows kernel in it, or has no symbol file for it.
     """
     warnings = _Warnings()
     with warnings:
-        made = _construct(path, warnings)
+        made = _construct(path, warnings, progress)
     return _kernel(made.context, made.config["kernel"])
 
 
-def _construct(path: Path, warnings: _Warnings) -> Any:
+def _construct(path: Path, warnings: _Warnings, progress: Callable[[str], None]) -> Any:
+    search = plugin_module("dumps.minidump_layer").SEARCH
+
+    def show(_: float, text: str | None = None) -> None:
+        # Vol's own steps are short, and many.
+        if text is not None and text.startswith(search):
+            progress(text)
+
     context = contexts.Context()
     plugin = _plugin()
     location = requirements.URIRequirement.location_from_file(str(path))
@@ -273,7 +331,7 @@ def _construct(path: Path, warnings: _Warnings) -> Any:
     try:
         # Vol annotates the last one as required; without it no plugin can write files.
         construct: Any = plugins.construct_plugin
-        return construct(context, _magics(context), plugin, "plugins", _show_nothing, None)
+        return construct(context, _magics(context), plugin, "plugins", show, None)
     except exceptions.UnsatisfiedException as error:
         reasons = [requirement.description for requirement in error.unsatisfied.values()]
         text = "; ".join(warnings.texts or reasons).replace("\n", " ")

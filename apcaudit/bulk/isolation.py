@@ -33,12 +33,16 @@ class ImageError(ApcAuditError):
     """An image could not be read: the text says why, `stage` at which stage.
 
     `temporary` is whether the cause is the machine and not the image, so that the next scan tries the image again.
+    `header` is what the image's headers tell nevertheless: the fields of contents.Header.
     """
 
-    def __init__(self, reason: str, stage: str, *, temporary: bool = False) -> None:
+    def __init__(
+        self, reason: str, stage: str, *, temporary: bool = False, header: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(reason)
         self.stage = stage
         self.temporary = temporary
+        self.header = header
 
 
 class StoppedError(Exception):
@@ -117,8 +121,8 @@ class Isolation:
         Args:
             request: what child.handle takes.
             deadline: value of time.monotonic() at which the process and its children are killed.
-            stage: called with each stage that begins.
-            opening: the limit of the stage `open` in seconds.
+            stage: called with each stage that begins, and with how far it is.
+            opening: the limit in seconds of the stage `open`, and of each part of it that is told.
 
         Raises:
             ImageError: the process failed, died, or was killed at the deadline.
@@ -145,19 +149,23 @@ class Isolation:
                 said = _read(line)
                 if "stage" in said:
                     at = said["stage"]
-                    until = deadline
-                    if at == "open" and opening is not None:
-                        until = min(deadline, time.monotonic() + opening)
                     stage(at)
+                elif "progress" in said:
+                    stage(said["progress"])
                 elif "ended" in said:
                     ended = True
                     break
                 elif not answer:
                     answer = said
+                # What tells how far it is goes on: the first search of many symbol files takes minutes.
+                limited = at == "open" and opening is not None
+                until = min(deadline, time.monotonic() + (opening or 0)) if limited else deadline
             if ended and "done" in answer:
                 return answer["done"]
             if ended and "failed" in answer:
-                raise ImageError(answer["failed"], at, temporary=answer.get("temporary") is True)
+                header = answer.get("header")
+                header = header if isinstance(header, dict) else None
+                raise ImageError(answer["failed"], at, temporary=answer.get("temporary") is True, header=header)
         except (ValueError, RecursionError) as error:
             self.close()
             raise ImageError("the process that reads images gave no answer that can be read", at) from error
@@ -233,6 +241,6 @@ class Isolation:
 def _read(line: bytes) -> dict[str, Any]:
     """Parse a line from the process and check its form, since an image may have compromised the process."""
     said = json.loads(line)
-    if not isinstance(said, dict) or not isinstance(said.get("stage", ""), str):
+    if not isinstance(said, dict) or not all(isinstance(said.get(name, ""), str) for name in ("stage", "progress")):
         raise ValueError("no answer")
     return said

@@ -33,7 +33,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """An image with results; `reused` is whether they are an earlier scan's."""
+    """An image with results; `reused` is whether they are an earlier scan's, `crash` the line on its bugcheck."""
 
     source: str
     image: str
@@ -41,11 +41,12 @@ class Scanned:
     findings: int
     seconds: float
     reused: bool = False
+    crash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An image that failed: why, at which stage, after how many seconds; `reused` as in Scanned."""
+    """An image that failed: why, at which stage, after how many seconds; `reused` and `crash` as in Scanned."""
 
     source: str
     image: str
@@ -53,6 +54,7 @@ class Failed:
     stage: str
     seconds: float
     reused: bool = False
+    crash: str | None = None
 
 
 Outcome = Scanned | Failed

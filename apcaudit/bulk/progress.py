@@ -128,6 +128,8 @@ def text_of(outcome: Outcome) -> str:
     """Describe an image's outcome in one line; control characters in names and reasons are escaped."""
     source = one_line(outcome.source)
     earlier = ", scanned earlier" if outcome.reused else f" in {outcome.seconds:.1f} s"
+    crash = f"; the machine stopped: {one_line(outcome.crash)}" if outcome.crash else ""
     if isinstance(outcome, Failed):
-        return f"{source}: failed at {outcome.stage}{earlier}: {one_line(outcome.reason)}"
-    return f"{source}: {outcome.severity}, {counted(outcome.findings, 'finding')}{earlier}"
+        told = outcome.crash is not None and outcome.crash in outcome.reason
+        return f"{source}: failed at {outcome.stage}{earlier}: {one_line(outcome.reason)}{'' if told else crash}"
+    return f"{source}: {outcome.severity}, {counted(outcome.findings, 'finding')}{earlier}{crash}"

@@ -18,8 +18,8 @@ from pathlib import Path
 INDEX = "identifier.cache"
 """Vol's index of symbol files (volatility3.framework.constants.IDENTIFIERS_FILENAME)."""
 
-_KEPT = (INDEX, "apcaudit_kernel_symbols.json")
-"""The files to keep for other processes: the index, and the plugin's file of kernels identified in minidumps."""
+_KEPT = (INDEX,)
+"""The files to keep for other processes."""
 
 
 @dataclass(frozen=True, slots=True)

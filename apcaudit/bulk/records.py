@@ -62,8 +62,10 @@ class ImageRow:
     processors: int | None = _column("number of processors")
     partial: bool | None = _column("whether the image holds only parts of memory, as a minidump does")
     system_time: float | None = _column("the machine's clock, seconds since 1970, UTC")
+    up_time: float | None = _column("for how long it had run, seconds")
     bugcheck: int | None = _column("stop code of a machine that had crashed")
     bugcheck_parameters: str | None = _column("its parameters, hexadecimal, separated by spaces")
+    crash: str | None = _column("both with their names and meaning, and when and where it stopped, in one line")
     crashing_thread: Address | None = _column("`_ETHREAD` of the thread that stopped it")
     severity: str = _column("highest severity of its findings, `info` without any")
     findings: int = _column("number of findings")
@@ -72,7 +74,7 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class ThreadRow:
-    """A thread with findings or queued APCs; the plugin's columns of the same names."""
+    """A thread with findings or queued APCs, or that crashed; the plugin's columns of the same names."""
 
     image: str = _column("the image, as in images")
     thread: Address = _column("`_ETHREAD` virtual address")
@@ -150,7 +152,10 @@ class FindingRow:
 
 @dataclass(frozen=True, slots=True)
 class DriverRow:
-    """A kernel module of an image: loaded, in no list and holding code of these tables, or remembered as unloaded."""
+    """A kernel module of an image: loaded, in no list and holding code of these tables, or remembered as unloaded.
+
+    Of an image that failed, those that the headers of a minidump list.
+    """
 
     image: str = _column("the image, as in images")
     base: Address = _column("first virtual address")

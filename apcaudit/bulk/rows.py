@@ -19,6 +19,7 @@ from apcaudit.bulk.records import (
     FindingRow,
     ThreadRow,
 )
+from apcaudit.text import one_line
 
 _UNIX_EPOCH = 116444736000000000
 """1 January 1970 as a FILETIME, 100 ns units since 1601."""
@@ -149,6 +150,22 @@ class Rows:
         return (None, None) if driver is None else (driver.name or NO_NAME, code.address - driver.base)
 
 
+def dumped_drivers(image: str, facts: Any) -> Iterator[DriverRow]:
+    """Yield the kernel modules that the headers of a minidump list.
+
+    Args:
+        image: the image's name in the rows.
+        facts: the plugin's HeaderFacts.
+    """
+    for each in facts.drivers:
+        path = None if each.name is None else one_line(each.name)
+        name = NO_NAME if path is None else path.rpartition("\\")[2] or NO_NAME
+        yield DriverRow(image, Address(each.base), each.size, name, path, LOADED)
+    for each in facts.unloaded:
+        size = max(0, each.end - each.start)
+        yield DriverRow(image, Address(each.start), size, one_line(each.name) or NO_NAME, None, UNLOADED)
+
+
 class _Ranges:
     """Finds the driver that holds an address; where several do, the one with the highest base."""
 
@@ -170,6 +187,11 @@ def address_of(value: int | None) -> Address | None:
 def signed(value: int | None) -> int | None:
     """Convert an ID to a signed 64-bit number, the columns' type: in a damaged CLIENT_ID it may be any pointer."""
     return None if value is None else (int(value) + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def seconds_of(ticks: int | None) -> float | None:
+    """Turn ticks of 100 ns into seconds; None stays None."""
+    return None if ticks is None else ticks / 10_000_000
 
 
 def time_of(filetime: int | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,18 @@ class Symbols:
     kernel: str | None = None
 
     @property
+    def missing(self) -> str | None:
+        """What is missing, by its name on the symbol server; None where nothing is missing, or it is not known."""
+        if self.present:
+            return None
+        if self.pdb is not None:
+            return f"{self.pdb} {self.guid}-{self.age}"
+        if self.kernel is None:
+            return None
+        *_, key, image = self.kernel.split("/")
+        return f"the PDB of {image} {key}"
+
+    @property
     def file(self) -> str:
         """The symbol file's path below a folder of symbol files."""
         return f"windows/{self.pdb}/{self.guid}-{self.age}.json.xz"
@@ -69,6 +82,14 @@ def symbols_of(source: str, kernel: dict[str, Any] | None, reason: str | None) -
         found = _IMAGE.search(reason or "")
         return Symbols(source, present=present, reason=reason, kernel=found[0] if found else None)
     return Symbols(source, kernel["pdb"], kernel["guid"], kernel["age"], present)
+
+
+def missing_lines(every: Iterable[Symbols]) -> list[str]:
+    """Name each missing symbol file once, with the number of images that need it, the most needed first."""
+    counts = Counter(each.missing for each in every if each.missing is not None)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    lines = [f"  {name}: {count} image{'' if count == 1 else 's'}" for name, count in ordered]
+    return [f"missing symbol files: {len(lines)}", *lines] if lines else []
 
 
 def commands(every: Iterable[Symbols]) -> str:

@@ -16,7 +16,7 @@ from apcaudit.bulk.isolation import ImageError
 from apcaudit.bulk.outcome import Settings
 from apcaudit.bulk.pool import threads
 from apcaudit.bulk.readers import Readers
-from apcaudit.bulk.symbol_script import Symbols, commands, symbols_of
+from apcaudit.bulk.symbol_script import Symbols, commands, missing_lines, symbols_of
 from apcaudit.errors import ApcAuditError
 from apcaudit.text import one_line
 
@@ -62,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
         for found in executor.map(lambda each: identified(each, readers, settings), images):
             every.append(found)
             print(line_of(found), flush=True)
+    for line in missing_lines(every):
+        print(line)
     script = commands(every)
     if script and options.script is not None:
         try:
@@ -90,7 +92,9 @@ def identified(image: Evidence, readers: Readers, settings: Settings) -> Symbols
 
 def line_of(symbols: Symbols) -> str:
     """Return the line on an image's kernel."""
-    if symbols.pdb is None:
+    if symbols.pdb is None and symbols.missing is not None:
+        text = f"{symbols.source}: {symbols.missing}: NO SYMBOL FILE"
+    elif symbols.pdb is None:
         text = f"{symbols.source}: {'symbol file there, its PDB unknown' if symbols.present else symbols.reason}"
     else:
         state = "symbol file there" if symbols.present else "NO SYMBOL FILE"

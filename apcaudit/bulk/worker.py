@@ -99,14 +99,15 @@ def scan(evidence: Evidence, settings: Settings, stage: Callable[[str], None] = 
         reason = (
             f"{error}; the crash dump {cut}" if cut and error.stage == "open" and cut not in str(error) else str(error)
         )
-        return fail(evidence, settings, reason, error.stage, seconds, image=image, size=size, temporary=error.temporary)
+        found: dict[str, Any] = {"image": image, "size": size, "header": error.header}
+        return fail(evidence, settings, reason, error.stage, seconds, temporary=error.temporary, **found)
     except room.NoRoomError as error:
         return fail(evidence, settings, str(error), "worker", time.monotonic() - started, temporary=True)
     stage("store")
     records = _records(evidence, image, size, contents, settings, time.monotonic() - started)
     _write(settings, records)
     row = records.image
-    return Scanned(evidence.source, row.image, row.severity, row.findings, row.seconds)
+    return Scanned(evidence.source, row.image, row.severity, row.findings, row.seconds, crash=row.crash)
 
 
 def fail(
@@ -119,6 +120,7 @@ def fail(
     image: str | None = None,
     size: int | None = None,
     temporary: bool = False,
+    header: dict[str, Any] | None = None,
 ) -> Failed:
     """Write the row of an image that failed.
 
@@ -131,8 +133,10 @@ def fail(
         image: SHA-256 of its bytes, None where they could not be read.
         size: its size in bytes.
         temporary: whether the cause is the machine, so that the next scan tries again.
+        header: what its headers tell nevertheless, the fields of contents.Header.
     """
     name = image or _path_name(evidence)
+    told = header or {}
     if image is None:
         _remember(evidence, name, settings)
     row = ImageRow(
@@ -142,10 +146,11 @@ def fail(
         status=FAILED,
         reason=reason,
         stage=stage,
-        **_NO_CONTENTS,
+        **(_NO_CONTENTS | {each: told[each] for each in _NO_CONTENTS.keys() & told.keys()}),
     )
-    _write(settings, Records(row))
-    return Failed(evidence.source, name, reason, stage, seconds)
+    drivers = tuple(DriverRow(**each) for each in told.get("drivers", ()))
+    _write(settings, Records(row, drivers=drivers))
+    return Failed(evidence.source, name, reason, stage, seconds, crash=row.crash)
 
 
 _NO_CONTENTS: dict[str, Any] = {
@@ -158,8 +163,10 @@ _NO_CONTENTS: dict[str, Any] = {
     "processors": None,
     "partial": None,
     "system_time": None,
+    "up_time": None,
     "bugcheck": None,
     "bugcheck_parameters": None,
+    "crash": None,
     "crashing_thread": None,
     "severity": "info",
     "findings": 0,
@@ -229,10 +236,10 @@ def _earlier_outcome(evidence: Evidence, image: str, settings: Settings) -> Outc
             fingerprint.describe(settings, row.kernel_guid, limits=limits) for limits in (False, True)
         }:
             return None
-        return Scanned(evidence.source, image, row.severity, row.findings, row.seconds, reused=True)
+        return Scanned(evidence.source, image, row.severity, row.findings, row.seconds, reused=True, crash=row.crash)
     if settings.retry or row.settings != fingerprint.describe(settings, None, limits=True):
         return None
-    return Failed(evidence.source, image, row.reason or "", row.stage or "", row.seconds, reused=True)
+    return Failed(evidence.source, image, row.reason or "", row.stage or "", row.seconds, reused=True, crash=row.crash)
 
 
 def _path_name(evidence: Evidence) -> str:

@@ -86,7 +86,7 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
                 name="min-severity",
                 optional=True,
                 default=str(Severity.INFO),
-                description="Leave out rows below this severity",
+                description="Leave out rows below this severity; the thread that crashed stays",
             ),
             *rule_requirements(),
             *timeliner_requirements(timeliner.TimeLinerInterface),
@@ -176,42 +176,55 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
             raise exceptions.SymbolSpaceError(str(error)) from error
         return audit, audit.run(selection or Selection())
 
-    def _reported(self) -> Iterator[tuple[Audit, list[Row]]]:
-        """Yield the audit and the rows of each thread that has rows."""
+    def _selection(self) -> Selection:
         from .audit import Selection
-        from .output.columns import rows_of
 
         options: Any = self.config
-        selection = Selection(
+        return Selection(
             frozenset(options["pid"] or ()),
             frozenset(options["tid"] or ()),
             options["all"],
             options["stacks"],
             options["wide"],
         )
-        floor = Severity[options["min-severity"].upper()]
-        audit, threads = self.stream(
+
+    def _begin(self) -> tuple[Audit, Iterator[Audited]]:
+        """Return the audit of the image with the plugin's options, and its threads."""
+        options: Any = self.config
+        return self.stream(
             self.context,
             options["kernel"],
-            selection,
+            self._selection(),
             scan=options["scan"],
             rules=rule_options(self.config),
             progress=self._progress_callback,
         )
+
+    def _reported(self, audit: Audit, threads: Iterator[Audited]) -> Iterator[list[Row]]:
+        """Yield the rows of each thread that has rows; then log the notes, and that there were no rows."""
+        from .output.columns import rows_of
+
+        options: Any = self.config
+        floor = Severity[options["min-severity"].upper()]
+        found = False
         for audited in threads:
             rows = rows_of(audited, audit.facts, wide=options["wide"], stacks=options["stacks"])
-            rows = [row for row in rows if row.severity >= floor]
+            if audited.thread.address != audit.facts.crashing_thread:
+                rows = [row for row in rows if row.severity >= floor]
             if rows:
-                yield audit, rows
+                found = True
+                yield rows
+        if not found:
+            vollog.warning(audit.nothing(self._selection(), floor))
         of_rules = (*audit.reports.signatures.hits_without_thread, *audit.reports.signatures.skipped_rules)
         for note in audit.notes:
             # A minidump holds only parts of memory, so incomplete lists are no surprise there.
             expected = audit.facts.partial and note not in of_rules
             vollog.log(logging.INFO if expected else logging.WARNING, note)
 
-    def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    def _rows(self, audit: Audit, threads: Iterator[Audited]) -> Iterator[tuple[int, tuple[Any, ...]]]:
         columns = self._columns()
-        for _, rows in self._reported():
+        for rows in self._reported(audit, threads):
             for row in rows:
                 yield 0, tuple(column.value(row) for column in columns)
 
@@ -220,7 +233,8 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
         from .output.document import CREATED, timeline
 
         types = timeliner.TimeLinerType
-        for audit, rows in self._reported():
+        audit, threads = self._begin()
+        for rows in self._reported(audit, threads):
             for text, kind, time in timeline(rows[0].audited, audit.facts):
                 yield text, types.CREATED if kind == CREATED else types.MODIFIED, time
 
@@ -230,8 +244,12 @@ class ApcAudit(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface)
         return [column for column in COLUMNS if self.config["wide"] or not column.wide]
 
     def run(self) -> renderers.TreeGrid:
-        """Return the table, made while it is read."""
-        return renderers.TreeGrid([(column.name, column.type) for column in self._columns()], self._rows())
+        """Return the table, made while it is read; log first how the machine stopped, above the table."""
+        audit, threads = self._begin()
+        if audit.facts.crash is not None:
+            vollog.warning(f"The machine stopped: {audit.facts.crash}")
+        columns = [(column.name, column.type) for column in self._columns()]
+        return renderers.TreeGrid(columns, self._rows(audit, threads))
 
 
 # Modules that no other plugin needs are loaded only when the audit runs.

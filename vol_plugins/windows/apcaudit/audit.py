@@ -14,12 +14,12 @@ from .checks.delivery import is_stuck
 from .checks.registry import Prefilter, check
 from .dumps.bugcheck import find_crash_header, read_bugcheck
 from .dumps.missing import truncation_note
-from .findings import Audited, Checked
-from .image.structures import SystemTime, create_time_shift, read_version
+from .findings import Audited, Checked, Severity
+from .image.structures import SystemTime, create_time_shift, read_up_time, read_version
 from .image.symbols import KernelSymbols
 from .kernel import Kernel, read_kernel
 from .members import PrefilterMembers, ThreadMembers
-from .model import Facts, FoundThread, Thread, View
+from .model import BugCheck, Facts, FoundThread, Thread, View
 from .output.report import Reports
 from .queues.apc_lists import ApcLists
 from .queues.crash import Crash
@@ -30,6 +30,7 @@ from .signatures.options import RuleOptions
 from .threads.enumeration import Threads, Views
 from .threads.kernel_stacks import read_processor_stacks
 from .threads.kernel_views import CidTable, missing_processors, read_cid_table, read_processors
+from .windows import version_of_build
 
 if TYPE_CHECKING:
     from .output.document import ImageFacts
@@ -113,7 +114,14 @@ class Audit:
             if each.current
         }
         crash.find_thread(running, self._dumped, self._header)
-        self.facts = replace(facts, crashing_thread=crash.thread)
+        self._version = read_version(kernel.memory, kernel.symbols)
+        self._up_time = read_up_time(kernel.memory, kernel.symbols)
+        if self._header is not None:
+            self._version = self._version or version_of_build(self._header.minor_version)
+            self._up_time = self._header.system_up_time or self._up_time
+        self.facts = facts = replace(facts, crashing_thread=crash.thread)
+        if bugcheck is not None:
+            self.facts = replace(facts, crash=self._crash_line(bugcheck))
         self._off_list = OffList(kernel, self.lists, {} if self._scanned is None else self._scanned.apcs)
         self._named_threads = self._off_list.threads | crash.threads
         stack_pointers = {crash.thread: crash.stack_pointer} if crash.thread and crash.stack_pointer else {}
@@ -125,6 +133,7 @@ class Audit:
         )
         self._prefilter = Prefilter(kernel.layout, self.facts)
         self._thread_notes: tuple[str, ...] = ()
+        self._threads_seen = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -150,16 +159,18 @@ class Audit:
         """Facts about the image; `complete` and `drivers` are final once all threads have been given."""
         from .output.document import ImageFacts
 
-        kernel, header = self.kernel, self._header
+        kernel = self.kernel
         return ImageFacts(
             kernel_base=kernel.symbols.base,
             bits=kernel.memory.bits,
-            version=read_version(kernel.memory, kernel.symbols),
+            version=self._version,
             symbols=kernel.symbols.file,
             borrowed_types=kernel.symbols.borrowed_from,
-            processors=len(self._processors) or (header.number_processors if header is not None else 0),
-            system_time=self._system_time.value or (header.system_time if header is not None else None),
+            processors=self._processor_count,
+            system_time=self._time,
+            up_time=self._up_time,
             bugcheck=self.facts.bugcheck,
+            crash=self.facts.crash,
             crashing_thread=self.facts.crashing_thread,
             partial=self.facts.partial,
             scanned=self._scans,
@@ -173,6 +184,37 @@ class Audit:
             unloaded=kernel.drivers.unloaded,
         )
 
+    @property
+    def _time(self) -> int | None:
+        return self._system_time.value or (self._header.system_time if self._header is not None else None)
+
+    @property
+    def _processor_count(self) -> int:
+        # A minidump holds one processor's block, and its header counts all.
+        counted = 0 if self._header is None else self._header.number_processors
+        return counted if self.facts.partial and counted else len(self._processors) or counted
+
+    def _crash_line(self, bugcheck: BugCheck) -> str:
+        """Describe the bugcheck, when and where it was, in one line."""
+        from .dumps.bugcheck_line import Circumstances, bugcheck_line
+
+        thread = self.facts.crashing_thread
+        on = [each.number for each in self._processors if thread is not None and each.current == thread]
+        at = Circumstances(
+            time=self._time,
+            up_time=self._up_time,
+            version=self._version,
+            bits=self.kernel.memory.bits,
+            processor=on[0] if on else None,
+            processors=self._processor_count,
+        )
+        line = bugcheck_line(bugcheck, at, self._name_code)
+        return line if thread is not None else f"{line}; the thread that stopped it is not known"
+
+    def _name_code(self, address: int) -> str | None:
+        code = self.kernel.drivers.code(address)
+        return None if code.module is None else code.text
+
     def run(self, selection: Selection) -> Iterator[Audited]:
         """Yield the selected threads that have findings or queued APCs, or all of them.
 
@@ -185,7 +227,7 @@ class Audit:
             self.lists.remember(found)
             if len(kept) <= THREADS_KEPT:
                 kept.append(found)
-        self._thread_notes = threads.notes
+        self._thread_notes, self._threads_seen = threads.notes, threads.seen
         whole = len(kept) <= THREADS_KEPT
         stuck = _StuckThreads(
             self, (lambda: iter(kept)) if whole else (lambda: self._all_threads().all(self._is_clean))
@@ -224,6 +266,16 @@ class Audit:
         if not any(apc.is_user for queue in thread.queues for apc in queue.apcs):
             return thread
         return self.user_stage().add(thread)
+
+    def nothing(self, selection: Selection, floor: Severity) -> str:
+        """Say that no thread has a row, once all threads have been given; `floor` is the lowest severity of a row."""
+        seen = f"{self._threads_seen:,} thread{'' if self._threads_seen == 1 else 's'}"
+        if not self._threads_seen:
+            return "Nothing was found: no thread can be read in this image"
+        what = "an APC queued or a finding" if floor is Severity.INFO else f"a finding at {floor} or above"
+        if selection.pids or selection.tids:
+            return f"Nothing was found: of {seen} none that --pid or --tid names has {what}"
+        return f"Nothing was found: none of {seen} has {what}"
 
     def _listed_threads(self) -> Iterator[FoundThread]:
         """Yield the threads of the process lists, independently of other passes."""

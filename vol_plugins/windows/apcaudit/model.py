@@ -378,7 +378,8 @@ class Facts:
 
     `apc_size` is sizeof(_KAPC) in bytes, `lacks` the names of ThreadMembers that this Windows lacks.
     `partial` is whether the image was made to hold only parts of memory, like a minidump: then unreadable memory is no
-    evidence. `crashing_thread` is the _ETHREAD that stopped the machine, None if unknown.
+    evidence. `crashing_thread` is the _ETHREAD that stopped the machine, None if unknown, `crash` the line on the
+    bugcheck, None without one.
     `create_time_shift` is how many bits _ETHREAD.CreateTime is shifted to the left of a FILETIME. `routines` are the
     addresses of windows.ROUTINES that this kernel has, `wait_reasons` the names of its KWAIT_REASON, `embedded` the
     members of its _ETHREAD that are KAPCs.
@@ -389,6 +390,7 @@ class Facts:
     partial: bool = False
     bugcheck: BugCheck | None = None
     crashing_thread: int | None = None
+    crash: str | None = None
     create_time_shift: int = 0
     routines: Mapping[str, int] = field(default_factory=dict)
     wait_reasons: tuple[str, ...] = windows.WAIT_REASONS

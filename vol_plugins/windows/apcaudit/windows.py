@@ -25,7 +25,8 @@ ID_STEP = 4
 """Process and thread IDs are multiples of four (Windows Internals, "Object handles"); callers may use bits 0 and 1."""
 
 SYSTEM_PID = 4
-"""ID of the System process since XP (Windows Internals, "System process")."""
+SYSTEM_NAME = "System"
+"""ID and name of the System process since XP (Windows Internals, "System process")."""
 
 LAST_ENVIRONMENT = 3
 """Highest KAPC.ApcStateIndex: InsertApcEnvironment (KAPC_ENVIRONMENT: ReactOS sdk/include/ndk/ketypes.h)."""
@@ -131,6 +132,26 @@ SUSPEND_STATES = {3: "WaitSuspendInProgress", 4: "WaitSuspended", 5: "WaitResume
 # special kernel APC, which shows in WaitIrql instead, since it runs at APC_LEVEL.
 ZERO_WHERE_LACKING = frozenset({"special_apc_disable", "special_apc_in_progress"})
 
+# The first build of each version: major, minor (Microsoft, "Operating System Version" and "Windows 10 release
+# information"). Windows 11 is 10.0, too.
+_VERSIONS = (
+    (2195, 5, 0),
+    (2600, 5, 1),
+    (3790, 5, 2),
+    (6000, 6, 0),
+    (7600, 6, 1),
+    (9200, 6, 2),
+    (9600, 6, 3),
+    (10240, 10, 0),
+)
+
+
+def version_of_build(build: int) -> tuple[int, int, int] | None:
+    """Return the version of a build as (major, minor, build), None for a build before Windows 2000."""
+    known = [(major, minor, build) for first, major, minor in _VERSIONS if first <= build]
+    return known[-1] if known else None
+
+
 # Bugcheck codes that concern APCs (WDK, "Bug Check Code Reference").
 APC_INDEX_MISMATCH = 0x1
 INVALID_PROCESS_ATTACH_ATTEMPT = 0x5
@@ -138,15 +159,6 @@ INVALID_PROCESS_DETACH_ATTEMPT = 0x6
 KERNEL_APC_PENDING_DURING_EXIT = 0x20
 IRQL_UNEXPECTED_VALUE = 0xC8
 KERNEL_SECURITY_CHECK_FAILURE = 0x139
-
-BUGCHECK_NAMES = {
-    APC_INDEX_MISMATCH: "APC_INDEX_MISMATCH",
-    INVALID_PROCESS_ATTACH_ATTEMPT: "INVALID_PROCESS_ATTACH_ATTEMPT",
-    INVALID_PROCESS_DETACH_ATTEMPT: "INVALID_PROCESS_DETACH_ATTEMPT",
-    KERNEL_APC_PENDING_DURING_EXIT: "KERNEL_APC_PENDING_DURING_EXIT",
-    IRQL_UNEXPECTED_VALUE: "IRQL_UNEXPECTED_VALUE",
-    KERNEL_SECURITY_CHECK_FAILURE: "KERNEL_SECURITY_CHECK_FAILURE",
-}
 
 # Bugchecks whose caller had raised the IRQL itself, and why. The IRQL that the crash saved then says nothing about
 # locks that the thread held before.
@@ -289,9 +301,3 @@ def state_name(state: int) -> str:
 def wait_reason_name(reason: int, reasons: Sequence[str] = WAIT_REASONS) -> str:
     """Return the name of a _KTHREAD.WaitReason, from `reasons` (the kernel's own enumeration, where known)."""
     return reasons[reason] if 0 <= reason < len(reasons) else f"Reason{reason}"
-
-
-def bugcheck_name(code: int) -> str:
-    """Return a bugcheck code as `0x6 (INVALID_PROCESS_DETACH_ATTEMPT)`; only the number if it does not concern APCs."""
-    name = BUGCHECK_NAMES.get(code)
-    return f"{code:#x} ({name})" if name else f"{code:#x}"

@@ -8,11 +8,11 @@ from typing import Any
 from volatility3.framework import exceptions, interfaces
 
 from ..formats.crash_header import DUMP_HEADER64_SIZE, MINIDUMP_BUGCHECK_BIT, CrashHeader, parse_crash_header
+from ..formats.crash_header import HEADER as HEADER
 from ..image.memory import Memory, PartialLayer
 from ..image.symbols import KernelSymbols
 from ..model import BugCheck
 
-HEADER = "dump header"
 KERNEL = "nt!KiBugCheckData"
 
 _VALUES = 5  # KiBugCheckData is ULONG_PTR[5]: the code and its parameters (symbol in every public PDB)

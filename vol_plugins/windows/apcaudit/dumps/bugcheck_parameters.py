@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .. import windows
 from ..model import Apc, Backing, BugCheck, Code, Facts, Process, QueueName, Thread
+from .bugcheck_names import bugcheck_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +26,18 @@ class BugcheckReferences:
     registers: tuple[str, ...] = ()
 
 
-def crash_sentence(thread: Thread, bugcheck: BugCheck, named: BugcheckReferences, facts: Facts) -> str | None:
-    """Describe what the crashing thread was doing with APCs at the bugcheck; None where the bugcheck is unrelated."""
+def crash_sentence(thread: Thread, bugcheck: BugCheck, named: BugcheckReferences, facts: Facts) -> str:
+    """Describe what the crashing thread was doing with APCs at the bugcheck; where that is nothing, name it only."""
     tie = _SENTENCES.get(bugcheck.code)
     text = None if tie is None or len(bugcheck.parameters) != 4 else tie(thread, bugcheck.parameters, named, facts)
     if text is None:
-        return None
-    return f"bugcheck {windows.bugcheck_name(bugcheck.code)} stopped the machine {text} (from {bugcheck.source})"
+        text = "on this thread"
+    return f"bugcheck {bugcheck_name(bugcheck.code)} stopped the machine {text} (from {bugcheck.source})"
 
 
 def other_sentence(bugcheck: BugCheck, apc: Apc) -> str:
     """Describe the bugcheck's relation to the Thread of the KAPC in its parameters, where another thread crashed."""
-    name = windows.bugcheck_name(bugcheck.code)
+    name = bugcheck_name(bugcheck.code)
     return f"bugcheck {name} names the KAPC {apc.address:#x}, whose Thread is this one (from {bugcheck.source})"
 
 

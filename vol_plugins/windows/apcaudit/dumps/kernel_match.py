@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import os
@@ -9,6 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -55,16 +57,30 @@ _LDR_MEMBERS = (
     "TimeDateStamp",
 )
 WANTED_TYPES: Mapping[str, tuple[str, ...]] = {
+    "_CLIENT_ID": ("UniqueProcess",),
     "_DBGKD_GET_VERSION64": ("KernBase", "MachineType", "MajorVersion", "MinorVersion", "PsLoadedModuleList"),
-    "_EPROCESS": (),
-    "_ETHREAD": (),
+    "_EPROCESS": ("ActiveProcessLinks", "ImageFileName", "Pcb", "UniqueProcessId"),
+    "_ETHREAD": ("Cid",),
     "_KAPC_STATE": ("Process",),
     "_KLDR_DATA_TABLE_ENTRY": _LDR_MEMBERS,
     "_KPRCB": ("CurrentThread", "Number"),
-    "_KTHREAD": ("ApcState",),
-    "_KUSER_SHARED_DATA": ("NtMajorVersion", "NtMinorVersion", "NtProductType", "NtSystemRoot", "SystemTime"),
+    "_KPROCESS": ("DirectoryTableBase",),
+    "_KTHREAD": ("ApcState", "ApcStateIndex", "SavedApcState"),
+    "_KUSER_SHARED_DATA": (
+        "InterruptTime",
+        "NtMajorVersion",
+        "NtMinorVersion",
+        "NtProductType",
+        "NtSystemRoot",
+        "SystemTime",
+    ),
     "_LDR_DATA_TABLE_ENTRY": _LDR_MEMBERS,
 }
+
+CACHE_FOLDER = "apcaudit_kernel_symbols"
+"""Name of the folder of a SymbolCache."""
+
+_NAME_SIZE = 32
 
 # How many addresses must agree at least to identify a kernel; two builds differ in nearly all of them.
 _FEWEST_AGREEING = 3
@@ -145,31 +161,30 @@ def kernel_symbols_from_isf(url: str, isf: Any) -> KernelSymbolFile | None:
 
 
 class SymbolCache:
-    """Caches the needed contents of symbol files in a JSON file, which may be missing, outdated or damaged."""
+    """Caches the needed contents of symbol files in a folder, a JSON file for each; any may be missing or damaged.
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._changed = False
-        self._files: dict[str, dict[str, Any]] = {}
-        try:
-            with open(path, encoding="utf-8") as stream:
-                stored = json.load(stream)
-            if stored["version"] == CACHE_VERSION and isinstance(stored["files"], dict):
-                self._files = stored["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            self._changed = True
+    Each is written as soon as its symbol file was read, whole or not at all. So a search that is killed keeps what it
+    has read, and processes may use one folder at the same time.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
 
     def symbols(self, url: str, stamp: list[int], opener: Callable[[str], IO[bytes]]) -> KernelSymbolFile | None:
         """Return a symbol file's needed contents, from the cache if its `stamp` (size, mtime) has not changed.
 
         None for a file that is not a kernel's or cannot be read.
         """
-        entry = self._files.get(url)
-        if isinstance(entry, dict) and entry.get("stamp") == stamp:
-            try:
+        path = os.path.join(
+            self._folder, f"{hashlib.sha256(url.encode('utf-8', 'backslashreplace')).hexdigest()[:_NAME_SIZE]}.json"
+        )
+        try:
+            with open(path, encoding="utf-8") as cached:
+                entry = json.load(cached)
+            if (entry["version"], entry["url"], entry["stamp"]) == (CACHE_VERSION, url, stamp):
                 return _from_entry(url, entry)
-            except (KeyError, TypeError, ValueError, AttributeError):
-                pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass
         kernel = None
         try:
             with opener(url) as stream:
@@ -178,24 +193,22 @@ class SymbolCache:
             pass  # damaged: cached as a file without a kernel
         except OSError:
             return None
-        self._files[url] = {"stamp": stamp, **_to_entry(kernel)}
-        self._changed = True
+        self._save(path, {"version": CACHE_VERSION, "url": url, "stamp": stamp, **_to_entry(kernel)})
         return kernel
 
-    def save(self) -> None:
-        """Write the cache back atomically if it changed; errors of the file system are ignored."""
-        if not self._changed:
-            return
+    def _save(self, path: str, entry: dict[str, Any]) -> None:
+        # Errors of the file system are ignored: then the symbol file is read again the next time.
         temporary = None
         try:
-            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path), prefix=".apcaudit-")
+            os.makedirs(self._folder, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".unfinished-")
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump({"version": CACHE_VERSION, "files": self._files}, stream)
-            os.replace(temporary, self._path)
-            self._changed = False
+                json.dump(entry, stream)
+            os.replace(temporary, path)
         except OSError:
-            if temporary is not None and os.path.exists(temporary):
-                os.unlink(temporary)
+            if temporary is not None:
+                with suppress(OSError):
+                    os.unlink(temporary)
 
 
 def _to_entry(kernel: KernelSymbolFile | None) -> dict[str, Any]:

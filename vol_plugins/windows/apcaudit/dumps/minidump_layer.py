@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import IO, ClassVar, cast
 
 from volatility3.framework import constants, exceptions, interfaces
@@ -21,14 +22,33 @@ from ..formats.crash_header import DUMP_HEADER64_SIZE, DUMP_TYPE_TRIAGE, CrashHe
 from ..formats.files import path_of
 from ..formats.text import printable
 from ..formats.triage import Minidump, MinidumpError, parse_minidump
-from .kernel_match import KernelMatch, KernelSymbolFile, SymbolCache, match_kernel
+from .kernel_match import CACHE_FOLDER, KernelMatch, KernelSymbolFile, SymbolCache, match_kernel
 from .minidump_memory import dumped_memory
 from .pages import X64, X86, X86_PAE, build_page_tables
 from .synthesized import add_synthesized_structures
 
 vollog = logging.getLogger(__name__)
 
+SEARCH = "Looking for the minidump's kernel in symbol files"
+"""How the search's progress begins."""
+
 _MACHINES = (0x014C, 0x8664)  # IMAGE_FILE_MACHINE_I386, IMAGE_FILE_MACHINE_AMD64 (winnt.h)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How this process opens minidumps.
+
+    `cache_folder` is where the contents of symbol files are cached, None for a folder below vol's cache folder.
+    `without_symbols` is whether a minidump whose kernel has no symbol file is opened: then vol searches all of its
+    memory for a kernel, which takes seconds and finds none.
+    """
+
+    cache_folder: str | None = None
+    without_symbols: bool = True
+
+
+opening = Opening()
 
 
 class MinidumpLayer(interfaces.layers.DataLayerInterface):
@@ -51,6 +71,8 @@ class MinidumpLayer(interfaces.layers.DataLayerInterface):
     """A sentence on each address that was inferred and each structure that was synthesized."""
     defects: tuple[str, ...]
     """A sentence on each defect of the file, with what is missing for it."""
+    made_up: tuple[str, ...]
+    """The names of what was synthesized."""
     kernel_symbols: KernelSymbolFile | None
 
     def __init__(
@@ -80,8 +102,11 @@ class MinidumpLayer(interfaces.layers.DataLayerInterface):
         self.crash_stack = dumped.stack
         self.inferred = dumped.inferred
         self.defects = dump.defects + dumped.defects
+        self.made_up = ()
         if self.kernel_symbols is not None:
-            self.inferred += add_synthesized_structures(dump, self.kernel_symbols, dumped.memory, self._read_file)
+            made = add_synthesized_structures(dump, self.kernel_symbols, dumped, self._read_file)
+            self.inferred += made.sentences
+            self.made_up = made.names
         x86_mode = X86_PAE if dump.header.pae_enabled else X86
         mode = X64 if dump.header.is_64bit else x86_mode
         self._memory, page_map_offset = build_page_tables(dumped.memory, mode, dump.header.directory_table_base)
@@ -193,10 +218,13 @@ def stack_minidump(
         vollog.warning(sentence)
     for sentence in layer.inferred:
         vollog.info(f"Minidump: {sentence}")
-    if layer.kernel_symbols is None and not _relative_addresses(layer.triage):
-        vollog.warning(NO_KERNEL)
-    elif layer.kernel_symbols is None:
-        vollog.warning(unmatched_message(layer.triage, layer.kernel_match))
+    if layer.made_up:
+        vollog.warning(f"Made up from the minidump's headers, since the file lacks it: {', '.join(layer.made_up)}")
+    if layer.kernel_symbols is None:
+        unknown = not _relative_addresses(layer.triage)
+        vollog.warning(NO_KERNEL if unknown else unmatched_message(layer.triage, layer.kernel_match))
+        if not opening.without_symbols:
+            return None
     else:
         names = ", ".join(layer.kernel_match.agreeing)
         vollog.info(
@@ -205,16 +233,10 @@ def stack_minidump(
     return layer
 
 
-_CACHE_FILENAME = "apcaudit_kernel_symbols.json"
-
-
 def find_kernel(dump: Minidump, progress_callback: constants.ProgressCallback = None) -> KernelMatch:
     """Search Volatility's kernel symbol files for the one of the dump's kernel."""
-    cache = SymbolCache(os.path.join(constants.CACHE_PATH, _CACHE_FILENAME))
-    try:
-        return match_kernel(_relative_addresses(dump), _symbol_files(cache, progress_callback))
-    finally:
-        cache.save()
+    cache = SymbolCache(opening.cache_folder or os.path.join(constants.CACHE_PATH, CACHE_FOLDER))
+    return match_kernel(_relative_addresses(dump), _symbol_files(cache, progress_callback))
 
 
 NO_KERNEL = (
@@ -240,7 +262,7 @@ def unmatched_message(dump: Minidump, match: KernelMatch) -> str:
         f"The minidump's kernel (build {header.minor_version}, {'x64' if header.is_64bit else 'x86'}, {image}) "
         f"has no symbols: {reason}. Its image is at {key}: the debug directory in there names PDB and GUID, then "
         f"`python -m volatility3.framework.symbols.windows.pdbconv -p ntkrnlmp.pdb -g <GUID><age>` makes the symbol "
-        f"file. Put it in windows/<PDB>/<GUID>-<age>.json.xz below a symbol directory (vol -s)."
+        f"file. Put it in windows/<PDB>/<GUID>-<age>.json.xz below a symbol directory (vol -s)"
     )
 
 
@@ -265,13 +287,15 @@ def _symbol_files(cache: SymbolCache, progress_callback: constants.ProgressCallb
     urls = [url for url in intermed.IntermediateSymbolTable.file_symbol_url("windows") if _is_kernel_file(url)]
     accessor = resources.ResourceAccessor()
 
-    def opener(url: str) -> IO[bytes]:
-        vollog.debug(f"Reading kernel symbols: {url}")
-        return cast("IO[bytes]", accessor.open(url))
+    for number, url in enumerate(urls, 1):
 
-    for number, url in enumerate(urls):
-        if progress_callback is not None:
-            progress_callback(100 * number / len(urls), "Looking for the minidump's kernel among the symbol files")
+        def opener(url: str, number: int = number) -> IO[bytes]:
+            # Of the files that the cache lacks only: the others take no time.
+            if progress_callback is not None:
+                progress_callback(100 * number / len(urls), f"{SEARCH}: {number} of {len(urls)}")
+            vollog.debug(f"Reading kernel symbols: {url}")
+            return cast("IO[bytes]", accessor.open(url))
+
         stamp = _stamp(url)
         kernel = cache.symbols(url, stamp, opener) if stamp is not None else None
         if kernel is not None:

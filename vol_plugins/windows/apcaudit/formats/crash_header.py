@@ -9,6 +9,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+HEADER = "dump header"
+"""What messages call it, where they name the source of a value."""
+
 DUMP_SIGNATURE = b"PAGE"
 VALID_DUMP32 = b"DUMP"
 VALID_DUMP64 = b"DU64"

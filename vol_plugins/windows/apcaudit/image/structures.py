@@ -146,6 +146,16 @@ def read_version(memory: Memory, symbols: KernelSymbols) -> tuple[int, int, int]
     return (major, minor, build) if major and minor is not None and build else None
 
 
+def read_up_time(memory: Memory, symbols: KernelSymbols) -> int | None:
+    """Return for how long the machine had run in ticks of 100 ns, _KUSER_SHARED_DATA.InterruptTime; None if unknown."""
+    address = SHARED_USER_DATA[memory.pointer_size]
+    low, high = (
+        read_member(memory, symbols, "_KUSER_SHARED_DATA", f"InterruptTime.{part}", address)
+        for part in ("LowPart", "High1Time")
+    )
+    return ((high << 32) + (low & 0xFFFFFFFF) or None) if low is not None and high is not None else None
+
+
 _XP_FLAG_BITS = 3  # XP keeps NestedFaultCount and ApcNeeded in the low bits of _ETHREAD.CreateTime (public PDB)
 
 _MARGIN = 10_000_000

@@ -145,6 +145,8 @@ def _explanation(row: Row) -> str:
     sentences = [f"{finding.code}: {finding.explanation}." for finding in ordered]
     if row.audited.crash is not None:
         sentences.append(f"crash: {row.audited.crash}.")
+    if row.facts.crash is not None and row.audited.thread.address == row.facts.crashing_thread:
+        sentences.append(f"stopped: {row.facts.crash}.")
     nested = row.audited.thread.nested_attach
     if row.wide and sentences and nested is not None:
         sentences.append(f"nested-attach: {nested}.")

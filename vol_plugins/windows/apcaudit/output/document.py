@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from .. import windows
 from ..findings import Audited, AuditedApc, Severity
+from ..formats.times import moment
 from ..members import ThreadMembers
 from ..model import Apc, BugCheck, Facts, View
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 
 CREATED, EXITED = "created", "exited"
-
-_EPOCH = datetime(1601, 1, 1, tzinfo=timezone.utc)  # FILETIME counts from here (Windows SDK, minwinbase.h)
 
 
 def created(members: ThreadMembers, facts: Facts) -> int | None:
@@ -35,16 +34,6 @@ def exited(members: ThreadMembers) -> int | None:
     ExitTime is in a union with LpcReplyChain or KeyedWaitChain, which a live thread uses (public PDBs).
     """
     return (members.exit_time or None) if members.state == windows.TERMINATED else None
-
-
-def moment(filetime: int | None) -> datetime | None:
-    """Convert FILETIME ticks to a time in UTC, None for None and for times beyond the year 9999."""
-    if filetime is None:
-        return None
-    try:
-        return _EPOCH + timedelta(microseconds=filetime // 10)
-    except OverflowError:
-        return None
 
 
 def timeline(audited: Audited, facts: Facts) -> Iterator[tuple[str, str, datetime]]:
@@ -101,6 +90,8 @@ class ImageFacts:
     structures that it lacks were taken. `system_time` is in FILETIME ticks of 100 ns. `complete` says for each view
     (`processes`, `modules`, `cid`) whether it was read to its end. `lacks` names the thread members that this Windows
     lacks, `partial` is whether the image holds only parts of memory, `scanned` whether physical memory was searched.
+    `up_time` is in ticks since the machine's start. `crash` is the line on the bugcheck: name, parameters with their
+    meaning, time, uptime, version, processor.
     `drivers` are the loaded modules, then the images that the module list lacks and that code in this document lies in.
     """
 
@@ -111,7 +102,9 @@ class ImageFacts:
     borrowed_types: str | None
     processors: int
     system_time: int | None
+    up_time: int | None
     bugcheck: BugCheck | None
+    crash: str | None
     crashing_thread: int | None
     partial: bool
     scanned: bool

@@ -84,11 +84,12 @@ class Reports:
         return self.signatures.is_hit_at(start)
 
     def is_reported(self, checked: Checked) -> bool:
-        """Tell whether a thread is reported: it has findings, queued APCs, a bugcheck or a YARA hit."""
+        """Tell whether a thread is reported: it has findings, queued APCs or a YARA hit, or a bugcheck concerns it."""
         thread = checked.thread
         return bool(
             checked.findings
             or thread.queues
+            or thread.address == self._facts.crashing_thread
             or self._crash.sentence(thread) is not None
             or self.is_hit_at(thread.members.start_address, thread.start_backing)
         )

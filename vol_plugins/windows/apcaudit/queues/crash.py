@@ -88,14 +88,10 @@ class Crash:
 
     @property
     def threads(self) -> frozenset[int]:
-        """The crashed thread and the thread of the KAPC that the bugcheck names, by virtual address.
-
-        Empty if the bugcheck does not concern APCs.
-        """
+        """The crashed thread and the thread of the KAPC that the bugcheck names, by virtual address."""
         if self._threads is None:
             named = (self.thread, self._apcs[0].thread if self._apcs else None)
-            told = self._facts.bugcheck is not None and self._facts.bugcheck.code in windows.BUGCHECK_NAMES
-            self._threads = frozenset(each for each in named if told and each is not None)
+            self._threads = frozenset(each for each in named if each is not None)
         return self._threads
 
     def add_bugcheck_apcs(self, thread: FoundThread, queues: tuple[Queue, ...]) -> tuple[Queue, ...]:
@@ -115,7 +111,7 @@ class Crash:
         return _with_off_list(queues, lost) if lost else queues
 
     def sentence(self, thread: Thread) -> str | None:
-        """Say what the bugcheck has to do with a thread's APCs, None where that is nothing."""
+        """Say what the bugcheck has to do with a thread, None where that is nothing."""
         bugcheck = self._facts.bugcheck
         if bugcheck is None or thread.address not in self.threads:
             return None

@@ -130,6 +130,7 @@ class Threads:
         self._closed: dict[int, bool] = {}
         self._is_clean: IsClean | None = None
         self._left = THREAD_BOUND
+        self._unlisted = 0
         self._disjoint = DisjointObjects(kernel.layout.thread.size)
         self._open: list[Process] = []
         self._unread: list[Process] = []
@@ -149,6 +150,11 @@ class Threads:
         if self._left <= 0:
             notes.append(f"more than {THREAD_BOUND:,} threads are listed: those beyond are left out")
         return (*notes, *self._notes)
+
+    @property
+    def seen(self) -> int:
+        """How many threads have been met."""
+        return THREAD_BOUND - self._left + self._unlisted
 
     def members(self, address: int) -> ThreadMembers:
         """Read the _ETHREAD at a virtual address; members in unreadable memory are None."""
@@ -255,6 +261,7 @@ class Threads:
                 yield from self.walk(owner, listed=listed)
         views = self._views.meet(address, members.tid, listed=False)
         if views is not None:
+            self._unlisted += 1
             yield self._with_evidence(address, members, owner, views, listed)
 
     def _owner(self, address: int, members: ThreadMembers, cid: int | None) -> Process | None:

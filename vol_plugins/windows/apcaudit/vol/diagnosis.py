@@ -9,6 +9,7 @@ from volatility3.framework import constants, exceptions, interfaces
 from volatility3.framework.layers import intel
 from volatility3.framework.symbols.windows import pdbutil
 
+from ..dumps.header_facts import read_header_facts
 from ..dumps.lime import parse_lime
 from ..dumps.missing import ReadFile, describe_truncation
 from ..formats.crash_header import (
@@ -83,14 +84,21 @@ _NONE = "holds no page tables of Windows"
 
 
 def diagnose(context: interfaces.context.ContextInterface, kernel_path: str) -> str:
-    """Say in one line why the image cannot be audited and what to do.
+    """Say in one line why the image cannot be audited, what to do, and what a crash dump's header tells nevertheless.
 
     Args:
         context: the context after vol has failed.
         kernel_path: path of the kernel's requirement in the configuration.
     """
-    layer_name = context.config.get(f"{kernel_path}.layer_name", None)
     location = str(context.config.get("automagic.LayerStacker.single_location", "") or "")
+    why = _why(context, kernel_path, location)
+    file = _open_file(location)
+    facts = None if isinstance(file, str) else read_header_facts(file.read, file.size)
+    return why if facts is None or facts.crash is None else f"{why}. The machine stopped: {facts.crash}"
+
+
+def _why(context: interfaces.context.ContextInterface, kernel_path: str, location: str) -> str:
+    layer_name = context.config.get(f"{kernel_path}.layer_name", None)
     if not isinstance(layer_name, str) or layer_name not in context.layers:
         return _without_layer(location)
     pdb = find_pdb(context, layer_name)
