@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import logging
 import lzma
-import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import pytest
 import volatility3.symbols
-from volatility3.framework import constants
 from volatility3.framework.exceptions import UnsatisfiedException
 from volatility3.plugins.windows.apcaudit import ApcAudit
 from volatility3.plugins.windows.apcaudit.formats.layout import Member
@@ -29,7 +26,6 @@ from apcaudit.synthetic.intermediate import Pdb
 from apcaudit.synthetic.isf import relative_path
 from apcaudit.synthetic.kernels import OWN, TYPES_ONLY, Kernel, load_kernel
 from apcaudit.synthetic.scene import Apc, Process, Scene, Thread
-from apcaudit.synthetic.scenes import healthy
 from tests.volatility import REPOSITORY_SYMBOLS, construct
 
 try:
@@ -77,16 +73,6 @@ def stripped(kernel: Kernel, lacking: Lacking) -> dict[str, Any]:
     return document
 
 
-@functools.cache
-def _index() -> bytes:
-    """Return vol's index of the repository's symbol files, which takes vol longer to make than an audit."""
-    with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder, "healthy.dmp")
-        build(healthy.scene(), load_kernel(healthy.scene().kernel)).write_dump(image)
-        construct(image, "windows.pslist.PsList", cache=Path(folder, "cache"))
-        return Path(folder, "cache", constants.IDENTIFIERS_FILENAME).read_bytes()
-
-
 def case(
     name: str,
     folder: Path,
@@ -113,10 +99,7 @@ def case(
     file = symbols / relative_path(kernel)
     file.parent.mkdir(parents=True)
     file.write_bytes(lzma.compress(json.dumps(stripped(kernel, lacking)).encode(), preset=0))
-    cache = folder / "cache"
-    cache.mkdir()
-    (cache / constants.IDENTIFIERS_FILENAME).write_bytes(_index())
-    return Case(image, path, (symbols, REPOSITORY_SYMBOLS), cache)
+    return Case(image, path, (symbols, REPOSITORY_SYMBOLS), folder / "cache")
 
 
 def borrowed_from(document: Document) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.model import Backing
+from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
@@ -185,7 +186,10 @@ def _everything_at_once() -> tuple[Thread, ...]:
 def test_an_entry_of_a_size_that_no_driver_has(kernel: str, size: int, wiped: bool, tmp_path: Path) -> None:
     """Only what the entry could hold becomes doubtful; it is a finding and a note, and every other finding stays."""
     changes = [_claim("Plain.sys", size), *([_wipe_header("Plain.sys")] if wiped else [])]
-    found = audited(kernel, tmp_path, _everything_at_once(), drivers=(HAL, FLTMGR, GHOST, PLAIN, DISK), changes=changes)
+    # What such an entry has YARA read is the most that a driver is read of, whatever its size beyond that.
+    rules = RuleOptions(defaults=size == 0xFFFFFFFF)
+    drivers = (HAL, FLTMGR, GHOST, PLAIN, DISK)
+    found = audited(kernel, tmp_path, _everything_at_once(), drivers=drivers, changes=changes, rules=rules)
     assert found.codes(8) == {"orphan-start": "high"}
     assert found.codes(12)["routine-unbacked"] == "high"
     # What lies behind the image, which the entry may claim, is told by one finding or the other.
@@ -299,7 +303,7 @@ def test_names_by_a_pdb_that_vol_has(kernel: str, tmp_path: Path) -> None:
         uuid.UUID(bytes_le=data[at + 4 : at + 20]).hex.upper(),
         int.from_bytes(data[at + 20 : at + 24], "little"),
     )
-    assert rows(dump, cache=CACHE)[0]["StartRoutine"] == "Plain!Exported+0x330"
+    assert rows(dump, cache=CACHE, kernel=image.kernel)[0]["StartRoutine"] == "Plain!Exported+0x330"
     folder = tmp_path / "symbols" / "windows" / "Plain.pdb"
     folder.mkdir(parents=True)
     table = {

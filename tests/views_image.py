@@ -9,6 +9,7 @@ from typing import Any
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.findings import Audited
+from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
 
 from apcaudit.synthetic import garbage
 from apcaudit.synthetic.build import build
@@ -53,9 +54,13 @@ def audited(
     others: tuple[Process, ...] = (),
     changes: tuple[Change, ...] = (),
     scan: bool = False,
+    rules: RuleOptions | None = None,
     **scene: Any,
 ) -> Audits:
-    """Build a machine with these threads in System, change it, and audit all of its threads."""
+    """Build a machine with these threads in System, change it, and audit all of its threads.
+
+    `rules` are YARA's, those that ship unless others are given.
+    """
     processes = (Process("System", 4, threads, parent=0), *others)
     drivers = scene.pop("drivers", (HAL, FLTMGR))
     image = build(Scene("views", "threads and who sees them", kernel, processes, drivers, **scene), load_kernel(kernel))
@@ -67,7 +72,7 @@ def audited(
     image.write_dump(path)
     plugin = construct(path, "windows.apcaudit.ApcAudit", cache=CACHE, kernel=image.kernel)
     source = plugin.context, plugin.config["kernel"]
-    audit = Audit(*source, scan_memory=scan)
+    audit = Audit(*source, scan_memory=scan, rules=rules)
     rows = list(audit.run(Selection(clean_too=True)))
     taken = [each.what for each in planted if any(each.holds(row.thread.address) for row in rows)]
     assert not taken, f"taken for threads: {taken}"

@@ -17,6 +17,7 @@ import volatility3.symbols
 from volatility3 import framework, schemas
 from volatility3.framework import automagic, constants, contexts, interfaces, layers, plugins
 from volatility3.framework.automagic.construct_layers import ConstructionMagic
+from volatility3.framework.automagic.symbol_cache import SqliteCache
 from volatility3.framework.configuration import requirements
 from volatility3.framework.symbols.intermed import IntermediateSymbolTable
 
@@ -58,6 +59,21 @@ def searching(folders: tuple[Path, ...]) -> Iterator[None]:
         volatility3.symbols.__path__[:] = before
 
 
+def _put_index(cache: Path) -> None:
+    """Put an index of vol's own symbol files and the repository's into a cache that has none."""
+    path = cache / constants.IDENTIFIERS_FILENAME
+    if not path.exists():
+        path.write_bytes(_index())
+
+
+@functools.cache
+def _index() -> bytes:
+    with tempfile.TemporaryDirectory() as folder, searching((REPOSITORY_SYMBOLS,)):
+        path = Path(folder, constants.IDENTIFIERS_FILENAME)
+        SqliteCache(str(path)).update()  # type: ignore[abstract]
+        return path.read_bytes()
+
+
 @contextlib.contextmanager
 def _nothing_sought() -> Iterator[None]:
     """Spare vol, which is told where all is, the search for its tables and the hashes of those known to be valid."""
@@ -97,6 +113,8 @@ def construct(
     the layer of a crash dump that is not vol's.
     """
     cache.mkdir(exist_ok=True, parents=True)
+    if kernel is None:
+        _put_index(cache)
     constants.CACHE_PATH = str(cache)
     with searching(symbols):
         context = contexts.Context() if beside is None else beside.context
@@ -190,5 +208,6 @@ def vol(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
         cli.console.setStream(sys.stderr)
         cli.main()
 
+    _put_index(CACHE)
     with searching(()):
         return forked.run(main, cwd=cwd)
