@@ -27,6 +27,10 @@ PROTECTIONS = (
 #: Where memory is: in the working set, on the way out of it, in a page file, nowhere yet; or in large pages.
 PAGE_STATES = ("valid", "transition", "paged-out", "demand-zero", "large")
 
+#: What the PTE is of a page of a section outside of the working set: the address of the prototype PTE, the order to
+#: look the VAD up (MI_PTE_LOOKUP_NEEDED, ReactOS, ARM3/miarm.h), or nothing, since the process has never used it.
+TRIMMED = ("prototype", "lookup", "unused")
+
 
 @dataclass(frozen=True, slots=True)
 class UserImage:
@@ -35,7 +39,8 @@ class UserImage:
     `functions` are those that are not exported by name, `ordinals` their names by the ordinals of those exported so.
     `label` is its name in addresses (default: the file's stem). `bits` are its own: 64 or 32, by default the kernel's.
     Of its pages the first holds the headers; code goes from 0x1000 to the last three, which are constants, data and
-    relocations. `path` is the folder, as a file object has it, without the volume.
+    relocations. `absent` are addresses whose pages nobody has read from the file yet. `path` is the folder, as a file
+    object has it, without the volume.
     """
 
     name: str
@@ -44,6 +49,7 @@ class UserImage:
     functions: Mapping[str, int] = field(default_factory=dict)
     ordinals: Mapping[int, str] = field(default_factory=dict)
     code: Mapping[int, bytes] = field(default_factory=dict)
+    absent: tuple[int, ...] = ()
     size: int = 0x8000
     base: int | None = None
     bits: int | None = None
@@ -85,11 +91,13 @@ class UserSpace:
 
     The program is its first image; where `images` has no file of the process's name, one is added. `unlisted` are the
     labels of images that the loader's lists do not have. `patches` are bytes written over images, which gives the
-    process pages of its own. With `has_run` False nothing has run in user mode: the PEB has no loader data.
+    process pages of its own. `trimmed` are addresses in images whose pages are not in the process's working set, with
+    what its PTE is then (TRIMMED). With `has_run` False nothing has run in user mode: the PEB has no loader data.
     """
 
     images: tuple[UserImage, ...] = ()
     regions: tuple[Region, ...] = ()
     unlisted: frozenset[str] = frozenset()
     patches: Mapping[int | str, bytes] = field(default_factory=dict)
+    trimmed: Mapping[int | str, str] = field(default_factory=dict)
     has_run: bool = True

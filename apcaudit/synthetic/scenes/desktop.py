@@ -15,7 +15,7 @@ from apcaudit.synthetic.scene import Apc, Driver, IoStackLocation, Irp, Process,
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL, NTFS
 from apcaudit.synthetic.situations import FORMER_RANGE, UNWIND, owners
 from apcaudit.synthetic.situations.legitimate import LOW, ORDINARY
-from apcaudit.synthetic.situations.of_user_apcs import LOW_USER_APCS, ORDINARY_USER_APCS
+from apcaudit.synthetic.situations.legitimate_user_apcs import LOW_USER_APCS, ORDINARY_USER_APCS
 from apcaudit.synthetic.situations.situation import (
     IN_PLACE_SINCE,
     NORMAL,

@@ -8,9 +8,10 @@ from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scene import Driver, Process, Scene, Thread, UnloadedDriver
 from apcaudit.synthetic.situations import owners
 from apcaudit.synthetic.situations.legitimate import LEGITIMATE
+from apcaudit.synthetic.situations.legitimate_user_apcs import LOW_USER_APCS, ORDINARY_USER_APCS
 from apcaudit.synthetic.situations.of_apcs import OF_APCS
 from apcaudit.synthetic.situations.of_threads import OF_THREADS
-from apcaudit.synthetic.situations.of_user_apcs import LOW_USER_APCS, OF_USER_APCS, ORDINARY_USER_APCS
+from apcaudit.synthetic.situations.of_user_apcs import OF_USER_APCS
 from apcaudit.synthetic.situations.situation import BYSTANDER, RUNNING, TIED, Situation
 
 __all__ = ("SITUATIONS", "TIED", "USER_SITUATIONS", "of", "scene", "tids")

@@ -21,6 +21,8 @@ BEACON, WRITTEN, LOADED = "beacon.exe", "written.exe", "loaded.exe"
 MIXED, UNLOADED, PATCHED = "mixed32.exe", "unloaded.exe", "patched.exe"
 #: Programs hooked alike, and one of a managed run time.
 HOOKED, HOOKED_TOO, MANAGED = "hooked.exe", "hooked2.exe", "managed.exe"
+#: One that has lain idle, so that little of it is in memory.
+IDLE = "idle.exe"
 
 #: Instructions that stand for code: of a well-known stub, of a compiler, and a jump over a function's beginning.
 SHELLCODE = bytes.fromhex("fc4883e4f0e8c8000000")
@@ -87,6 +89,13 @@ _DLL64 = UserImage("avhook64.dll", exports={"AvNotify": 0x1100}, path="\\Program
 _CLR = UserImage("clr.dll", exports={"DllGetClassObjectInternal": 0x1100}, path="\\Windows\\Microsoft.NET")
 #: A DLL that no other program here maps.
 _USER32 = UserImage("user32.dll", exports={"MessageBoxW": 0x1100, "PeekMessageW": 0x1400})
+#: A DLL with a function on each of four pages; the last has not been read from its file.
+_IDLE_DLL = UserImage(
+    "idledll.dll",
+    exports={"Trimmed": 0x1100, "LookedUp": 0x2100, "Unused": 0x3100, "Absent": 0x4100},
+    absent=(0x4100,),
+    size=0x9000,
+)
 _STUBS = tuple(Region(f"stub{number}", 0x10000, pages=1, content={0: COMPILED}) for number in range(MANAGED_STUBS))
 
 OWNERS: dict[str, Owner] = {
@@ -117,6 +126,10 @@ OWNERS: dict[str, Owner] = {
     HOOKED: _program(images=(_USER32,), patches={"user32!PeekMessageW": HOOK}),
     HOOKED_TOO: _program(images=(_USER32,), patches={"user32!PeekMessageW": HOOK}),
     MANAGED: _program(*_STUBS, images=(_CLR,)),
+    IDLE: _program(
+        images=(_IDLE_DLL,),
+        trimmed={"idledll!Trimmed": "prototype", "idledll!LookedUp": "lookup", "idledll!Unused": "unused"},
+    ),
 }
 
 #: Where the IDs of these processes begin; two have theirs of old.

@@ -9,7 +9,7 @@ from typing import Any
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import Kernel
 from apcaudit.synthetic.libraries import DISPATCHER
-from apcaudit.synthetic.scene import Address, Apc, IoStackLocation, Irp, Thread
+from apcaudit.synthetic.scene import Apc, Thread
 
 SERVICE = "BAVSvc.exe"
 WOW64 = "avtray32.exe"
@@ -120,24 +120,3 @@ PROGRAM: dict[str, Any] = {"start": 0x7FF01000, "wait_reason": "UserRequest"}
 IN_PLACE: dict[str, Any] = {**PROGRAM, "wait_state": 4, "kernel_apc_pending": True, "kernel_apcs": (SUSPENDING,)}
 #: The first release of 8.1 suspends no thread in place: its KWAIT_STATE ends at WaitAborted, as that of 7 does.
 IN_PLACE_SINCE = ("Tcb.SuspendedWaitMode",)
-
-
-def reserved(target: Address, *holders: str) -> Apc:
-    """Declare a user APC of NtQueueApcThreadEx with a reserve object, and who has a handle to that."""
-    return Apc(
-        "nt!PspUserApcReserveKernelRoutine",
-        rundown_routine="nt!PspUserApcReserveRundownRoutine",
-        normal_routine=target,
-        holder="reserve",
-        handles=holders,
-    )
-
-
-def armed_timer(target: Address) -> Apc:
-    """Declare a timer that has not expired: its APC is ready and hangs on no list."""
-    return Apc("nt!ExpTimerApcRoutine", normal_routine=target, holder="timer", linked=False, inserted=False)
-
-
-def reading(target: Address, context: Address = 0) -> Irp:
-    """Declare a pending read with a user APC routine."""
-    return Irp((IoStackLocation("fltMgr.sys", major=3),), user_apc_routine=target, user_apc_context=context)

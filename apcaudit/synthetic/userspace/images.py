@@ -99,7 +99,7 @@ class Images:
             protection = "EXECUTE_READ" if part.executable else "WRITECOPY" if part.writable else "READONLY"
             for page in range(part.start // PAGE, (part.start + part.size) // PAGE):
                 protections[page] = protection
-        section = place_section(machine, pages, physical, protections, f"{image.path}\\{image.name}")
+        section = place_section(machine, pages, physical, protections, f"{image.path}\\{image.name}", image.absent)
         machine.modules[image.key.lower()] = Module(image.name, base, image.size, {**image.exports, **image.functions})
         machine.address_of[f"image:{image.key}"] = base
         return Mapped(image, base, physical, tuple(protections), section)
@@ -125,9 +125,17 @@ def is_64bit(machine: Machine, image: UserImage) -> bool:
 
 
 def place_section(
-    machine: Machine, pages: UserPages, physical: int, protections: list[str], path: str | None
+    machine: Machine,
+    pages: UserPages,
+    physical: int,
+    protections: list[str],
+    path: str | None,
+    absent: tuple[int, ...] = (),
 ) -> Section:
-    """Make a section of consecutive frames, of the file at `path` or of the page file, and its prototype PTEs."""
+    """Make a section of consecutive frames, of the file at `path` or of the page file, and its prototype PTEs.
+
+    Of the pages of `absent`, relative addresses, the prototype PTE says that they are in the file.
+    """
     memory, pool = machine.memory, machine.user_pool
     entry_size, count = pages.entries.size, len(protections)
     prototypes = pool.allocate(entry_size * count, b"MmSt")
@@ -163,6 +171,9 @@ def place_section(
         memory.write(at, "_SUBSECTION", "PtesInSubsection", length)
         if number + 1 < len(runs):
             memory.write(at, "_SUBSECTION", "NextSubsection", at + subsection_size)
+        for page in sorted({rva // PAGE for rva in absent} & set(range(first, first + length))):
+            entry = pages.entries.subsection(at, protections[page])
+            memory.write_scalar(prototypes + page * entry_size, entry_size, entry)
     last = prototypes + (count - 1) * entry_size
     return Section(control, control + control_size, prototypes, last, file_object)
 

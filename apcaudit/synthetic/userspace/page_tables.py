@@ -63,6 +63,19 @@ class Entries:
         """Make the entry of a page in the page file, or with no place there of one that is made when it is used."""
         return self._members("Soft", PageFileHigh=page_file, Protection=PROTECTIONS.index(protection))
 
+    def lookup(self, protection: str) -> int:
+        """Make the entry that leads to the VAD, which has the prototype PTE: all bits of PageFileHigh."""
+        return self._members("Soft", PageFileHigh=-1, Prototype=1, Protection=PROTECTIONS.index(protection))
+
+    def subsection(self, address: int, protection: str) -> int:
+        """Make the prototype PTE of a page that is in its file only, as the subsection knows."""
+        values = {"Protection": PROTECTIONS.index(protection), "Prototype": 1}
+        if self._layout.has("_MMPTE", "u.Subsect.SubsectionAddress"):
+            return self._members("Subsect", SubsectionAddress=address, **values)
+        low = self._layout.field("_MMPTE", "u.Subsect.SubsectionAddressLow").bits
+        distance = (address & 0x7FFFFFF) >> 3
+        return self._members("Subsect", SubsectionAddressLow=distance, SubsectionAddressHigh=distance >> low, **values)
+
     def prototype(self, address: int, protection: str) -> int:
         """Make the entry that leads to a prototype PTE in paged pool."""
         if self._layout.has("_MMPTE", "u.Proto.ProtoAddress"):

@@ -102,6 +102,8 @@ def place(machine: Machine, process: Process, body: int) -> None:
     _place_loader_data(building, body, peb, images)
     for address, data in space.patches.items():
         _patch(pages, machine.resolve(address), data, images)
+    for address, how in space.trimmed.items():
+        _trim(pages, machine.resolve(address), how, images)
     for region in space.regions:
         _fill_region(building, region)
     nodes = vads.place(machine.memory, machine.user_pool, body, building.vads)
@@ -129,8 +131,12 @@ def _map_shared_data(building: _Building) -> None:
 
 def _map_image(building: _Building, images: Images, image: UserImage) -> Mapped:
     mapped = images.get(image, building.pages, program=image.name == building.process.name)
+    absent = {rva // PAGE for rva in image.absent}
     for number, protection in enumerate(mapped.protections):
-        building.pages.map_frame(mapped.base + number * PAGE, mapped.physical + number * PAGE, protection)
+        address, state = mapped.base + number * PAGE, "demand-zero" if number in absent else "valid"
+        building.pages.map_frame(address, mapped.physical + number * PAGE, protection, state)
+        if number in absent:
+            building.pages.set_entry(address, 0)
     writable = sum(protection == "WRITECOPY" for protection in mapped.protections)
     building.vads.append(
         Vad(mapped.base, mapped.size, "EXECUTE_WRITECOPY", False, True, writable, mapped.section, mapped.path)
@@ -206,18 +212,37 @@ def _fill_region(building: _Building, region: Region) -> None:
         write_string(memory, at, text.encode("utf-16-le"), at + memory.size("_UNICODE_STRING"))
 
 
+def _mapped_at(images: list[Mapped], address: int) -> Mapped:
+    for mapped in images:
+        if mapped.base <= address < mapped.base + mapped.size:
+            return mapped
+    raise SceneError(f"{address:#x} lies in no image")
+
+
 def _patch(pages: UserPages, address: int, data: bytes, images: list[Mapped]) -> None:
     """Write over an image's pages, each of which becomes the process's own."""
     for page in range(address & ~(PAGE - 1), address + len(data), PAGE):
-        mapped = next((each for each in images if each.base <= page < each.base + each.size), None)
-        if mapped is None:
-            raise SceneError(f"{address:#x} lies in no image")
+        mapped = _mapped_at(images, page)
         content = pages.read(page, PAGE)
         frame = pages.take_frames(1)
         pages.write_frames(frame, content)
         protection = mapped.protections[(page - mapped.base) // PAGE]
         pages.map_frame(page, frame, "READWRITE" if protection == "WRITECOPY" else protection)
     pages.write(address, data)
+
+
+def _trim(pages: UserPages, address: int, how: str, images: list[Mapped]) -> None:
+    """Take a page of an image out of the working set; the section keeps it."""
+    mapped = _mapped_at(images, address)
+    number = (address - mapped.base) // PAGE
+    protection, entries = mapped.protections[number], pages.entries
+    prototype = mapped.section.first_prototype + number * entries.size
+    entry = {
+        "prototype": entries.prototype(prototype, protection),
+        "lookup": entries.lookup(protection),
+        "unused": 0,
+    }
+    pages.set_entry(address, entry[how])
 
 
 def _place_loader_data(building: _Building, body: int, peb: int, images: list[Mapped]) -> None:
