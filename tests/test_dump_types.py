@@ -77,7 +77,7 @@ def with_attributes(dump: bytes, bits: int, attributes: int) -> bytes:
 
 
 def told(path: Path, content: bytes) -> str:
-    """Ask what keeps a file from being audited, in which vol found nothing; without what its header tells of a crash."""
+    """Ask what keeps a file in which vol found nothing from being audited, less what its header tells of a crash."""
     path.write_bytes(content)
     context = contexts.Context()
     context.config["automagic.LayerStacker.single_location"] = path.as_uri()
