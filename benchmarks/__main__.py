@@ -67,7 +67,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Bench:
     small, main, big = options.sizes
     cache = folder / "cache"
     cache.mkdir(parents=True, exist_ok=True)
-    processes = Processes(copy_stock(folder / "stock"), folder / "bytecode")
+    processes = Processes(copy_stock(folder / "stock"), folder / "bytecode", repeated=options.rounds > 1)
     vol = Vol(cache)
     images = Images(folder, options.kernel, processes, builder())
     help_text = folder / "help.txt"

@@ -9,6 +9,8 @@ from benchmarks.rule_set import OPCODES, PLANTED, text
 SIZES = (*(0x20000,) * 60, *(0x80000,) * 25, *(0x300000,) * 10, *(0x800000,) * 4, 0x2800000)
 """Sizes in bytes of a hundred drivers: most are small, a few are as large as Ntfs and tcpip, one drives graphics."""
 
+_LEAST = min(SIZES)
+
 _POOL = 1 << 20
 _PIECE = 1 << 16
 #: Out of a hundred pieces of an image, how many are code, names, numbers and zeros.
@@ -16,6 +18,11 @@ _KINDS = (60, 3, 12, 25)
 #: Of how many names one could as well stand in a rule; the others are of Windows itself.
 _RARE = 20
 _WINDOWS = ("ExAllocatePoolWithTag", "IofCompleteRequest", "KeSetEvent", "RtlInitUnicodeString", "DbgPrint")
+
+
+def sizes(part: int = 1) -> tuple[int, ...]:
+    """Give the sizes, or a part of each, but none below the smallest."""
+    return tuple(max(_LEAST, size // part) for size in SIZES)
 
 
 class Content:

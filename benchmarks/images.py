@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import sys
@@ -33,9 +34,9 @@ class Images:
         """Give the image of an ordinary machine: 1,500 threads in 120 processes, hundreds with something queued."""
         return self._made("desktop", "desktop", "0")
 
-    def drivers(self) -> Path:
-        """Give the image with a hundred drivers that are full of bytes."""
-        return self._made("drivers", "drivers", "0")
+    def drivers(self, part: int = 1) -> Path:
+        """Give the image with a hundred drivers that are full of bytes, as large as drivers are or a part of that."""
+        return self._made(f"drivers-{part}", "drivers", "0", "--part", str(part))
 
     def sparse(self, threads: int, size: int) -> Path:
         """Give an image with threads at its start and a hole behind them, `size` bytes in all."""
@@ -63,13 +64,13 @@ def builder() -> str:
     return digest.hexdigest()[:8]
 
 
-def _build(scene: str, threads: int, kernel: str, path: Path) -> None:
+def _build(scene: str, threads: int, kernel: str, path: Path, part: int) -> None:
     """Build a scene; imported here only, so that the benchmark's own process stays small."""
     from apcaudit.synthetic.build import build
     from apcaudit.synthetic.kernels import load_kernel
     from apcaudit.synthetic.scene import Driver, Scene
     from apcaudit.synthetic.scenes import desktop, many
-    from benchmarks.driver_content import SIZES, Content
+    from benchmarks.driver_content import Content, sizes
 
     if scene == "many":
         build(many.scene(kernel, threads), load_kernel(kernel)).write_raw(path)
@@ -81,18 +82,25 @@ def _build(scene: str, threads: int, kernel: str, path: Path) -> None:
     content = Content()
     drivers = tuple(
         Driver(f"bench{number}.sys", size=size, code={_CODE: content.of(size - _OTHER)})
-        for number, size in enumerate(SIZES)
+        for number, size in enumerate(sizes(part))
     )
     whole = Scene("drivers", "large drivers", kernel, crowd.processes, (*crowd.drivers, *drivers), processors=4)
     build(whole, load_kernel(kernel)).write_raw(path)
 
 
 def main(arguments: list[str]) -> None:
-    """Build one image: scene, threads, kernel, path, and optionally `--size` bytes to extend it to."""
-    scene, threads, kernel, path, *more = arguments
-    _build(scene, int(threads), kernel, Path(path))
-    if more:
-        os.truncate(path, int(more[1]))
+    """Build one image; `--size` extends it to so many bytes."""
+    parser = argparse.ArgumentParser(description="Build an image of the benchmark.")
+    parser.add_argument("scene", choices=("many", "desktop", "drivers"))
+    parser.add_argument("threads", type=int)
+    parser.add_argument("kernel")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--part", type=int, default=1)
+    options = parser.parse_args(arguments)
+    _build(options.scene, options.threads, options.kernel, options.path, options.part)
+    if options.size is not None:
+        os.truncate(options.path, options.size)
 
 
 if __name__ == "__main__":

@@ -82,10 +82,13 @@ class Processes:
     """Runs commands in one environment, with the checkout as working directory.
 
     `path` comes first in Python's module path. Compiled modules go to the folder `bytecode`: every command finds its
-    own compiled from the second run on, as an installed program does, and nothing is left in the checkout.
+    own compiled from the second run on, as an installed program does, and nothing is left in the checkout. Unless they
+    are `repeated`, commands that several measures have in common run once: then nothing is told about speed anyway.
     """
 
-    def __init__(self, path: Path, bytecode: Path) -> None:
+    def __init__(self, path: Path, bytecode: Path, *, repeated: bool = True) -> None:
+        self._repeated = repeated
+        self._done: dict[tuple[str, ...], Run] = {}
         following = os.environ.get("PYTHONPATH")
         self._environment = {name: value for name, value in os.environ.items() if name not in _SLOWING}
         self._environment["PYTHONPATH"] = os.pathsep.join((str(path), following)) if following else str(path)
@@ -99,6 +102,12 @@ class Processes:
         Raises:
             BenchmarkError: the command failed.
         """
+        done = None if self._repeated or command.output else self._done.get(command.arguments)
+        if done is None:
+            done = self._done[command.arguments] = self._run(command)
+        return done
+
+    def _run(self, command: Command) -> Run:
         with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as report:
             with (command.output or Path(os.devnull)).open("wb") as sink:
                 start = time.perf_counter()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +21,9 @@ from typing import Any
 import pytest
 
 from apcaudit.bulk import worker
+from apcaudit.bulk.outcome import Settings
+from apcaudit.bulk.reader_cache import INDEX
+from apcaudit.bulk.readers import cache_folder
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
@@ -36,17 +42,44 @@ def need_extra() -> None:
 @contextlib.contextmanager
 def own_cache(folder: Path) -> Iterator[Path]:
     """Give the workers of this process a cache folder meanwhile, and end the processes that read images for them."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    try:
+    with _cache(folder):
+        try:
+            yield folder
+        finally:
+            worker.readers.stop()
+            worker.readers.reopen()
+
+
+@contextlib.contextmanager
+def shared_cache() -> Iterator[Path]:
+    """Give the workers of this process the cache that its tests share, and the processes that read images with it."""
+    with _cache(Path(_shared.name)) as folder:
         yield folder
-    finally:
-        worker.readers.stop()
-        worker.readers.reopen()
-        if before is None:
-            del os.environ["XDG_CACHE_HOME"]
-        else:
-            os.environ["XDG_CACHE_HOME"] = before
+
+
+_shared = tempfile.TemporaryDirectory(prefix="apcaudit-tests-")
+
+
+@contextlib.contextmanager
+def _cache(folder: Path) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+def indexed(folder: Path) -> Path:
+    """Make a cache folder in which vol has indexed the symbol files: that takes longer than to read an image."""
+    with shared_cache() as shared:
+        index = cache_folder(()) / INDEX
+        if not index.exists():
+            # The process makes it before it answers anything.
+            ask = {"do": "hash", "path": __file__, "member": None, "memory": 1 << 32, "scratch": str(folder)}
+            with worker.readers.acquire(Settings(folder, offline=True)) as reader:
+                reader.ask(ask, time.monotonic() + 240, lambda _: None)
+        copy = folder / index.relative_to(shared)
+    copy.parent.mkdir(parents=True)
+    shutil.copy(index, copy)
+    return folder
 
 
 def write(path: Path, scene: str, kernel: str | None = None, **arguments: Any) -> Path:
@@ -122,10 +155,37 @@ def apcaudit(
     return subprocess.run(command, capture_output=True, text=True, check=False, env=changed, timeout=timeout, **options)
 
 
-def start(*arguments: object, cache: Path, **variables: str) -> subprocess.Popen[str]:
-    """Start the command, with further variables of the environment."""
+_IN_TURN = """
+import json, sys
+from apcaudit.cli import main
+for arguments in json.loads(sys.argv[1]):
+    print(main(arguments), file=sys.stderr)
+    print(file=sys.stderr)
+"""
+
+
+def in_turn(*commands: tuple[object, ...], cache: Path, before: Path, **options: Any) -> list[tuple[int, str]]:
+    """Run commands in one process that finds modules of a folder first; give their exit codes and stderr."""
+    given = json.dumps([[str(each) for each in arguments] for arguments in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_TURN, given],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment(cache, before),
+        timeout=240,
+        **options,
+    )
+    parts = done.stderr.removesuffix("\n\n").split("\n\n")
+    said = [part.rpartition("\n") for part in parts]
+    return [(int(code), text) for text, _, code in said]
+
+
+def start(*arguments: object, cache: Path, before: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+    """Start the command, with further variables of the environment; modules of a folder `before` are found first."""
     command = [sys.executable, "-m", "apcaudit", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(cache) | variables)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(cache, before) | variables)
 
 
 def environment(cache: Path, before: Path | None = None) -> dict[str, str]:
@@ -235,4 +295,5 @@ def watched(process: subprocess.Popen[str]) -> tuple[set[str], set[int]]:
         seen |= every
         for each in every:
             sockets.update(listening(each))
+        time.sleep(0.002)
     return sockets, seen

@@ -64,14 +64,14 @@ def canary(path: Path, watched: Path) -> Iterator[Canary]:
 
 
 class _Opens:
-    """Hears of every file that this Python opens, while it is asked to."""
+    """Hears of every file that this Python opens, for each that listens."""
 
     def __init__(self) -> None:
         self.listeners: list[list[str]] = []
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], (str, bytes)):
+        if self.listeners and event == "open" and isinstance(arguments[0], (str, bytes)):
             for paths in self.listeners:
                 paths.append(os.fsdecode(arguments[0]))
 

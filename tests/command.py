@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
 from dataclasses import dataclass
 from types import FrameType
-
-import pytest
 
 from apcaudit.cli import main
 
@@ -24,21 +24,26 @@ class TooLongError(BaseException):
     """A command did not end."""
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object, seconds: int = 60) -> Done:
+def run(*arguments: object, seconds: int = 60) -> Done:
     """Run the command; raise TooLongError, which nothing in it catches, where it takes longer than so many seconds."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise TooLongError(f"apcaudit {' '.join(map(str, arguments))} takes more than {seconds} s")
 
-    capsys.readouterr()
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n") for _ in range(2))
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
     try:
-        code = main([*map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([*map(str, arguments)])
     except SystemExit as error:
         code = int(error.code or 0)
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    printed = capsys.readouterr()
-    return Done(code, printed.out, printed.err)
+    return Done(code, _text(out), _text(err))
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()

@@ -20,17 +20,24 @@ from benchmarks.verdict import Verdict
 #: Lines of the table of targets that each measure gives.
 LINES = {"list": 2, "desktop": 1, "thread": 3, "memory": 1, "scan": 1, "search": 1, "yara": 3, "startup": 2}
 
-SMALL, MAIN, BIG = 100, 150, 200
+SMALL, MAIN, BIG = 10, 20, 20
 LARGE_MIB = 8
+PART = 1000
+"""The drivers are as small as they get."""
 
 LEFT_OUT = ("yara", "desktop")
 """What takes longer than all other measures: the engine's has a test of its own, the desktop's is that of `list`."""
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the benchmark works, and leaves vol's copy, its cache and compiled modules."""
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+@pytest.fixture(scope="module")
+def outcome(folder: Path) -> tuple[str, dict[str, Any]]:
     """Tables and JSON of one round on images as small as they can be."""
-    folder = tmp_path_factory.mktemp("benchmarks")
     sizes = [str(size) for size in (SMALL, MAIN, BIG)]
     measures = [name for name in MEASURES if name not in LEFT_OUT]
     arguments = ["--rounds", "1", "--sizes", *sizes, "--large", str(LARGE_MIB), "--json", str(folder / "out.json")]
@@ -140,29 +147,35 @@ def test_status_in_words(met: bool | None, status: str) -> None:
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["what", "target", "measured", status]
 
 
-def test_the_engine_and_the_audit_hit_the_same(tmp_path: Path) -> None:
+def test_the_engine_and_the_audit_hit_the_same(
+    folder: Path, outcome: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
     """The engine alone is timed on all drivers of the image, each of which a rule hits; the audit compiles once."""
     pytest.importorskip("yara")
-    (tmp_path / "cache").mkdir()
     rules = tmp_path / "rules.yar"
-    rule_set.write(rules, 200)
-    processes = Processes(tmp_path, tmp_path / "bytecode")
-    drivers = images.Images(tmp_path, "10-19041-x64", processes, images.builder()).drivers()
-    command = vol.Vol(tmp_path / "cache").inside
+    rule_set.write(rules, 20)
+    # With what the benchmark has left there: to compile all modules anew and to index all symbol files takes seconds.
+    work = folder / "work"
+    processes = Processes(work / "stock", work / "bytecode")
+    drivers = images.Images(tmp_path, "10-19041-x64", processes, images.builder()).drivers(PART)
+    command = vol.Vol(work / "cache").inside
     engine = processes.run(command("engine", "engine", drivers, "--rules", str(rules))).report
     audit = processes.run(command("audit", "yara", drivers, "--rules", str(rules))).report
-    assert engine["bytes"] > sum(driver_content.SIZES)
-    assert engine["hits"] == audit["hits"] == len(driver_content.SIZES)
+    sizes = driver_content.sizes(PART)
+    assert engine["bytes"] > sum(sizes)
+    assert engine["hits"] == audit["hits"] == len(sizes) == len(driver_content.SIZES)
     assert audit["compilations"] == 1
 
 
 def test_rules_of_realistic_size() -> None:
     """The rule file has thousands of rules, the same ones each time, with strings of every kind."""
-    first, second = (_written(rule_set.RULES) for _ in range(2))
+    assert rule_set.RULES >= 5_000
+    count = rule_set.RULES // 5
+    first, second = (_written(count) for _ in range(2))
     assert first == second
-    assert first.count("\nrule ") + 1 == rule_set.RULES >= 5_000
+    assert first.count("\nrule ") + 1 == count
     for kind in (r'= "', r"= \{ ", r"= /", " wide", " nocase", " of \\(\\$s\\*\\)"):
-        assert len(re.findall(kind, first)) > 500, kind
+        assert len(re.findall(kind, first)) > 100, kind
 
 
 def _written(count: int) -> str:

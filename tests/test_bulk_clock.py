@@ -110,9 +110,9 @@ def test_an_image_without_findings_is_not_counted(tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own."""
-    with bulk_images.own_cache(tmp_path_factory.mktemp("cache")) as folder:
+def cache() -> Iterator[Path]:
+    """The cache that tests share."""
+    with bulk_images.shared_cache() as folder:
         yield folder
 
 

@@ -26,7 +26,7 @@ pytest.importorskip("distributed", reason="an extra is missing: pip install '.[c
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the tests' own."""
-    return tmp_path_factory.mktemp("cache")
+    return bulk_images.indexed(tmp_path_factory.mktemp("cache"))
 
 
 @contextlib.contextmanager

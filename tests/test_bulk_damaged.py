@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from apcaudit.bulk import store
 from apcaudit.bulk.damage import lines
 from apcaudit.cli import main
-from tests import bulk_images
+from tests import bulk_images, command
 from tests.bulk_images import need_extra
 from tests.report_results import suspect, write
 
@@ -192,11 +194,11 @@ WHOLE, HURT = suspect(1, "whole.exe", (("undelivered", "medium"),)), suspect(2, 
 """Two images whose findings have no code in common."""
 
 
-def call(command: tuple[str, ...], results: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def call(words: tuple[str, ...], results: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Run a command in this process; give its exit code, what it made, and its stderr."""
     page = results.with_name("page.html")
     places = {"RESULTS": str(results), "PAGE": str(page)}
-    code = main([places.get(each, each) for each in command])
+    code = main([places.get(each, each) for each in words])
     out, err = capsys.readouterr()
     return code, page.read_text(encoding="utf-8") if page.exists() else out, err
 
@@ -322,9 +324,9 @@ def test_a_damaged_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own."""
-    with bulk_images.own_cache(tmp_path_factory.mktemp("cache")) as made:
+def cache() -> Iterator[Path]:
+    """The cache that tests share."""
+    with bulk_images.shared_cache() as made:
         yield made
 
 
@@ -337,36 +339,57 @@ def scanned(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize(
-    ("name", "table"),
-    [
-        ("empty", "images"),
-        ("random", "findings"),
-        ("missing", "images"),
-        ("missing", "findings"),
-        ("a folder", "images"),
-        ("spoilt values", "findings"),
-        ("a list for text", "findings"),
-    ],
-)
-def test_a_scan_puts_it_right(
-    name: str, table: str, scanned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+#: What is done to the results of an image each, and to which table.
+PUT_RIGHT = [
+    ("empty", "images"),
+    ("random", "findings"),
+    ("missing", "images"),
+    ("missing", "findings"),
+    ("a folder", "images"),
+    ("spoilt values", "findings"),
+    ("a list for text", "findings"),
+]
+
+
+@dataclass(frozen=True)
+class Scans:
+    """A scan of images whose results are damaged, and the same scan again: which files, and what they said."""
+
+    files: list[Path]
+    first: command.Done
+    second: command.Done
+
+
+@pytest.fixture(scope="module")
+def scans(scanned: Path, tmp_path_factory: pytest.TempPathFactory) -> Scans:
+    """Make an image with results for each damage, damage these, and scan the images twice."""
+    place = tmp_path_factory.mktemp("scans")
+    (place / "evidence").mkdir()
+    (whole,) = (scanned / "results").glob("[!.]*")
+    files = []
+    for number, (damage, table) in enumerate(PUT_RIGHT):
+        data = bulk_images.distinct((scanned / "seed.dmp").read_bytes(), number)
+        (place / "evidence" / f"{number}.dmp").write_bytes(data)
+        results = shutil.copytree(whole, place / "results" / hashlib.sha256(data).hexdigest())
+        for path in results.iterdir():
+            column("image", results.name)(path)
+        files.append(results / f"{table}.parquet")
+        DAMAGES[damage][0](files[-1])
+    arguments = ("scan", place / "evidence", "-o", place / "results", "--offline", "--workers", 1)
+    return Scans(files, *(command.run(*arguments) for _ in range(2)))
+
+
+@pytest.mark.parametrize("number", range(len(PUT_RIGHT)), ids=[" of ".join(each) for each in PUT_RIGHT])
+def test_a_scan_puts_it_right(number: int, scans: Scans) -> None:
     """The same scan again names the damaged file and scans its image; the next one finds it sound."""
-    damage, words = DAMAGES[name]
-    results = shutil.copytree(scanned / "results", tmp_path / "results")
-    (file,) = results.glob(f"*/{table}.parquet")
-    damage(file)
-    scan = ["scan", str(scanned / "seed.dmp"), "-o", str(results), "--offline", "--workers", "1"]
-    assert main(scan) == 0
-    err = capsys.readouterr().err
-    (line,) = [line for line in err.splitlines() if line.startswith(f"{file}: ")]
+    file, words = scans.files[number], DAMAGES[PUT_RIGHT[number][0]][1]
+    assert scans.first.returncode == scans.second.returncode == 0
+    (line,) = [line for line in scans.first.stderr.splitlines() if line.startswith(f"{file}: ")]
     assert words in line
-    assert "scanned earlier" not in err
-    assert main(scan) == 0
-    err = capsys.readouterr().err
-    assert "scanned earlier" in err
-    assert str(file) not in err
+    assert "scanned earlier" not in scans.first.stderr
+    (line,) = [line for line in scans.second.stderr.splitlines() if f"/{number}.dmp" in line]
+    assert "scanned earlier" in line
+    assert str(file) not in scans.second.stderr
 
 
 def test_a_scan_of_other_images(scanned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

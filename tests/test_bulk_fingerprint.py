@@ -19,16 +19,17 @@ from apcaudit.synthetic.isf import write_derived
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
 from tests import bulk_images
-from tests.bulk_images import apcaudit, need_extra, own_cache
+from tests.bulk_images import in_turn, need_extra, shared_cache
+from tests.command import run
 from tests.conftest import ROOT
 
 need_extra()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own."""
-    with own_cache(tmp_path_factory.mktemp("cache")) as folder:
+def cache() -> Iterator[Path]:
+    """The cache that tests share."""
+    with shared_cache() as folder:
         yield folder
 
 
@@ -97,7 +98,8 @@ def without_engine(folder: Path) -> Path:
 def changed_code(folder: Path) -> Path:
     """Copy the checkout, with a plugin that has changed and has the same version."""
     for name in ("apcaudit", "vol_plugins", "symbols"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        # With what is compiled of it: the command is then as quick as the checkout's.
+        shutil.copytree(ROOT / name, folder / name)
     changed = folder / "vol_plugins" / "windows" / "apcaudit" / "findings.py"
     changed.write_text(changed.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
     return folder
@@ -122,14 +124,11 @@ def test_a_weaker_scan_does_not_count(
     change(before)
     results = shutil.copytree(earlier, tmp_path / "results")
     arguments = ("scan", image, "-o", results, "--offline", "--workers", 1)
-    weaker, again, whole = (
-        apcaudit(*arguments, cache=cache, before=each, cwd=tmp_path) for each in (before, before, None)
-    )
-    assert weaker.returncode == 0, weaker.stderr
-    assert ["scanned earlier" in run.stderr for run in (weaker, again, whole)] == [False, True, False]
-    said = [
-        [line for line in run.stderr.splitlines() if line.startswith("not in this scan: ")] for run in (weaker, whole)
-    ]
+    (code, weaker), (_, again) = in_turn(arguments, arguments, cache=cache, before=before, cwd=tmp_path)
+    whole = run(*arguments).stderr
+    assert code == 0, weaker
+    assert ["scanned earlier" in each for each in (weaker, again, whole)] == [False, True, False]
+    said = [[line for line in each.splitlines() if line.startswith("not in this scan: ")] for each in (weaker, whole)]
     if lacks is None:
         assert said[0] == said[1]
     else:
@@ -237,7 +236,7 @@ def test_what_was_short_of_memory_is_scanned_again_with_more(tmp_path: Path) -> 
     """An image that came near its limit of memory, where parts may be missing, is scanned again with another limit."""
     calm = bulk_images.write(tmp_path / "healthy.dmp", "healthy")
     # The limit is of address space, of which libraries take more or less: the first that suffices is nearly too small.
-    for limit in range(192, 1024, 32):
+    for limit in range(256, 1024, 64):
         settings = Settings(tmp_path / "results", offline=True, memory=limit << 20)
         outcome = scan(calm, settings)
         if isinstance(outcome, Scanned):

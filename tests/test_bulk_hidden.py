@@ -19,7 +19,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Apc, Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL
-from tests.bulk_images import need_extra, own_cache
+from tests.bulk_images import need_extra, shared_cache
 from tests.driver_objects import unlisted_driver
 
 need_extra()
@@ -32,9 +32,9 @@ MAIN, START = 0x1400, 0x1410
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the tests' own."""
-    with own_cache(tmp_path_factory.mktemp("cache")):
+def cache() -> Iterator[None]:
+    """The cache that tests share."""
+    with shared_cache():
         yield
 
 

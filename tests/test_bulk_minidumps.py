@@ -126,7 +126,7 @@ def test_each_missing_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     at = other.index(b"RSDS") + 4
     (tmp_path / "whole.dmp").write_bytes(other[:at] + bytes(range(16)) + other[at + 16 :])
     (there,) = (REPOSITORY_SYMBOLS / "windows" / "ntkrnlpa.pdb").glob("*.json.xz")
-    done = command.run(capsys, "symbols", tmp_path)
+    done = command.run("symbols", tmp_path)
     assert done.returncode == 2
     lines = done.stdout.splitlines()
     assert [line.partition(": ")[2] for line in lines if line.startswith(str(tmp_path))] == [

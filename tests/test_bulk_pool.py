@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from apcaudit.bulk import stack, store
+from apcaudit.bulk.records import ImageRow
 from apcaudit.synthetic.kernels import load_kernel
 from tests import bulk_images
-from tests.bulk_images import BROKEN, apcaudit, gone, need_extra, wait_for_reader
+from tests.bulk_images import BROKEN, apcaudit, gone, need_extra, own_cache, wait_for_reader
+from tests.command import Done, run
 
 need_extra()
 
@@ -25,7 +28,7 @@ need_extra()
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the tests' own."""
-    return tmp_path_factory.mktemp("cache")
+    return bulk_images.indexed(tmp_path_factory.mktemp("cache"))
 
 
 #: What is on the whole images: scene and kernel, the severity, and whether a thread has a kernel APC queued while it is
@@ -39,55 +42,87 @@ WHOLE = {
     "ten32": ("healthy", "10-19041-x86", "info", False),
 }
 
-COPIES = 2
-"""Images of each of these: the second finds the process that read the first."""
+COPIES = {"xp": 2, "eleven": 2}
+"""Images of some of these, one of the others: the second finds the process that read the first."""
 
-EVERY = len(BROKEN) + COPIES * len(WHOLE)
+IMAGES = {f"{name}{number}.dmp": name for name in WHOLE for number in range(COPIES.get(name, 1))}
+
+EVERY = len(BROKEN) + len(IMAGES)
 
 
-def test_every_kind_of_image(tmp_path: Path, cache: Path) -> None:
-    """Of images of six Windows and ones broken in ten ways the story is what was planted, told by two at a time.
+@dataclass(frozen=True)
+class Story:
+    """What a scan of images of every kind, two at a time, left and said, and the same scan again."""
 
-    Started again, the scan reads none of them.
-    """
-    evidence = tmp_path / "evidence"
-    bulk_images.write_broken(evidence)
-    bulk_images.folder_of(tmp_path, {name: (scene, kernel) for name, (scene, kernel, *_) in WHOLE.items()}, COPIES)
-    results = tmp_path / "results"
-    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
+    results: Path
+    both: bool
+    first: tuple[int, str]
+    again: Done
+
+    @property
+    def rows(self) -> dict[str, ImageRow]:
+        """The images' rows by the names of their files."""
+        return {Path(row.source.partition("::")[0]).name: row for row in store.images(self.results)}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Story:
+    """Scan images of six Windows, and ones broken in ten ways."""
+    folder = tmp_path_factory.mktemp("story")
+    bulk_images.write_broken(folder / "evidence")
+    for name, (scene, kernel, *_) in WHOLE.items():
+        bulk_images.folder_of(folder, {name: (scene, kernel)}, COPIES.get(name, 1))
+    arguments = ("scan", folder / "evidence", "-o", folder / "results", "--offline", "--workers", 2)
     running = bulk_images.start(*arguments, "--fail-on", "critical", cache=cache)
-    assert bulk_images.two_at_once(running)
+    both = bulk_images.two_at_once(running)
     _, stderr = running.communicate(timeout=240)
-    assert running.returncode == 3, stderr
+    with own_cache(cache):
+        return Story(folder / "results", both, (running.returncode, stderr), run(*arguments))
+
+
+def test_every_kind_of_image(story: Story) -> None:
+    """Of images of six Windows the story is what was planted, told by two at a time."""
+    code, stderr = story.first
+    assert story.both
+    assert code == 3, stderr
     assert f"{EVERY} images, {len(BROKEN)} failed" in stderr
     assert len(re.findall(rf"^/.*\[\d+/{EVERY} images", stderr, re.MULTILINE)) == EVERY
-    rows = {Path(row.source.partition("::")[0]).name: row for row in store.images(results)}
-    assert {name for name, row in rows.items() if row.status == "failed"} == set(BROKEN)
-    found = {name: (row.severity, row.windows) for name, row in rows.items() if row.status == "scanned"}
-    versions = {name: ".".join(map(str, load_kernel(kernel).version)) for name, (_, kernel, *_) in WHOLE.items()}
+    found = {name: (row.severity, row.windows) for name, row in story.rows.items() if row.status == "scanned"}
     assert found == {
-        f"{name}{number}.dmp": (severity, versions[name])
-        for name, (_, _, severity, _) in WHOLE.items()
-        for number in range(COPIES)
+        file: (WHOLE[name][2], ".".join(map(str, load_kernel(WHOLE[name][1]).version))) for file, name in IMAGES.items()
     }
-    (rare,) = [each for each in stack.stack(store.read(results), ["finding"]) if each.name == "detach-bugcheck"]
-    attached = [name for name, (*_, queued) in WHOLE.items() if queued]
-    assert {Path(source).name for source in rare.sources} == {
-        f"{n}{number}.dmp" for n in attached for number in range(COPIES)
-    }
-    assert rare.of == COPIES * len(WHOLE)
-    again = apcaudit(*arguments, cache=cache)
-    assert again.returncode == 2, again.stderr
-    assert again.stderr.count("scanned earlier") == EVERY
+    (rare,) = [each for each in stack.stack(store.read(story.results), ["finding"]) if each.name == "detach-bugcheck"]
+    assert {Path(source).name for source in rare.sources} == {file for file, name in IMAGES.items() if WHOLE[name][3]}
+    assert rare.of == len(IMAGES)
 
 
-def write_packed(folder: Path, count: int) -> None:
-    """Write so many packed images of one machine."""
-    folder.mkdir()
+def test_broken_images_are_rows(story: Story) -> None:
+    """Ten images broken in ten ways are ten rows that say why and where; the whole ones beside them are scanned."""
+    rows = story.rows
+    assert {name for name, row in rows.items() if row.status == "failed"} == set(BROKEN)
+    for name, word in BROKEN.items():
+        row = rows[name]
+        assert word in (row.reason or ""), name
+        assert row.stage in ("unpack", "hash", "open", "audit")
+        assert row.seconds > 0
+
+
+def test_started_again(story: Story) -> None:
+    """Started again, the scan reads none of them; what failed is its exit code, and it prints nothing on stdout."""
+    assert story.again.returncode == 2, story.again.stderr
+    assert story.again.stdout == ""
+    assert story.again.stderr.count("scanned earlier") == EVERY
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four packed images of one machine."""
+    folder = tmp_path_factory.mktemp("packed")
     data = bulk_images.write(folder / "whole", "seed").read_bytes()
     (folder / "whole").unlink()
-    for index in range(count):
+    for index in range(4):
         (folder / f"{index}.dmp.gz").write_bytes(gzip.compress(bulk_images.distinct(data, index), 1))
+    return folder
 
 
 def left_in(*places: Path) -> list[str]:
@@ -109,14 +144,17 @@ def to_all(process: int) -> list[int]:
     [("SIGINT", to_itself), ("SIGTERM", to_itself), ("SIGHUP", to_itself), ("SIGTERM", to_all)],
     ids=["ctrl-c", "kill", "terminal closed", "machine shuts down"],
 )
-def test_interrupted(number: str, receivers: Callable[[int], list[int]], tmp_path: Path, cache: Path) -> None:
-    """A signal ends the scan at once: nothing is left behind, no image has failed, the next run does all."""
-    evidence, temporary = tmp_path / "evidence", tmp_path / "temporary"
+def test_interrupted(
+    number: str, receivers: Callable[[int], list[int]], packed: Path, tmp_path: Path, cache: Path
+) -> None:
+    """A signal ends the scan at once: nothing is left behind, no image has failed, the next run does all.
+
+    That run has only these results and the images to go by, and so it is enough to see it after two of the signals.
+    """
+    temporary, results = tmp_path / "temporary", tmp_path / "results"
     temporary.mkdir()
-    write_packed(evidence, 2)
-    results = tmp_path / "results"
-    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
-    running = bulk_images.start(*arguments, cache=cache, TMPDIR=str(temporary))
+    arguments = ("scan", packed / "0.dmp.gz", packed / "1.dmp.gz", "-o", results, "--offline", "--workers")
+    running = bulk_images.start(*arguments, 2, cache=cache, TMPDIR=str(temporary))
     wait_for_reader(running.pid, after=0.05)
     below = bulk_images.descendants(running.pid)
     for each in receivers(running.pid):
@@ -128,10 +166,14 @@ def test_interrupted(number: str, receivers: Callable[[int], list[int]], tmp_pat
     assert "Traceback" not in stderr
     assert gone(below)
     assert left_in(temporary, cache / "apcaudit") == []
-    assert "failed" not in {row.status for row in store.images(results)}
-    done = apcaudit(*arguments, cache=cache)
-    assert done.returncode == 0, done.stderr
-    assert len(store.images(results)) == 2
+    rows = store.images(results)
+    assert "failed" not in {row.status for row in rows}
+    assert {each.name for each in results.iterdir()} <= {".known", *(row.image for row in rows)}
+    if number == "SIGINT" or receivers is to_all:
+        with own_cache(cache):
+            done = run(*arguments, 1)
+        assert done.returncode == 0, done.stderr
+        assert len(store.images(results)) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="these signals are those of POSIX")
@@ -155,13 +197,12 @@ def test_other_commands_end_in_order(command: str, tmp_path: Path, cache: Path) 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks on Windows")
-def test_killed_at_any_moment(tmp_path: Path, cache: Path) -> None:
+def test_killed_at_any_moment(packed: Path, tmp_path: Path, cache: Path) -> None:
     """Whenever a scan is killed, its results can be read and its processes end; a later run clears up."""
-    evidence, temporary = tmp_path / "evidence", tmp_path / "temporary"
+    temporary = tmp_path / "temporary"
     temporary.mkdir()
-    write_packed(evidence, 4)
     results = tmp_path / "results"
-    arguments = ("scan", evidence, "-o", results, "--offline", "--workers", 2)
+    arguments = ("scan", packed, "-o", results, "--offline", "--workers", 2)
     for moment in (0.7, 1.3, 1.9, 2.5):
         running = bulk_images.start(*arguments, cache=cache, TMPDIR=str(temporary))
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bulk_images import need_extra
+from tests.bulk_images import indexed, need_extra
 from tests.conftest import ROOT
 
 need_extra()
@@ -23,14 +23,13 @@ def test_a_bomb_among_the_symbol_files(tmp_path: Path) -> None:
     """The process that indexes symbol files passes one by that does not fit into its limit, and is ready."""
     folder = tmp_path / "symbols" / "windows" / "ntkrnlmp.pdb"
     folder.mkdir(parents=True)
-    packer = lzma.LZMACompressor(preset=0)
-    with (folder / f"{'0' * 32}-1.json.xz").open("wb") as file:
-        for _ in range(LIMIT >> 20):
-            file.write(packer.compress(bytes(1 << 20)))
-        file.write(packer.flush())
+    # Streams that follow one another are one file (The .xz File Format, chapter 2).
+    (folder / f"{'0' * 32}-1.json.xz").write_bytes(lzma.compress(bytes(1 << 20)) * (LIMIT >> 20))
     own = tmp_path / "own"
     own.mkdir()
-    start = {"symbols": [str(tmp_path / "symbols")], "cache": str(tmp_path / "cache"), "own": str(own), "offline": True}
+    # The cache as it is once the other symbol files are indexed.
+    (cache,) = indexed(tmp_path / "cache").glob("apcaudit/*")
+    start = {"symbols": [str(tmp_path / "symbols")], "cache": str(cache), "own": str(own), "offline": True}
     # Not getrusage's peak, which a process takes over from the one that started it.
     script = "import pathlib, sys; from apcaudit.bulk import child; child.main(); "
     script += "sys.stderr.write(pathlib.Path('/proc/self/status').read_text())"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
 from apcaudit.bulk.records import ImageRow
 from apcaudit.cli import main
 from tests import bulk_images
-from tests.bulk_images import apcaudit, need_extra
+from tests.bulk_images import need_extra
+from tests.command import Done, run
 
 need_extra()
 
@@ -27,10 +28,11 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="FIFOs and such links ar
 SOON = 60
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of the tests' own."""
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="module", autouse=True)
+def cache() -> Iterator[None]:
+    """The cache that tests share."""
+    with bulk_images.shared_cache():
+        yield
 
 
 def fifo(path: Path) -> Path:
@@ -105,13 +107,13 @@ class Told:
 
     paths: dict[str, Path]
     whole: Path
-    scan: subprocess.CompletedProcess[str]
+    scan: Done
     rows: list[ImageRow]
-    symbols: subprocess.CompletedProcess[str]
+    symbols: Done
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Told:
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     """Put all kinds before an image, and let `scan` and `symbols` read them, one at a time."""
     folder = tmp_path_factory.mktemp("told")
     paths = {}
@@ -123,8 +125,8 @@ def told(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Told:
     whole = bulk_images.write(folder / "whole.dmp", "healthy")
     results = folder / "results"
     limits = ("--timeout", SOON)
-    scan = apcaudit("scan", *every, whole, "-o", results, "--offline", "--workers", 1, *limits, cache=cache)
-    symbols = apcaudit("symbols", *every, *limits, cache=cache, timeout=SOON)
+    scan = run("scan", *every, whole, "-o", results, "--offline", "--workers", 1, *limits, seconds=4 * SOON)
+    symbols = run("symbols", *every, *limits, seconds=SOON)
     return Told(paths, whole, scan, store.images(results), symbols)
 
 
@@ -168,39 +170,39 @@ def made(name: str, told: Told) -> Path:
 
 
 @pytest.mark.parametrize("name", ["fifo", "input-output-error"])
-def test_a_report_of_it(name: str, tmp_path: Path, cache: Path) -> None:
+def test_a_report_of_it(name: str, tmp_path: Path) -> None:
     """`apcaudit report` of such an image is a page that says why."""
     make, reason = UNREADABLE[name]
     page = tmp_path / "page.html"
-    done = apcaudit("report", make(tmp_path / "odd.raw"), "-o", page, "--offline", cache=cache, timeout=SOON)
+    done = run("report", make(tmp_path / "odd.raw"), "-o", page, "--offline", seconds=SOON)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert reason in page.read_text(encoding="utf-8")
 
 
-def run(settings: Settings, *images: Path) -> list[Outcome]:
+def scan(settings: Settings, *images: Path) -> list[Outcome]:
     """Scan images, one at a time."""
     evidence = find([str(each) for each in images])
     with pool.opened(settings, 1) as executor:
         return sorted(pool.run(executor, evidence, settings, lambda *_: None), key=lambda outcome: outcome.source)
 
 
-def test_a_folder_to_unpack_in_that_is_gone(tmp_path: Path, cache: Path) -> None:
+def test_a_folder_to_unpack_in_that_is_gone(tmp_path: Path) -> None:
     """Where the scratch folder has gone each image is a row."""
     images = [bulk_images.write(tmp_path / f"{scene}.dmp", scene) for scene in ("healthy", "seed")]
-    settings = Settings(tmp_path / "results", offline=True, cache=cache, scratch=tmp_path / "gone")
-    outcomes = run(settings, *images)
+    settings = Settings(tmp_path / "results", offline=True, scratch=tmp_path / "gone")
+    outcomes = scan(settings, *images)
     assert [type(each) for each in outcomes] == [Failed, Failed]
     assert all("No such file or directory" in (row.reason or "") for row in store.images(settings.results))
     assert [Path(row.source).name for row in store.images(settings.results)] == ["healthy.dmp", "seed.dmp"]
 
 
-def test_results_that_cannot_be_written(tmp_path: Path, cache: Path) -> None:
+def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     """Where an image's results cannot take their place it is a row, and the next one is scanned."""
     images = [bulk_images.write(tmp_path / f"{scene}.dmp", scene) for scene in ("healthy", "seed")]
-    settings = Settings(tmp_path / "results", offline=True, cache=cache)
+    settings = Settings(tmp_path / "results", offline=True)
     settings.results.mkdir()
     (settings.results / hashlib.sha256(images[0].read_bytes()).hexdigest()).write_text("a file of somebody else's")
-    first, second = run(settings, *images)
+    first, second = scan(settings, *images)
     assert isinstance(first, Failed)
     assert isinstance(second, Scanned)
     assert {Path(row.source).name: row.status for row in store.images(settings.results)} == {
@@ -209,10 +211,10 @@ def test_results_that_cannot_be_written(tmp_path: Path, cache: Path) -> None:
     }
 
 
-def test_a_folder_in_the_place_of_an_image(tmp_path: Path, cache: Path) -> None:
+def test_a_folder_in_the_place_of_an_image(tmp_path: Path) -> None:
     """A folder where a file was found is a row."""
     (tmp_path / "a.raw").mkdir()
-    settings = Settings(tmp_path / "results", offline=True, cache=cache)
+    settings = Settings(tmp_path / "results", offline=True)
     with pool.opened(settings, 1) as executor:
         (outcome,) = pool.run(executor, [Evidence(tmp_path / "a.raw")], settings, lambda *_: None)
     assert isinstance(outcome, Failed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import subprocess
@@ -19,6 +18,7 @@ from volatility3.plugins.windows.apcaudit.signatures.rules import compile_rules
 from volatility3.plugins.windows.apcaudit.vol.borrowing import read_document
 
 from tests import command
+from tests.bulk_images import shared_cache
 from tests.canaries import NO_FILES, no_file
 from tests.conftest import ROOT
 from tests.signed_drivers import only, write
@@ -139,12 +139,10 @@ def test_the_state_beside_an_image(state: str, folder: Path) -> None:
 
 
 @pytest.fixture
-def apcaudit(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., command.Done]:
-    """The command, with a cache of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return functools.partial(command.run, capsys)
+def apcaudit() -> Iterator[Callable[..., command.Done]]:
+    """The command, with the cache that tests share."""
+    with shared_cache():
+        yield command.run
 
 
 @pytest.mark.parametrize("kind", ["a socket", "a folder", "a device"])

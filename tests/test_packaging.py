@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.volatility import VOL
+from tests import bulk_images
+from tests.volatility import CACHE, VOL
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = "windows.apcaudit.ApcAudit"
@@ -39,7 +40,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
     source = Path(volatility3.__file__).parent
-    shutil.copytree(source, site / "volatility3", ignore=shutil.ignore_patterns("apcaudit", "__pycache__"))
+    shutil.copytree(source, site / "volatility3", ignore=shutil.ignore_patterns("apcaudit"))
     version = importlib.metadata.version("volatility3")
     shutil.copytree(source.parent / f"volatility3-{version}.dist-info", site / f"volatility3-{version}.dist-info")
     # What vol itself imports, one by one: a whole site-packages may hold a copy of ours.
@@ -103,10 +104,10 @@ def test_wheel_carries_what_it_needs(wheel: Path) -> None:
 def test_plain_vol_runs_the_plugin_and_is_whole_afterwards(wheel: Path, machine: Path, tmp_path: Path) -> None:
     """Installed: no -p and no -s; the other plugins stay; uninstalled: vol is as it was."""
     image = tmp_path / "seed.dmp"
-    before = vol(machine, "-h").stdout
+    before, files = vol(machine, "-h").stdout, files_of(machine)
     assert PLUGIN not in before
 
-    pip(machine, "install", "--no-deps", "--no-index", str(wheel))
+    pip(machine, "install", "--no-deps", "--no-index", "--no-compile", str(wheel))
     during = vol(machine, "-h").stdout
     assert PLUGIN in during
     assert plugins(during) - plugins(before) == {PLUGIN}
@@ -122,7 +123,14 @@ def test_plain_vol_runs_the_plugin_and_is_whole_afterwards(wheel: Path, machine:
     assert "detach-bugcheck" in run.stdout
 
     pip(machine, "uninstall", "--yes", "apcaudit")
-    assert plugins(vol(machine, "-h").stdout) == plugins(before)
+    assert files_of(machine) == files
+
+
+def files_of(machine: Path) -> dict[str, int]:
+    """Return the files of a machine's packages with their sizes, but for what Python and vol keep for themselves."""
+    files = (path for path in machine.rglob("*") if path.is_file())
+    kept = {"__pycache__", "cache"}
+    return {str(path): path.stat().st_size for path in files if not kept & {*path.relative_to(machine).parts}}
 
 
 def plugins(help_text: str) -> set[str]:
@@ -134,15 +142,14 @@ def plugins(help_text: str) -> set[str]:
 
 def test_checkout_runs_uninstalled(tmp_path: Path) -> None:
     """`vol -p vol_plugins -s symbols` works with nothing of ours installed."""
-    image = tmp_path / "seed.dmp"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [sys.executable, "-m", "apcaudit.cli", "synth", "seed", "--format", "dump", "-o", image],
-        check=True,
-        cwd=tmp_path,
-        env=environment,
+    image = bulk_images.write(tmp_path / "seed.dmp", "seed")
+    arguments = ["-q", "--offline", "--cache-path", str(CACHE), "-p", "vol_plugins", "-s", "symbols", "-f", str(image)]
+    run = subprocess.run(
+        [sys.executable, "-c", VOL, *arguments, "windows.apcaudit"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
-    arguments = ["-q", "--offline", "-p", "vol_plugins", "-s", "symbols", "-f", str(image), "windows.apcaudit"]
-    run = subprocess.run([sys.executable, "-c", VOL, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     assert "0x8ab54388" in run.stdout

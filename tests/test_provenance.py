@@ -118,7 +118,7 @@ def test_what_is_missing_is_said() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """`apcaudit --version` prints a line a program, apcaudit first."""
-    done = command.run(capsys, "--version")
+    done = command.run("--version")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"apcaudit {apcaudit.__version__}+")

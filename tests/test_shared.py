@@ -163,7 +163,7 @@ def test_seed_minidumps_in_a_scan(seeds: Path, tmp_path: Path, capsys: pytest.Ca
     from apcaudit.bulk import store
 
     with bulk_images.own_cache(tmp_path / "cache"):
-        done = command.run(capsys, "scan", seeds, "-o", tmp_path / "results", "--offline", "--workers", 1, seconds=300)
+        done = command.run("scan", seeds, "-o", tmp_path / "results", "--offline", "--workers", 1, seconds=300)
     assert done.returncode == 0, done.stderr
     database = store.connect(tmp_path / "results")
     query = "SELECT thread, apc, kernel_routine, severity FROM apcs ORDER BY kernel_routine NULLS FIRST"

@@ -60,7 +60,7 @@ def test_nothing_to_stack(options: list[object], text: str, tmp_path: Path, caps
     """Where `stack` has no line it says why: for want of things, or since the baseline has them."""
     results = write(tmp_path / "results", suspect(1), suspect(2))
     given = [results if option == "RESULTS" else option for option in options]
-    done = command.run(capsys, "stack", results, *given)
+    done = command.run("stack", results, *given)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
     assert done.stderr == text.replace("RESULTS", str(results)) + "\n"
 
@@ -68,13 +68,13 @@ def test_nothing_to_stack(options: list[object], text: str, tmp_path: Path, caps
 def test_one_image_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A report of one image with one finding says so."""
     results = write(tmp_path / "results", suspect(1))
-    done = command.run(capsys, "report", results, "-o", tmp_path / "report.html")
+    done = command.run("report", results, "-o", tmp_path / "report.html")
     assert done.stderr == f"{tmp_path / 'report.html'}: 1 image, 0 failed, 1 finding\n"
 
 
 def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     """Bare `apcaudit` lists its commands, and is an error in use."""
-    done = command.run(capsys)
+    done = command.run()
     assert (done.returncode, done.stdout) == (1, "")
     first_words = [line.split()[0] for line in done.stderr.splitlines() if line.strip()]
     assert [word for word in first_words if word in COMMANDS] == list(COMMANDS)
@@ -84,6 +84,6 @@ def test_rules_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     """A rule file that does not exist is one line."""
     (tmp_path / "a.raw").write_bytes(b"memory")
     missing = tmp_path / "gone.yar"
-    done = command.run(capsys, "scan", tmp_path / "a.raw", "-o", tmp_path / "results", "--yara-file", missing)
+    done = command.run("scan", tmp_path / "a.raw", "-o", tmp_path / "results", "--yara-file", missing)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"apcaudit: YARA rules: File does not exist: {missing}"]

@@ -26,6 +26,12 @@ ESCAPED = "\\u043a\\u0430\\u0434\\u0440\\U0001f980"
 
 
 @pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tests' own."""
+    return bulk_images.indexed(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of results, rows of vol, and evidence that is no image, all with that name."""
     made = tmp_path_factory.mktemp("made")
@@ -37,10 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def run(line: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(line: str, folder: Path, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a shell's line in a folder; `apcaudit` in it is the command."""
     line = line.replace("apcaudit", shlex.join([sys.executable, "-m", "apcaudit"]))
-    environment = bulk_images.environment(folder / "cache") | variables
+    environment = bulk_images.environment(cache) | variables
     return subprocess.run(
         ["bash", "-c", line],
         cwd=folder,
@@ -69,9 +75,9 @@ PRINTING = {
 
 @pytest.mark.skipif(os.name == "nt", reason="the lines are of a POSIX shell")
 @pytest.mark.parametrize("line", PRINTING)
-def test_ascii(line: str, folder: Path) -> None:
+def test_ascii(line: str, folder: Path, cache: Path) -> None:
     """What an encoding lacks is printed as an escape, on stdout and on stderr."""
-    done = run(line, folder, PYTHONIOENCODING="ascii")
+    done = run(line, folder, cache, PYTHONIOENCODING="ascii")
     printed, code = PRINTING[line]
     assert done.returncode == code, done.stderr
     assert printed in done.stdout + done.stderr
@@ -96,9 +102,9 @@ CLOSED = {
 
 @pytest.mark.skipif(os.name == "nt", reason="the lines are of a POSIX shell")
 @pytest.mark.parametrize("line", CLOSED)
-def test_closed(line: str, folder: Path) -> None:
+def test_closed(line: str, folder: Path, cache: Path) -> None:
     """What nobody would see is an error in one line, what is written elsewhere is written."""
-    done = run(line, folder)
+    done = run(line, folder, cache)
     said, code = CLOSED[line]
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.startswith(said)
@@ -106,9 +112,9 @@ def test_closed(line: str, folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the lines are of a POSIX shell")
-def test_a_scan_without_any_stream(tmp_path: Path) -> None:
+def test_a_scan_without_any_stream(tmp_path: Path, cache: Path) -> None:
     """What a scan says goes nowhere when all its streams are closed, least of all into its results."""
     bulk_images.write(tmp_path / "image.dmp", "healthy")
-    done = run("apcaudit scan image.dmp -o results --offline <&- >&- 2>&-", tmp_path)
+    done = run("apcaudit scan image.dmp -o results --offline <&- >&- 2>&-", tmp_path, cache)
     assert done.returncode == 0
     assert [row.status for row in store.images(tmp_path / "results")] == ["scanned"]
