@@ -117,7 +117,7 @@ def test_the_line_of_a_failure(scanned: dict[str, tuple[Failed, Path]]) -> None:
         assert progress.text_of(outcome).lower().count("the machine stopped: bugcheck ") == 1
 
 
-def test_each_missing_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_missing_file_once(tmp_path: Path) -> None:
     """`apcaudit symbols` has a short line an image, and names each missing file once, the most needed first."""
     for number in range(3):
         (tmp_path / f"{number}.dmp").write_bytes(minidump(code=number + 1))

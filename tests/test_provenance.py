@@ -116,7 +116,7 @@ def test_what_is_missing_is_said() -> None:
     assert found[:4] == ["apcaudit 0.1.0+abc", "volatility3 2.28.2", "no YARA engine", "no capstone"]
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version() -> None:
     """`apcaudit --version` prints a line a program, apcaudit first."""
     done = command.run("--version")
     assert (done.returncode, done.stderr) == (0, "")

@@ -157,7 +157,7 @@ def test_seed_minidump_in_vol(name: str, seeds: Path) -> None:
 
 
 @needs_shared
-def test_seed_minidumps_in_a_scan(seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seed_minidumps_in_a_scan(seeds: Path, tmp_path: Path) -> None:
     """`apcaudit scan` finds the same in both, and keeps the KAPC's address."""
     bulk_images.need_extra()
     from apcaudit.bulk import store

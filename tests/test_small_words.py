@@ -56,7 +56,7 @@ def test_one_finding() -> None:
         (["--kind", "yara"], "nothing to count"),
     ],
 )
-def test_nothing_to_stack(options: list[object], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_stack(options: list[object], text: str, tmp_path: Path) -> None:
     """Where `stack` has no line it says why: for want of things, or since the baseline has them."""
     results = write(tmp_path / "results", suspect(1), suspect(2))
     given = [results if option == "RESULTS" else option for option in options]
@@ -65,14 +65,14 @@ def test_nothing_to_stack(options: list[object], text: str, tmp_path: Path, caps
     assert done.stderr == text.replace("RESULTS", str(results)) + "\n"
 
 
-def test_one_image_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_in_a_report(tmp_path: Path) -> None:
     """A report of one image with one finding says so."""
     results = write(tmp_path / "results", suspect(1))
     done = command.run("report", results, "-o", tmp_path / "report.html")
     assert done.stderr == f"{tmp_path / 'report.html'}: 1 image, 0 failed, 1 finding\n"
 
 
-def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command() -> None:
     """Bare `apcaudit` lists its commands, and is an error in use."""
     done = command.run()
     assert (done.returncode, done.stdout) == (1, "")
@@ -80,7 +80,7 @@ def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [word for word in first_words if word in COMMANDS] == list(COMMANDS)
 
 
-def test_rules_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rules_that_are_not_there(tmp_path: Path) -> None:
     """A rule file that does not exist is one line."""
     (tmp_path / "a.raw").write_bytes(b"memory")
     missing = tmp_path / "gone.yar"

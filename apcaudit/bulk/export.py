@@ -76,8 +76,10 @@ def jsonl(results: Results, table: str) -> Iterator[str]:
 
 def comma_separated(results: Results, table: str) -> Iterator[str]:
     """Yield the lines of a table as CSV, as in `jsonl`; no cell is a formula to a spreadsheet."""
+    # Before the first line is out: where no result can be read, there is none.
+    rows = _table(results, table)
     yield _line(columns(table))
-    for row in _table(results, table):
+    for row in rows:
         yield _line([_harmless(value) for value in row.values()])
 
 
