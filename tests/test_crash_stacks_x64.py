@@ -585,6 +585,25 @@ def test_a_crash_within_a_call_of_user_mode(tmp_path: Path, symbols: Path) -> No
     assert stack.frames[2].found_at == EXCEPTION_FRAME + 0x138
 
 
+def test_an_exception_that_another_stack_handled(tmp_path: Path, symbols: Path) -> None:
+    """The frames at the exception are shown though nothing leads to them from the stack that the machine stopped on."""
+
+    def plant(image: Image) -> None:
+        write_words(image, PROCESSOR_BASE - 0x188, "nt!KiBugCheckDispatch+0x69")
+        trap_frame64(image, TRAP, "nt!IofCompleteRequest+0x60", RSP)
+        write_words(image, RSP + 0x38, "faulty!Dispatch+0x60")
+
+    crash = Crash(0x139, (3, TRAP, 0, 0), "nt!KeBugCheckEx", PROCESSOR_BASE - 0x188, (0, 0))
+    code: dict[Address, Code] = {**CODE, "faulty!Dispatch+0x5b": (b"\xe8", Relative("nt!IofCompleteRequest"))}
+    stack = walk(tmp_path, symbols, crash, plant, code=code)
+    assert shown(stack.frames) == [
+        (StackKind.OTHER, How.SAVED, "nt!KeBugCheckEx"),
+        (StackKind.OTHER, How.SCANNED, "nt!KiBugCheckDispatch+0x69"),
+        (OWN, How.INTERRUPTED, "nt!IofCompleteRequest+0x60"),
+        (OWN, How.SCANNED, "faulty!Dispatch+0x60"),
+    ]
+
+
 def test_a_thread_whose_stack_is_full(tmp_path: Path, symbols: Path) -> None:
     """0x7F: the double fault is handled on a stack of the TSS; the thread's stack pointer is below its StackLimit."""
     limit, trap = STACK_BASE - 0x6000, PROCESSOR_BASE - 0x190

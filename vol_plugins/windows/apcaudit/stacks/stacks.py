@@ -201,6 +201,15 @@ class Stacks:
                 stack, first = other, None if leaving.same_frame else self._first_on(leaving)
                 called = leaving.how is not How.SWITCHED or not leaving.exact
                 walked = self._walk(leaving.registers, stack, exact=leaving.exact, called=called, exception=exception)
+            elif exception is not None:
+                # What handled it is on another stack, and where that began is not known.
+                other = next((each for each in left if each.holds(exception.top)), None)
+                if other is None:
+                    break
+                left.remove(other)
+                stack, registers = other, exception.registers
+                first = Found(registers.ip, How.INTERRUPTED, found_at=exception.found_at)
+                walked = self._walk(registers, stack, exact=True)
             elif walked.ending == FROM_USER or (stack.entry is not None and walked.ending == stack.searched):
                 callouts = self._entries.callouts(thread, stacks) if callouts is None else callouts
                 if not callouts:

@@ -19,16 +19,16 @@ SEGMENTS_BOUND = 8
 _CONTROLS = (("_KSTACK_CONTROL", "StackBase"), ("_KERNEL_STACK_CONTROL", "Current.StackBase"))
 _PREVIOUS = ("StackBase", "StackLimit", "InitialStack", "KernelStack")
 
-# Size of a processor's stacks where the kernel has no KeKernelStackSize: KERNEL_STACK_SIZE (WDK, ntddk.h).
+# Size of a processor's stacks where the kernel has no variable for it: KERNEL_STACK_SIZE (WDK, ntddk.h).
 _STACK_SIZE = {4: 0x3000, 8: 0x6000}
-_SIZE_SYMBOL = "KeKernelStackSize"
 
-# Members of _KPRCB that point to its stacks: to their bases, but on x64 DpcStack and ExceptionStack to where the stack
-# pointer begins, 50h bytes below (public PDBs; that distance: decompiled KiInitializeKernel of Windows 10 and 11).
+# Members of _KPRCB that point to its stacks (public PDBs), and the variable with the size. They are the bases, but on
+# x64 DpcStack and ExceptionStack are where the stack pointer begins, 50h bytes below: decompiled KiInitializeKernel of
+# Windows 10 and 11, and so in all 16 processors of a genuine minidump of 19041.
 _PROCESSOR_STACKS = (
-    (StackKind.DPC, "DpcStack"),
-    (StackKind.INTERRUPT, "IsrStack"),
-    (StackKind.EXCEPTION, "ExceptionStack"),
+    (StackKind.DPC, "DpcStack", "KeKernelStackSize"),
+    (StackKind.INTERRUPT, "IsrStack", "KeIsrStackSize"),
+    (StackKind.EXCEPTION, "ExceptionStack", "KeKernelStackSize"),
 )
 
 
@@ -91,18 +91,17 @@ def read_processor_stacks(kernel: Kernel, prcb: int) -> tuple[StackRange, ...]:
         kernel: the image's.
         prcb: the virtual address of the processor's _KPRCB.
     """
-    size = _stack_size(kernel)
     ranges = []
-    for kind, member in _PROCESSOR_STACKS:
+    for kind, member, variable in _PROCESSOR_STACKS:
         pointer = read_member(kernel.memory, kernel.symbols, "_KPRCB", member, prcb)
         if pointer and not pointer % kernel.memory.pointer_size and pointer >= kernel.drivers.kernel_start:
             base = -(-pointer // windows.PAGE_SIZE) * windows.PAGE_SIZE
-            ranges.append(StackRange(kind, base - size, base))
+            ranges.append(StackRange(kind, base - _stack_size(kernel, variable), base))
     return tuple(ranges)
 
 
-def _stack_size(kernel: Kernel) -> int:
-    symbol = kernel.symbols.address(_SIZE_SYMBOL)
+def _stack_size(kernel: Kernel, variable: str) -> int:
+    symbol = kernel.symbols.address(variable)
     data = None if symbol is None else kernel.memory.read(symbol, 4)
     size = 0 if data is None else int.from_bytes(data, "little")
     plausible = 0 < size <= windows.STACK_BOUND and not size % windows.PAGE_SIZE
