@@ -122,7 +122,12 @@ def test_the_readme_shows_the_seed(tmp_path: Path) -> None:
     assert readme == examples.readme_updated(readme, tmp_path)
 
 
-@pytest.mark.parametrize("page", GUIDE, ids=lambda path: path.stem)
+def test_what_it_was_checked_against_is_on_the_first_screen() -> None:
+    """Who opens the README learns before the first example what the audit was held to, and what it never saw."""
+    assert "](docs/validation.md)" in text_of(examples.README).partition("```")[0]
+
+
+@pytest.mark.parametrize("page", [*GUIDE, examples.README], ids=lambda path: path.stem)
 def test_links_resolve(page: Path) -> None:
     """A link leads to a file of the guide, and to a heading that it has."""
     for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text_of(page))):

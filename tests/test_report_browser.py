@@ -298,7 +298,7 @@ def test_axe_has_nothing_to_say(browser: Any, which: str, scheme: str, request: 
     """axe-core, which tests pages for accessibility, finds no violation in either scheme."""
     axe = find_axe()
     if axe is None:
-        pytest.skip("axe-core is missing: npm install --no-save axe-core, in the checkout")
+        pytest.skip("axe-core is missing: npm install --no-save --no-package-lock axe-core@4, in the checkout")
     for opened in visit(browser, request.getfixturevalue(which)):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})

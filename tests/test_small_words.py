@@ -24,8 +24,8 @@ FAILED = Failed("c.raw", "cc", "no kernel", "open", 0.5)
     ("total", "outcomes", "text"),
     [
         # A rate where something was read, and no rate of nothing.
-        (1, [EARLIER], "1/1 image, 0 failed, 1 scanned earlier"),
-        (3, [EARLIER, EARLIER], "2/3 images, 0 failed, 2 scanned earlier"),
+        (1, [EARLIER], "1/1 image, 0 failed, 1 of an earlier scan"),
+        (3, [EARLIER, EARLIER], "2/3 images, 0 failed, 2 of an earlier scan"),
         (3, [], "0/3 images, 0 failed"),
         (2, [EARLIER, NEW], "2/2 images, 0 failed, 0.5 images/s"),
         (2, [NEW, FAILED], "2/2 images, 1 failed, 1.0 images/s"),

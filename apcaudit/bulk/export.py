@@ -76,7 +76,7 @@ def jsonl(results: Results, table: str) -> Iterator[str]:
 
 def comma_separated(results: Results, table: str) -> Iterator[str]:
     """Yield the lines of a table as CSV, as in `jsonl`; no cell is a formula to a spreadsheet."""
-    # Before the first line is out: where no result can be read, there is none.
+    # Before the header: without any results there is no file either.
     rows = _table(results, table)
     yield _line(columns(table))
     for row in rows:

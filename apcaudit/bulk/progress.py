@@ -59,7 +59,7 @@ class Counts:
         text = f"{self.done}/{counted(self.total, 'image')}, {self.failed} failed"
         if self.done == self.reused:
             # Nothing was read yet, so there is no rate.
-            return f"{text}, {self.reused} scanned earlier" if self.reused else text
+            return f"{text}, {self.reused} of an earlier scan" if self.reused else text
         text += f", {self.rate:.1f} images/s"
         return text if self.done == self.total else f"{text}, {self.left} left"
 

@@ -1,0 +1,119 @@
+"""The notebook: runs the cells of docs/notebook.md in their order and writes what they print below them.
+
+    python -m docs.notebook
+
+It builds and scans 300 images, which takes minutes. A cell is a block of Python or of shell commands; all of Python share
+their names, as in a notebook. What is printed stands behind the cell, up to `<!-- end -->`. Behind `<!-- slow -->` stand
+the cells that the tests leave out; they put what these make in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import volatility3.plugins
+import volatility3.symbols
+from volatility3.framework import constants
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+PAGE = DOCS / "notebook.md"
+
+_CELL = re.compile(
+    r"(?P<before>(?P<slow><!-- slow -->\n)?```(?P<kind>python|sh)\n(?P<code>.*?)```\n)"
+    r"(?P<printed>\n```text\n.*?```\n<!-- end -->\n)?",
+    re.DOTALL,
+)
+
+
+def run(text: str, folder: Path, instead: Callable[[Path], None] | None = None) -> str:
+    """Run the cells of a notebook and return its text with what they print now.
+
+    Args:
+        text: the notebook.
+        folder: where its cells work.
+        instead: called in place of all slow cells, whose output stays; None runs them.
+    """
+    names: dict[str, Any] = {"__name__": "notebook"}
+    put = False
+
+    def cell(match: re.Match[str]) -> str:
+        nonlocal put
+        if match["slow"] and instead is not None:
+            if not put:
+                instead(folder)
+            put = True
+            return match[0]
+        printed = _python(match["code"], names) if match["kind"] == "python" else _shell(match["code"], folder)
+        shown = f"\n```text\n{printed.rstrip()}\n```\n<!-- end -->\n" if printed.strip() else ""
+        return match["before"] + shown
+
+    with _working(folder):
+        return _CELL.sub(cell, text)
+
+
+def _python(code: str, names: dict[str, Any]) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, str(PAGE), "exec"), names)  # noqa: S102 - the notebook is ours
+    return printed.getvalue()
+
+
+def _shell(code: str, folder: Path) -> str:
+    commands = folder / ".commands"
+    commands.mkdir(exist_ok=True)
+    own = commands / "apcaudit"
+    own.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m apcaudit "$@"\n', encoding="utf-8")
+    own.chmod(0o755)
+    variables = {
+        **os.environ,
+        "PATH": f"{commands}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(folder / ".cache"),
+    }
+    done = subprocess.run(["sh", "-e"], input=code, capture_output=True, text=True, check=False, env=variables)  # noqa: S607
+    if done.returncode:
+        raise SystemExit(f"{code}{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _working(folder: Path) -> Iterator[None]:
+    """Work in a folder, where vol finds the checkout's plugin and symbol files and keeps its cache."""
+    plugins, symbols = str(ROOT / "vol_plugins"), str(ROOT / "symbols")
+    before = Path.cwd(), list(volatility3.symbols.__path__), constants.CACHE_PATH, constants.OFFLINE
+    if plugins not in volatility3.plugins.__path__:
+        volatility3.plugins.__path__.insert(0, plugins)
+    volatility3.symbols.__path__.insert(0, symbols)
+    (folder / ".cache").mkdir(exist_ok=True)
+    constants.CACHE_PATH, constants.OFFLINE = str(folder / ".cache"), True
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before[0])
+        volatility3.symbols.__path__[:], constants.CACHE_PATH, constants.OFFLINE = before[1:]
+
+
+def main() -> int:
+    """Run the notebook and write its text anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        made = run(text, Path(folder))
+    if made != text:
+        PAGE.write_text(made, encoding="utf-8")
+        print(PAGE.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
