@@ -1,29 +1,45 @@
-"""A program in a fork of this process: a process of its own, without the second that it takes to import vol."""
+"""A program in a fork of this process: a process of its own, without the second that its imports take."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 
-def run(main: Callable[[], object], *, cwd: Path | None = None, seconds: int = 120) -> subprocess.CompletedProcess[str]:
+def run(
+    main: Callable[[], object],
+    *,
+    cwd: Path | None = None,
+    stdin: Path = Path(os.devnull),
+    stdout: int | None = None,
+    closed: Collection[int] = (),
+    encoding: str = "utf-8",
+    variables: Mapping[str, str] | None = None,
+    seconds: int = 120,
+) -> subprocess.CompletedProcess[str]:
     """Run a program's main function as its process would; give its exit code and what it wrote, which is UTF-8.
 
-    It is ended, as by SIGALRM, where it takes longer than so many seconds.
+    It is ended, as by SIGALRM, where it takes longer than so many seconds. `stdout` is a descriptor of the test's,
+    `closed` are the standard descriptors that the program does not have, `encoding` is that of its streams.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(seconds)
-            _become(main, out.fileno(), err.fileno(), cwd)
+            with _ended():
+                os.environ.update(variables or {})
+                os.chdir(cwd or os.curdir)
+                _streams(stdin, out.fileno() if stdout is None else stdout, err.fileno(), closed, encoding)
+                main()
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         written = []
         for stream in (out, err):
@@ -32,25 +48,47 @@ def run(main: Callable[[], object], *, cwd: Path | None = None, seconds: int = 1
         return subprocess.CompletedProcess((), code, *written)
 
 
-def _become(main: Callable[[], object], out: int, err: int, cwd: Path | None) -> NoReturn:
-    """Be that process and end, whatever happens: no test goes on in it, and nothing of its parent's is removed."""
+def apcaudit(*arguments: object, cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the project's command with a cache of the test's; options are those of run."""
+    from apcaudit.cli import main
+    from tests.bulk_images import environment
+
+    options["variables"] = environment(cache) | options.get("variables", {})
+    return run(lambda: sys.exit(main([*map(str, arguments)])), **options)
+
+
+def _streams(stdin: Path, out: int, err: int, closed: Collection[int], encoding: str) -> None:
+    """Give this process the standard streams that Python would make at its start."""
+    given = [os.open(stdin, os.O_RDONLY), out, err]
+    # What lies there now is the test's own, and goes with this process.
+    for number, descriptor in enumerate(given):
+        os.dup2(descriptor, number)
+    for number in closed:
+        os.close(number)
+    streams: list[Any] = [
+        None if number in closed else open(number, mode, encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+        for number, (mode, errors) in enumerate((("r", "strict"), ("w", "strict"), ("w", "backslashreplace")))
+    ]
+    sys.stdin, sys.stdout, sys.stderr = streams
+
+
+@contextlib.contextmanager
+def _ended() -> Iterator[None]:
+    """End this process with its block, whatever happens: no test goes on in it, nothing of its parent's is removed."""
     code = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w", encoding="utf-8")
-        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace")
-        if cwd is not None:
-            os.chdir(cwd)
         try:
-            main()
+            yield
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                # As Python itself ends.
+                code = 120
     finally:
         os._exit(code)

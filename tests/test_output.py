@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import stat
 import subprocess
@@ -11,7 +12,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -21,7 +21,7 @@ from apcaudit.errors import ApcAuditError
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
-from tests import bulk_images
+from tests import bulk_images, forked
 from tests.bulk_images import need_extra
 from tests.report_results import suspect, write
 
@@ -349,7 +349,7 @@ def test_a_script_for_symbols(name: str, stranger: Path, tmp_path: Path) -> None
     make, refused = PLACES[name]
     place = make(tmp_path)
     before = inventory(tmp_path)
-    done = bulk_images.apcaudit("symbols", stranger, "--script", place.named, cache=stranger.parent / "cache")
+    done = forked.apcaudit("symbols", stranger, "--script", place.named, cache=stranger.parent / "cache")
     if refused is None:
         assert (done.returncode, "pdbconv" in done.stdout) == (2, False), done.stderr
         assert b"pdbconv" in place.content()
@@ -430,9 +430,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
         left_alone(tmp_path / "out", reader)
 
 
-def run(
-    command: str, results: Path, out: Path, *, stdout: IO[bytes] | int = subprocess.PIPE
-) -> subprocess.CompletedProcess[str]:
+def run(command: str, results: Path, out: Path, *, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """Run a line of shell, in which `apcaudit` is the command."""
     line = command.replace("apcaudit", '"$PYTHON" -m apcaudit')
     environment = {**bulk_images.environment(out.parent / "cache"), "PYTHON": sys.executable}
@@ -486,8 +484,16 @@ def test_no_room(command: str, results: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["out"]
 
 
-#: Commands that print.
-PRINTING = ('stack "$RESULTS"', 'stack "$RESULTS" --jsonl', 'export "$RESULTS"', "where", "synth --list")
+#: Commands that print; the first runs in a process of its own, the others in forks of this one.
+PRINTING = ('export "$RESULTS"', 'stack "$RESULTS"', 'stack "$RESULTS" --jsonl', "where", "synth --list")
+
+
+def printing(command: str, results: Path, folder: Path, stdout: int) -> subprocess.CompletedProcess[str]:
+    """Run one of them with a descriptor for its stdout."""
+    if command == PRINTING[0]:
+        return run(f"apcaudit {command}", results, folder / "out", stdout=stdout)
+    arguments = [str(results) if each == "$RESULTS" else each for each in shlex.split(command)]
+    return forked.apcaudit(*arguments, cache=folder / "cache", stdout=stdout)
 
 
 @pytest.mark.parametrize("command", PRINTING)
@@ -496,7 +502,7 @@ def test_a_reader_of_stdout_that_leaves(command: str, results: Path, tmp_path: P
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as stdout:
-        done = run(f"apcaudit {command}", results, tmp_path / "out", stdout=stdout)
+        done = printing(command, results, tmp_path, stdout.fileno())
     assert (done.returncode, done.stderr) == (1, "")
 
 
@@ -505,7 +511,8 @@ def test_no_room_on_stdout(command: str, results: Path, tmp_path: Path) -> None:
     """A full disk behind stdout is one line, once."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    done = run(f"apcaudit {command} > /dev/full", results, tmp_path / "out")
+    with open("/dev/full", "wb") as stdout:
+        done = printing(command, results, tmp_path, stdout.fileno())
     assert (done.returncode, done.stderr) == (1, "apcaudit: [Errno 28] No space left on device\n")
 
 

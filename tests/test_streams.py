@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from apcaudit.bulk import store
-from tests import bulk_images
+from tests import bulk_images, forked
 from tests.bulk_images import need_extra
 from tests.report_results import suspect, write
 
@@ -23,12 +23,6 @@ NAME = "кадр🦀"
 
 ESCAPED = "\\u043a\\u0430\\u0434\\u0440\\U0001f980"
 """How Python's `backslashreplace` writes that."""
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of the tests' own."""
-    return bulk_images.indexed(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +37,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def run(line: str, folder: Path, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell's line in a folder; `apcaudit` in it is the command."""
-    line = line.replace("apcaudit", shlex.join([sys.executable, "-m", "apcaudit"]))
-    environment = bulk_images.environment(cache) | variables
-    return subprocess.run(
-        ["bash", "-c", line],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-        timeout=120,
-    )
+#: How a shell closes a stream, or takes it from a file.
+_CLOSES = {"<&-": 0, ">&-": 1, "2>&-": 2}
+
+
+def run(line: str, folder: Path, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+    """Run a line of shell in a folder, one command with what it has instead of its streams."""
+    words = shlex.split(line)[1:]
+    given = {"stdin": folder / words[-1]} if words[-2:-1] == ["<"] else {}
+    arguments = [word for word in (words[:-2] if given else words) if word not in _CLOSES]
+    closed = [_CLOSES[word] for word in words if word in _CLOSES]
+    return forked.apcaudit(*arguments, cache=folder / "cache", cwd=folder, closed=closed, encoding=encoding, **given)
 
 
 #: Commands that print a name, how they print it where they may use ASCII only, and their exit codes.
@@ -75,9 +66,9 @@ PRINTING = {
 
 @pytest.mark.skipif(os.name == "nt", reason="the lines are of a POSIX shell")
 @pytest.mark.parametrize("line", PRINTING)
-def test_ascii(line: str, folder: Path, cache: Path) -> None:
+def test_ascii(line: str, folder: Path) -> None:
     """What an encoding lacks is printed as an escape, on stdout and on stderr."""
-    done = run(line, folder, cache, PYTHONIOENCODING="ascii")
+    done = run(line, folder, "ascii")
     printed, code = PRINTING[line]
     assert done.returncode == code, done.stderr
     assert printed in done.stdout + done.stderr
@@ -102,9 +93,9 @@ CLOSED = {
 
 @pytest.mark.skipif(os.name == "nt", reason="the lines are of a POSIX shell")
 @pytest.mark.parametrize("line", CLOSED)
-def test_closed(line: str, folder: Path, cache: Path) -> None:
+def test_closed(line: str, folder: Path) -> None:
     """What nobody would see is an error in one line, what is written elsewhere is written."""
-    done = run(line, folder, cache)
+    done = run(line, folder)
     said, code = CLOSED[line]
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.startswith(said)
@@ -112,9 +103,12 @@ def test_closed(line: str, folder: Path, cache: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the lines are of a POSIX shell")
-def test_a_scan_without_any_stream(tmp_path: Path, cache: Path) -> None:
+def test_a_scan_without_any_stream(tmp_path: Path) -> None:
     """What a scan says goes nowhere when all its streams are closed, least of all into its results."""
     bulk_images.write(tmp_path / "image.dmp", "healthy")
-    done = run("apcaudit scan image.dmp -o results --offline <&- >&- 2>&-", tmp_path, cache)
+    line = "exec apcaudit scan image.dmp -o results --offline <&- >&- 2>&-"
+    line = line.replace("apcaudit", shlex.join([sys.executable, "-m", "apcaudit"]))
+    environment = bulk_images.environment(tmp_path / "cache")
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, check=False, timeout=120)
     assert done.returncode == 0
     assert [row.status for row in store.images(tmp_path / "results")] == ["scanned"]
