@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from volatility3.framework.configuration import requirements
@@ -18,35 +20,37 @@ from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL
 from tests.stock_reading import UNLOADED, Read, scene
 from tests.volatility import CACHE, REPOSITORY_SYMBOLS, configuration, construct
 
+Opened = tuple[Read, Path, dict[str, Any]]
+"""A scene read back, its file, and what vol found in that, by the names of its configuration."""
 
-@pytest.fixture(scope="session")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Read]:
+
+@pytest.fixture(scope="module")
+def opener(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Opened]:
     """Build and open a kernel's scene once, as a dump or as raw memory."""
     folder = tmp_path_factory.mktemp("reading")
-    opened: dict[tuple[str, str], Read] = {}
 
-    def read(kernel: str, form: str = "dump") -> Read:
-        if (kernel, form) not in opened:
-            path = folder / f"{kernel}.{form}"
-            image = build(scene(kernel), load_kernel(kernel))
-            (image.write_dump if form == "dump" else image.write_raw)(path)
-            plugin = construct(path, "windows.pslist.PsList", cache=CACHE)
-            opened[kernel, form] = Read(image, plugin.context, plugin.config["kernel"])
-        return opened[kernel, form]
+    @functools.cache
+    def opened(kernel: str, form: str = "dump") -> Opened:
+        path = folder / f"{kernel}.{form}"
+        image = build(scene(kernel), load_kernel(kernel))
+        (image.write_dump if form == "dump" else image.write_raw)(path)
+        plugin = construct(path, "windows.pslist.PsList", cache=CACHE)
+        found = {key: value for key, value in plugin.build_configuration().items() if key.startswith("kernel.")}
+        return Read(image, plugin.context, plugin.config["kernel"]), path, found
 
-    return read
+    return opened
 
 
 @pytest.fixture(params=sorted(OWN))
-def read(request: pytest.FixtureRequest, reader: Callable[..., Read]) -> Read:
+def read(request: pytest.FixtureRequest, opener: Callable[..., Opened]) -> Read:
     """Each of our kernels."""
-    return reader(request.param)
+    return opener(request.param)[0]
 
 
 @pytest.mark.parametrize("kernel", ["7-sp1-x64", "10-19041-x64", "11-26100-x64", "xp-sp3-x86"])
-def test_raw_image_is_recognised(kernel: str, reader: Callable[..., Read]) -> None:
+def test_raw_image_is_recognised(kernel: str, opener: Callable[..., Opened]) -> None:
     """Raw memory is found to be Windows by its page tables alone, and gives the same processes as a dump."""
-    raw = reader(kernel, "raw")
+    raw, *_ = opener(kernel, "raw")
     names = [
         utility.array_to_string(each.ImageFileName)
         for each in pslist.PsList.list_processes(raw.context, raw.module_name)
@@ -246,7 +250,7 @@ def test_bugcheck_data(read: Read) -> None:
     assert [int(each) for each in data] == [0x6, 1, 2, 3, read.symbol("nt!KeBugCheck")]
 
 
-def test_many_threads_need_a_cid_table_with_levels(reader: Callable[..., Read], tmp_path: Path) -> None:
+def test_many_threads_need_a_cid_table_with_levels() -> None:
     """IDs beyond one page of entries are reached through a second level."""
     threads_of_system = tuple(Thread(tid, stack_pages=0) for tid in (8, 0x1000, 0x8004))
     scene = Scene("levels", "", "10-19041-x64", (Process("System", 4, threads_of_system, parent=0),))
@@ -262,15 +266,12 @@ def test_many_threads_need_a_cid_table_with_levels(reader: Callable[..., Read], 
 
 
 @pytest.mark.parametrize("name", sorted(OWN))
-def test_what_the_other_tests_tell_vol_is_what_it_finds(name: str, tmp_path: Path) -> None:
+def test_what_the_other_tests_tell_vol_is_what_it_finds(name: str, opener: Callable[..., Opened]) -> None:
     """Where a dump's kernel lies, which most tests tell vol, is where vol itself finds it."""
-    kernel = load_kernel(name)
-    dump = tmp_path / "scene.dmp"
-    build(scene(name), kernel).write_dump(dump)
-    plugin = construct(dump, "windows.apcaudit.ApcAudit", cache=CACHE)
-    found = {key: value for key, value in plugin.build_configuration().items() if key.startswith("kernel.")}
+    read, dump, configured = opener(name)
+    found = dict(configured)
     location = requirements.URIRequirement.location_from_file(str(dump))
-    told = configuration(kernel, dump, location, [REPOSITORY_SYMBOLS])
+    told = configuration(read.image.kernel, dump, location, [REPOSITORY_SYMBOLS])
     # Where apcaudit is installed, vol has the same symbol file twice, and takes either.
     symbols = "kernel.symbol_table_name.isf_url"
     assert Path(told.pop(symbols)).parts[-3:] == Path(found.pop(symbols)).parts[-3:]
