@@ -2,9 +2,9 @@
 
     python -m docs.notebook
 
-It builds and scans 300 images, which takes minutes. A cell is a block of Python or of shell commands; all of Python share
-their names, as in a notebook. What is printed stands behind the cell, up to `<!-- end -->`. Behind `<!-- slow -->` stand
-the cells that the tests leave out; they put what these make in its place.
+It builds and scans 300 images, which takes minutes. A cell is a block of Python or of shell commands; all of Python
+shares its names, as in a notebook. What is printed stands behind the cell, up to `<!-- end -->`. Behind `<!-- slow -->`
+stand the cells that the tests leave out; they put what these make in its place.
 """
 
 from __future__ import annotations
