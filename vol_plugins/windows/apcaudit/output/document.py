@@ -90,9 +90,9 @@ class ImageFacts:
     structures that it lacks were taken. `system_time` is in FILETIME ticks of 100 ns. `complete` says for each view
     (`processes`, `modules`, `cid`) whether it was read to its end. `lacks` names the thread members that this Windows
     lacks, `partial` is whether the image holds only parts of memory, `scanned` whether physical memory was searched.
-    `up_time` is in ticks since the machine's start. `crash` is the line on the bugcheck: name, parameters with their
-    meaning, time, uptime, version, processor.
-    `drivers` are the loaded modules, then the images that the module list lacks and that code in this document lies in.
+    `up_time` is the time since the machine's start in ticks of 100 ns. `crash` is the line on the bugcheck: name,
+    parameters with their meaning, time, uptime, version, processor. `drivers` are the loaded modules, then the images
+    that the module list lacks and that code in this document lies in.
     """
 
     kernel_base: int
