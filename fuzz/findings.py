@@ -99,7 +99,7 @@ _TELLING = ("Severity", "Findings", "Explanation")
 
 _OF_APC = (
     "Queue", "Apc", "Kind", "KernelRoutine", "NormalRoutine", "RundownRoutine", "NormalContext", "SystemArgument1",
-    "SystemArgument2", "Origin",
+    "SystemArgument2", "Target", "Origin",
 )  # fmt: skip
 
 # Which note excuses that a finding elsewhere is gone: one about the very structure that would prove it.
@@ -111,6 +111,8 @@ _OF_THREADS = (
 _BACKING = {
     "module-conflict", "orphan-start", "routine-unbacked", "unloaded-start", "routine-unloaded", "routine-not-code",
 }  # fmt: skip
+# What could not be read of a process's user space, or of its _EPROCESS that leads there.
+_OF_USERS = ("of what user APCs in ", *_OF_THREADS)
 _EXCUSES: Mapping[str, tuple[str, ...]] = {
     "module-conflict": _OF_MODULES,
     "orphan-start": _OF_MODULES,
@@ -123,6 +125,13 @@ _EXCUSES: Mapping[str, tuple[str, ...]] = {
     # Whether the process is a 32-bit program, whose user APCs have encoded routines, is read from its _EPROCESS.
     "kernel-normal-in-user-apc": _OF_THREADS,
     "embedded-apc-altered": ("KAPCs that are members of threads are not checked",),
+    "user-apc-private-code": _OF_USERS,
+    "user-apc-gadget": _OF_USERS,
+    "user-apc-loader": _OF_USERS,
+    "user-apc-nowhere": _OF_USERS,
+    "user-apc-early": _OF_USERS,
+    "user-apc-wow64": _OF_USERS,
+    "user-apc-patched-image": _OF_USERS,
 }
 
 # Which finding that stays has all that matters of one that is gone: besides it, only a name was told, a section of a

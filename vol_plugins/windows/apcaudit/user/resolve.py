@@ -31,6 +31,8 @@ TEXT_BOUND = 520
 """How many bytes of a DLL's name are read: MAX_PATH wide characters."""
 
 _WORD = 0xFFFFFFFF
+_NO_BLOCK = "what a completion routine is given cannot be read"
+_NOT_COUNTED = "its VADs were not read whole"
 _NATIVE = "an encoded routine in a process that runs no 32-bit code"
 _UNDECIDED = "it is not known whether the process runs 32-bit code"
 
@@ -51,6 +53,7 @@ class Call:
         self.queued = queued
         self.via: list[str] = []
         self.called: str | None = None
+        self.why: str | None = None
 
 
 def _is(row: Dispatcher, module: str, names: tuple[str, ...], place: Place, space: UserSpace) -> bool:
@@ -125,6 +128,7 @@ class Resolver:
         """Go on to the function that a wrapper's context is, or that lies in the block which the context is."""
         place = space.place(context & _WORD if call.narrow else context)
         if place.lies is Lies.UNKNOWN or (place.executable is None and place.lies is not Lies.NOWHERE):
+            call.why = place.why
             return False
         if place.lies is Lies.NOWHERE and place.address < LOWEST_USER_ADDRESS:
             return False
@@ -165,7 +169,7 @@ class Resolver:
 
     def _describe(self, call: Call, space: UserSpace, *, encoded: bool) -> Target:
         first, _, third = call.arguments
-        place = call.place
+        place = call.place if call.why is None else replace(call.place, why=call.place.why or call.why)
         argument = first & _WORD if first is not None and call.narrow else first
         target = Target(
             place,
@@ -177,6 +181,8 @@ class Resolver:
         )
         if place.lies is Lies.PRIVATE and place.executable:
             counted = space.count_private_code(place)
+            if counted is None:
+                target = replace(target, place=replace(place, why=place.why or _NOT_COUNTED))
             others, alike = counted if counted is not None else (None, None)
             elsewhere = None if place.writable else self._spaces.is_elsewhere(space, place)
             return replace(target, others=others, alike=alike, elsewhere=elsewhere)

@@ -34,7 +34,10 @@ COMPARED_BOUND = 16
 COMPARED = 16
 """How many bytes are compared: a hook or a trampoline is a jump or two."""
 
-_MISSING = "its page tables cannot be read"
+_NO_TABLES = "its page tables cannot be read"
+_NO_FILE = "the name of a file that it maps cannot be read"
+_NO_NAMES = "the header or the exports of an image that it maps cannot be read"
+_NO_PROTOTYPE = "whether an image's page is the file's cannot be read"
 
 
 class UserSpaces:
@@ -231,6 +234,7 @@ class UserSpace:
         protection, executable = self._protection(address, vad, pte, image)
         lies = Lies.PRIVATE if vad.private else Lies.IMAGE if vad.image else Lies.MAPPED
         module = label_of(section.path)
+        own = None if image is None else self._own_page(address, vad, pte, section)
         return Place(
             address,
             lies,
@@ -244,8 +248,8 @@ class UserSpace:
             protection,
             executable,
             pte.page.value,
-            None if image is None else self._own_page(address, vad, pte, section, image),
-            _MISSING if pte.page is Page.UNREADABLE else None,
+            own if not own or image is None or (image.moved is False and not vad.fixed_up) else None,
+            _gap(pte, section, image, own),
         )
 
     def _protection(self, address: int, vad: Vad, pte: Pte, image: UserImage | None) -> tuple[str | None, bool | None]:
@@ -268,7 +272,7 @@ class UserSpace:
             return protection, True
         return protection, False if self._data_is_data else None
 
-    def _own_page(self, address: int, vad: Vad, pte: Pte, section: Section, image: UserImage) -> bool | None:
+    def _own_page(self, address: int, vad: Vad, pte: Pte, section: Section) -> bool | None:
         """Tell whether an image's page is the process's own copy, by its prototype PTE; None if not known."""
         if pte.page in (Page.SHARED, Page.UNTOUCHED):
             return False
@@ -277,8 +281,7 @@ class UserSpace:
         shared = self._prototype(vad, address, section)
         if shared is None or shared.page is Page.UNREADABLE:
             return None
-        own = pte.page is Page.PAGED_OUT or pte.physical != shared.physical
-        return own if not own or (image.moved is False and not vad.fixed_up) else None
+        return pte.page is Page.PAGED_OUT or pte.physical != shared.physical
 
     def is_export(self, place: Place, ordinal: int) -> bool:
         """Tell whether an address of an image is that of an export by its ordinal."""
@@ -326,6 +329,17 @@ class UserSpace:
         loader = self._spaces.kernel.symbols.member("_PEB", "Ldr")
         data = self.read(peb + loader.offset, loader.size) if peb and loader is not None else None
         return None if data is None else any(data)
+
+
+def _gap(pte: Pte, section: Section, image: UserImage | None, own: bool | None) -> str | None:
+    """Say what of a place could not be read, the most important first."""
+    if pte.page is Page.UNREADABLE:
+        return _NO_TABLES
+    if image is None:
+        return None
+    if section.path is None:
+        return _NO_FILE
+    return _NO_NAMES if image.is_cut else _NO_PROTOTYPE if own is None else None
 
 
 def _text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..kernel import Kernel
-from ..model import Apc, Queue, Thread
+from ..model import Apc, Process, Queue, Thread
 from .resolve import Resolver
 from .spaces import UserSpaces
 
@@ -15,6 +15,7 @@ TARGETS_BOUND = 1 << 15
 NAMED_BOUND = 8
 """How many processes notes name whose user space is not known."""
 
+_NO_PEB = "whether it has run in user mode cannot be read"
 _BEYOND = f"only {TARGETS_BOUND} user APCs are resolved: what the others would run is not known"
 
 
@@ -26,12 +27,15 @@ class UserStage:
         self._kernel = kernel
         self._resolver = Resolver(self.spaces)
         self._left = TARGETS_BOUND
-        self._unknown: dict[str, str] = {}
+        self._unknown: dict[str, list[str]] = {}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Why the user spaces of some processes are not known; complete once all threads have been given."""
-        named = [f"what user APCs in {name} would run is not known: {why}" for name, why in self._unknown.items()]
+        named = [
+            f"of what user APCs in {name} would run not all is known: {'; '.join(why)}"
+            for name, why in self._unknown.items()
+        ]
         if len(named) > NAMED_BOUND:
             named[NAMED_BOUND:] = [
                 f"what user APCs in {len(named) - NAMED_BOUND} more processes would run is not known"
@@ -58,16 +62,19 @@ class UserStage:
         if self._left < 0:
             return apc
         target = self._resolver.resolve(apc, process)
-        why = None if target is None else target.place.why
-        # System and its like have no user space, and APCs there are not unusual for that alone.
-        if (
-            target is not None
-            and why is not None
-            and (process.wow64 or not target.encoded)
-            and self.spaces.of(process.address).peb != 0
-        ):
-            self._unknown.setdefault(str(process), why)
+        if target is not None and (process.wow64 or not target.encoded):
+            for place in target.places:
+                self._tell(process, place.why)
         return replace(apc, target=target)
+
+    def _tell(self, process: Process, why: str | None) -> None:
+        """Remember what could not be read of a process's user space."""
+        # System and its like have none, and nothing is missing there.
+        if why is None or self.spaces.of(process.address).peb == 0:
+            return
+        known = self._unknown.setdefault(str(process), [])
+        if why not in known and len(known) < NAMED_BOUND:
+            known.append(why)
 
     def _is_first(self, thread: Thread) -> bool | None:
         """Tell whether a thread is the only one of a process in which nothing has run in user mode yet."""
@@ -78,4 +85,6 @@ class UserStage:
         if not flink == blink == owner.address + self._kernel.processes.thread_list_head:
             return False
         has_run = self.spaces.of(owner.address).has_run()
+        if has_run is None:
+            self._tell(owner, _NO_PEB)
         return None if has_run is None else not has_run
