@@ -9,7 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ import pytest
 from apcaudit.bulk import store
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
-from tests.bulk_images import apcaudit, need_extra, wait_for_reader
+from tests.bulk_images import apcaudit, need_extra, own_cache, wait_for_reader
+from tests.command import run
 
 need_extra()
 pytest.importorskip("distributed", reason="an extra is missing: pip install '.[cluster]'")
@@ -57,74 +61,134 @@ def dask(
         process.communicate()
 
 
+HERE = ("--host", "127.0.0.1")
+
+
 @contextlib.contextmanager
-def cluster(
-    cache: Path, folder: Path, *befores: Path | None, threads: int = 1
-) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
-    """Run a scheduler and workers on the loopback interface, one for each folder of modules that it finds first."""
-    here = ("--host", "127.0.0.1")
-    with contextlib.ExitStack() as stack:
-        scheduler = dask(
-            "scheduler", *here, "--port", "0", "--no-dashboard", says=r"tcp://127\.0\.0\.1:\d+", cache=cache
-        )
-        _, address = stack.enter_context(scheduler)
-        workers = []
-        for number, before in enumerate(befores):
-            local = ("--no-nanny", "--no-dashboard", "--local-directory", str(folder / f"dask{number}"))
-            worker = dask(
-                *("worker", address, *here, "--nthreads", str(threads), "--name", f"worker{number}", *local),
-                says="Registered to",
-                cache=cache,
-                before=before,
-            )
-            workers.append(stack.enter_context(worker)[0])
-        yield address, workers
+def scheduler(cache: Path) -> Iterator[str]:
+    """Run a scheduler on the loopback interface; yield its address."""
+    said = r"tcp://127\.0\.0\.1:\d+"
+    with dask("scheduler", *HERE, "--port", "0", "--no-dashboard", says=said, cache=cache) as (_, address):
+        yield address
 
 
-def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path) -> None:
+@contextlib.contextmanager
+def worker(
+    address: str, cache: Path, folder: Path, *, threads: int = 1, before: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a worker, which finds modules of `before` first."""
+    local = ("--no-nanny", "--no-dashboard", "--local-directory", str(folder / "dask"))
+    arguments = ("worker", address, *HERE, "--nthreads", str(threads), *local)
+    with dask(*arguments, says="Registered to", cache=cache, before=before) as (process, _):
+        yield process
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A scheduler's address, and a worker of two threads that differs in nothing."""
+
+    address: str
+    worker: subprocess.Popen[str]
+
+    def scan(self, *images: object, results: Path) -> tuple[object, ...]:
+        """Return the words of the command that scans images."""
+        return ("scan", *images, "-o", results, "--offline", "--scheduler", self.address)
+
+
+@pytest.fixture(scope="module")
+def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster to which tests may add workers; what they have added is gone when they end."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with scheduler(cache) as address, worker(address, cache, folder, threads=2) as process, own_cache(cache):
+        yield Cluster(address, process)
+
+
+def workers_of(results: Path) -> set[str]:
+    """Return the process IDs of the workers that made results."""
+    return {row.worker.rpartition(":")[2] for row in store.images(results)}
+
+
+def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path, cluster: Cluster) -> None:
     """A worker killed in the middle of an image loses nothing and doubles nothing: the other one does that image."""
     # An image of 1,500 threads takes long enough for the worker to die in the middle of it.
     planted = {"desktop": ("desktop", None), "seed": ("seed", None)}
-    evidence = bulk_images.folder_of(tmp_path, planted, 2)
+    evidence = bulk_images.folder_of(tmp_path, planted, 3)
     results = tmp_path / "results"
-    with cluster(cache, tmp_path, None, None) as (address, workers):
-        arguments = ("scan", f"{evidence}/desktop*", f"{evidence}/seed*", "-o", results, "--offline")
-        running = bulk_images.start(*arguments, "--scheduler", address, cache=cache)
-        reader = wait_for_reader(workers[0].pid, after=0.3)
-        os.kill(workers[0].pid, signal.SIGKILL)
-        _, stderr = running.communicate(timeout=120)
-        assert running.returncode == 0, stderr
-        assert workers[1].poll() is None
-        assert not Path(f"/proc/{reader}").exists()
+    with worker(cluster.address, cache, tmp_path) as victim, ThreadPoolExecutor(1) as executor:
+
+        def kill() -> int:
+            reader = wait_for_reader(victim.pid, after=0.1)
+            victim.kill()
+            return reader
+
+        killed = executor.submit(kill)
+        done = run(*cluster.scan(f"{evidence}/desktop*", f"{evidence}/seed*", results=results), seconds=240)
+        reader = killed.result()
+    assert done.returncode == 0, done.stderr
+    assert cluster.worker.poll() is None
+    assert not Path(f"/proc/{reader}").exists()
     rows = store.images(results)
-    assert [Path(row.source).name for row in rows] == [f"{name}{number}.dmp" for name in planted for number in range(2)]
+    assert [Path(row.source).name for row in rows] == [f"{name}{number}.dmp" for name in planted for number in range(3)]
     assert {row.status for row in rows} == {"scanned"}
-    assert {row.worker.rpartition(":")[2] for row in rows} <= {str(worker.pid) for worker in workers}
+    assert workers_of(results) <= {str(victim.pid), str(cluster.worker.pid)}
     seeds = [row.image for row in rows if Path(row.source).name.startswith("seed")]
     query = "SELECT image, apc FROM apcs"
     found = store.connect(results).execute(query).fetchall()
     assert sorted(row for row in found if row[0] in seeds) == sorted((image, seed.KAPC) for image in seeds)
 
 
-def test_a_worker_of_several_threads(tmp_path: Path, cache: Path) -> None:
+PLANTED = {"xp": ("seed", None), "eleven": ("situations", "11-26100-x64")}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A scan in the cluster that was looked at until it ended."""
+
+    results: Path
+    both: bool
+    readers: set[int]
+    listening: set[str]
+
+
+@pytest.fixture(scope="module")
+def watched(cluster: Cluster, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """Scan four images, and look at the scan and at what reads images for the worker."""
+    folder = tmp_path_factory.mktemp("watched")
+    evidence = bulk_images.folder_of(folder, PLANTED, 2)
+    running = bulk_images.start(*cluster.scan(evidence, results=folder / "results"), cache=cache)
+    both, below, seen = False, set(), set()
+    while running.poll() is None:
+        both = both or len(bulk_images.reading(cluster.worker.pid)) == 2
+        readers = bulk_images.descendants(cluster.worker.pid)
+        seen |= set(readers)
+        every = {running.pid, *bulk_images.descendants(running.pid), *readers}
+        below.update(socket for each in every for socket in bulk_images.listening(each))
+        time.sleep(0.002)
+    _, stderr = running.communicate()
+    assert running.returncode == 0, stderr
+    return Watched(folder / "results", both, seen, below)
+
+
+def test_a_worker_of_several_threads(watched: Watched) -> None:
     """A worker that has two threads reads two images at once, each in a process of its own."""
-    planted = {"xp": ("seed", None), "eleven": ("situations", "11-26100-x64")}
-    evidence = bulk_images.folder_of(tmp_path, planted, 2)
-    results = tmp_path / "results"
-    with cluster(cache, tmp_path, None, threads=2) as (address, workers):
-        running = bulk_images.start("scan", evidence, "-o", results, "--offline", "--scheduler", address, cache=cache)
-        assert bulk_images.two_at_once(workers[0])
-        _, stderr = running.communicate(timeout=120)
-        assert running.returncode == 0, stderr
-    found = {Path(row.source).name: (row.severity, row.reason) for row in store.images(results)}
-    assert found == {f"{name}{number}.dmp": ("critical", None) for name in planted for number in range(2)}
+    assert watched.both
+    found = {Path(row.source).name: (row.severity, row.reason) for row in store.images(watched.results)}
+    assert found == {f"{name}{number}.dmp": ("critical", None) for name in PLANTED for number in range(2)}
 
 
-def another_version(folder: Path) -> Path:
-    """Make a folder by which Python takes capstone for version 4.0.0."""
-    (folder / "capstone-4.0.0.dist-info").mkdir(parents=True)
-    (folder / "capstone-4.0.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: capstone\nVersion: 4.0.0\n"
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")
+def test_what_listens(watched: Watched, cluster: Cluster) -> None:
+    """Nothing listens but the scheduler and the workers themselves: not the scan, not what reads images."""
+    assert bulk_images.listening(cluster.worker.pid)
+    assert watched.readers
+    assert watched.listening == set()
+
+
+def another_version(folder: Path, version: str = "4.0.0") -> Path:
+    """Make a folder by which Python takes capstone for another version."""
+    (folder / f"capstone-{version}.dist-info").mkdir(parents=True)
+    (folder / f"capstone-{version}.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: capstone\nVersion: {version}\n"
     )
     return folder
 
@@ -136,60 +200,54 @@ def without_it(folder: Path) -> Path:
     return folder
 
 
-def test_workers_that_differ(tmp_path: Path, cache: Path) -> None:
-    """A worker with another version, or that lacks ours, is named and gets no image; the others do them all."""
+def test_workers_that_differ(tmp_path: Path, cache: Path, cluster: Cluster) -> None:
+    """A worker with another version, or that lacks ours, is named and gets no image; the others do them all.
+
+    So it is with one that joins while images are read, and gives back what it is given, and when it is there before.
+    """
     pytest.importorskip("capstone")
-    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)}, 2)
-    results = tmp_path / "results"
-    befores = (another_version(tmp_path / "one"), without_it(tmp_path / "two"), None)
-    with cluster(cache, tmp_path, *befores) as (address, workers):
-        arguments = ("scan", evidence, "-o", results, "--offline", "--scheduler", address)
-        done = apcaudit(*arguments, cache=cache)
-    assert done.returncode == 0, done.stderr
-    refused = [line for line in done.stderr.splitlines() if "is given no images" in line]
-    here = importlib.metadata.version("capstone")
-    told = rf"the worker tcp://127\.0\.0\.1:\d+ .*: capstone is 4\.0\.0, on the machine of the scan {re.escape(here)}$"
-    assert len([line for line in refused if re.match(told, line)]) == 1
-    assert (
-        len([line for line in refused if "cannot say in what it differs" in line and "ModuleNotFoundError" in line])
-        == 1
-    )
-    assert len(refused) == 2
-    rows = store.images(results)
-    assert {row.worker.rpartition(":")[2] for row in rows} == {str(workers[2].pid)}
-    assert [row.status for row in rows] == ["scanned"] * 2
+    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)}, 3)
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(1))
+
+        def join() -> None:
+            wait_for_reader(cluster.worker.pid, after=0)
+            stopped = bulk_images.descendants(cluster.worker.pid)
+            for each in stopped:
+                os.kill(each, signal.SIGSTOP)
+            for made in (another_version(tmp_path / "one"), without_it(tmp_path / "two")):
+                stack.enter_context(worker(cluster.address, cache, made, before=made))
+            for each in stopped:
+                os.kill(each, signal.SIGCONT)
+
+        joined = executor.submit(join)
+        runs = [run(*cluster.scan(evidence, results=tmp_path / "first"), seconds=240)]
+        joined.result()
+        runs.append(run(*cluster.scan(evidence, results=tmp_path / "second"), seconds=240))
+    here = re.escape(importlib.metadata.version("capstone"))
+    told = rf"the worker tcp://127\.0\.0\.1:\d+ .*: capstone is 4\.0\.0, on the machine of the scan {here}$"
+    for done, results in zip(runs, (tmp_path / "first", tmp_path / "second"), strict=True):
+        assert done.returncode == 0, done.stderr
+        refused = [line for line in done.stderr.splitlines() if "is given no images" in line]
+        assert len(refused) == 2
+        assert len([line for line in refused if re.match(told, line)]) == 1
+        other = [line for line in refused if "cannot say in what it differs" in line and "ModuleNotFoundError" in line]
+        assert len(other) == 1
+        assert workers_of(results) == {str(cluster.worker.pid)}
+        assert [row.status for row in store.images(results)] == ["scanned"] * 3
 
 
-def test_every_worker_differs(tmp_path: Path, cache: Path) -> None:
+def test_every_worker_differs(tmp_path: Path, cache: Path, cluster: Cluster) -> None:
     """Where none is left the scan does not begin: one line a worker, one that says what is needed."""
     pytest.importorskip("capstone")
     image = bulk_images.write(tmp_path / "a.dmp", "seed")
     results = tmp_path / "results"
-    with cluster(cache, tmp_path, another_version(tmp_path / "one")) as (address, _):
-        done = apcaudit("scan", image, "-o", results, "--offline", "--scheduler", address, cache=cache)
+    before = another_version(tmp_path / "one", "4.0.1")
+    done = apcaudit(*cluster.scan(image, results=results), cache=cache, before=before)
     assert done.returncode == 1, done.stderr
-    assert "capstone is 4.0.0" in done.stderr
+    assert "on the machine of the scan 4.0.1" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("apcaudit: no worker is left: each needs the same versions")
     assert store.images(results) == []
-
-
-def test_a_worker_that_joins_and_differs(tmp_path: Path, cache: Path) -> None:
-    """A worker that comes later and differs gives back what it is given."""
-    pytest.importorskip("capstone")
-    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)}, 12)
-    results = tmp_path / "results"
-    with cluster(cache, tmp_path, None) as (address, workers):
-        arguments = ("scan", evidence, "-o", results, "--offline", "--scheduler", address)
-        running = bulk_images.start(*arguments, cache=cache)
-        wait_for_reader(workers[0].pid, after=0)
-        late = ("worker", address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard")
-        late = (*late, "--local-directory", str(tmp_path / "late"))
-        with dask(*late, says="Registered to", cache=cache, before=another_version(tmp_path / "one")):
-            _, stderr = running.communicate(timeout=240)
-    assert running.returncode == 0, stderr
-    rows = store.images(results)
-    assert {row.worker.rpartition(":")[2] for row in rows} == {str(workers[0].pid)}
-    assert [row.status for row in rows] == ["scanned"] * 12
 
 
 def test_the_scheduler_goes_away(tmp_path: Path, cache: Path) -> None:
@@ -197,9 +255,10 @@ def test_the_scheduler_goes_away(tmp_path: Path, cache: Path) -> None:
     raw = bulk_images.write_raw(tmp_path / "seed.raw", "seed")
     results = tmp_path / "results"
     with contextlib.ExitStack() as stack:
-        address, (worker,) = stack.enter_context(cluster(cache, tmp_path, None))
+        address = stack.enter_context(scheduler(cache))
+        reading = stack.enter_context(worker(address, cache, tmp_path))
         running = bulk_images.start("scan", raw, "-o", results, "--offline", "--scheduler", address, cache=cache)
-        wait_for_reader(worker.pid, after=0)
+        wait_for_reader(reading.pid, after=0)
         stack.close()
         _, stderr = running.communicate(timeout=120)
     assert running.returncode == 1, stderr
@@ -207,30 +266,9 @@ def test_the_scheduler_goes_away(tmp_path: Path, cache: Path) -> None:
     assert store.images(results) == []
 
 
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")
-def test_what_listens(tmp_path: Path, cache: Path) -> None:
-    """Nothing listens but the scheduler and the workers themselves: not the scan, not what reads images."""
-    evidence = bulk_images.folder_of(tmp_path, {"xp": ("seed", None)}, 2)
-    with cluster(cache, tmp_path, None) as (address, (worker,)):
-        arguments = ("scan", evidence, "-o", tmp_path / "results", "--offline", "--scheduler", address)
-        running = bulk_images.start(*arguments, cache=cache)
-        below: set[str] = set()
-        seen: set[int] = set()
-        while running.poll() is None:
-            readers = bulk_images.descendants(worker.pid)
-            seen |= set(readers)
-            every = {running.pid, *bulk_images.descendants(running.pid), *readers}
-            below.update(socket for each in every for socket in bulk_images.listening(each))
-        _, stderr = running.communicate()
-        assert bulk_images.listening(worker.pid)
-    assert running.returncode == 0, stderr
-    assert seen
-    assert below == set()
-
-
-def test_no_scheduler(tmp_path: Path, cache: Path) -> None:
+def test_no_scheduler(tmp_path: Path) -> None:
     """A scheduler that does not answer is an error in use."""
     (tmp_path / "a.raw").write_bytes(b"a")
-    done = apcaudit("scan", tmp_path / "a.raw", "-o", tmp_path / "r", "--scheduler", "tcp://127.0.0.1:1", cache=cache)
+    done = run("scan", tmp_path / "a.raw", "-o", tmp_path / "r", "--scheduler", "tcp://127.0.0.1:1")
     assert done.returncode == 1
     assert "no Dask scheduler answers at tcp://127.0.0.1:1" in done.stderr
