@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit
-from volatility3.plugins.windows.apcaudit.targets import Lies, Place
+from volatility3.plugins.windows.apcaudit.targets.target import Lies, Place
 from volatility3.plugins.windows.apcaudit.user.spaces import UserSpaces
 from volatility3.plugins.windows.apcaudit.user.vads import DEPTH_BOUND
 

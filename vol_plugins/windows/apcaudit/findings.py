@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from .model import Apc, Code, Origin, QueueName, Thread
-from .targets import Target
+from .targets.target import Target
 
 if TYPE_CHECKING:
     from .unwind.frame import Stack

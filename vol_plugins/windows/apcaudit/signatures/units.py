@@ -11,7 +11,7 @@ from ..formats.pe_directories import DEFAULT_SIZE
 from ..kernel import Kernel
 from ..model import Process
 from ..modules.driver import Driver
-from ..targets import Lies, Place
+from ..targets.target import Lies, Place
 from ..windows import PAGE_SIZE
 from .rules import Start, UnitFacts
 

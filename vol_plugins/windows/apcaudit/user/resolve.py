@@ -7,8 +7,7 @@ from dataclasses import replace
 from ..formats.text import from_ansi, from_utf16
 from ..image.symbols import KernelSymbols
 from ..model import Apc, Process
-from ..targets import Lies, Place, Registers, Target
-from ..usermode import (
+from ..targets.routines import (
     BLOCK_POINTERS,
     CONTINUES,
     DISPATCH_NAME,
@@ -21,6 +20,7 @@ from ..usermode import (
     gadget,
     loader,
 )
+from ..targets.target import Lies, Place, Registers, Target
 from ..windows import PAGE_SIZE
 from .spaces import UserSpace, UserSpaces
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from ..image.memory import Memory
 from ..image.structures import read_member
 from ..kernel import Kernel
-from ..targets import Lies, Place
-from ..usermode import HIGHEST_USER_ADDRESS_X64
+from ..targets.routines import HIGHEST_USER_ADDRESS_X64
+from ..targets.target import Lies, Place
 from ..windows import PAGE_SIZE
 from .images import IMAGES_KEPT, Section, Sections, UserImage, label_of
 from .layout import Layout, PteLayout, read_layout, read_pte_layout

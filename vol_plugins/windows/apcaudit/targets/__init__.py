@@ -1,0 +1,1 @@
+"""What user APCs would run, as values: places, targets, and the functions of user mode that judge them."""
