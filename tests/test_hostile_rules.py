@@ -13,6 +13,7 @@ import pytest
 from volatility3.plugins.windows.apcaudit.dumps.kernel_match import SymbolCache
 from volatility3.plugins.windows.apcaudit.formats import symbol_file
 from volatility3.plugins.windows.apcaudit.signatures import rules as engines
+from volatility3.plugins.windows.apcaudit.signatures import sources
 from volatility3.plugins.windows.apcaudit.signatures.engines import YaraPython
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleError, RuleOptions
 from volatility3.plugins.windows.apcaudit.signatures.sources import Source, gather
@@ -89,13 +90,12 @@ def test_strings_that_match_everywhere(engine: engines.Engine) -> None:
         assert len(rules.scan(data, NOTHING)[0].places) <= len(names) * engines.MATCHES_KEPT
 
 
-def test_a_packed_rule_file_that_is_a_bomb(tmp_path: Path) -> None:
-    """Of a packed rule file no more is unpacked than the bound."""
+def test_a_packed_rule_file_that_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a packed rule file no more is unpacked than the bound, here a smaller one."""
+    monkeypatch.setattr(sources, "SIZE_BOUND", 8 << 20)
     path = tmp_path / "bomb.yar.gz"
-    with gzip.open(path, "wb", compresslevel=9) as file:
-        for _ in range(520):
-            file.write(bytes(1 << 20))
-    with pytest.raises(RuleError, match="more than 512 MiB"):
+    path.write_bytes(gzip.compress(bytes(9 << 20)))
+    with pytest.raises(RuleError, match="more than 8 MiB"):
         gather(RuleOptions(defaults=False, file=path.as_uri()))
 
 
@@ -123,13 +123,11 @@ def test_a_symbol_file_that_is_none(case: str) -> None:
         symbol_file.load(io.BytesIO(content))
 
 
-def test_a_symbol_file_that_is_a_bomb() -> None:
-    """Of a packed symbol file no more is unpacked than the bound."""
-    packer = lzma.LZMACompressor(preset=0)
-    parts = [packer.compress(bytes(1 << 20)) for _ in range(260)]
-    packed = b"".join([*parts, packer.flush()])
-    assert len(packed) < 1 << 20
-    with lzma.open(io.BytesIO(packed)) as stream, pytest.raises(symbol_file.SymbolFileError, match="more than 256 MiB"):
+def test_a_symbol_file_that_is_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a packed symbol file no more is unpacked than the bound, here a smaller one."""
+    monkeypatch.setattr(symbol_file, "SIZE_BOUND", 8 << 20)
+    packed = lzma.compress(bytes(9 << 20), preset=0)
+    with lzma.open(io.BytesIO(packed)) as stream, pytest.raises(symbol_file.SymbolFileError, match="more than 8 MiB"):
         symbol_file.load(stream)
 
 
