@@ -7,9 +7,10 @@ from pathlib import Path
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
-from apcaudit.synthetic.kernels import load_kernel
+from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scene import Code, Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL
+from tests.volatility import alone
 
 
 def unlisted_driver(
@@ -19,7 +20,7 @@ def unlisted_driver(
     start: str = "Ghost+0x1230",
     code: dict[int, Code] | None = None,
     changes: tuple[Callable[[Image], None], ...] = (),
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Kernel]:
     """Build the machine, with a thread that starts in the driver Ghost or elsewhere.
 
     Args:
@@ -30,22 +31,19 @@ def unlisted_driver(
         changes: what is done to the image before its driver object is hung into the directory.
 
     Returns:
-        The image and the symbol folder for vol.
+        The image, the symbol folder for vol, and the kernel.
     """
     driver = Driver("Ghost.sys", size=0x9000, listed=False, code=code or {})
     processes = (Process("System", 4, (Thread(8, start=start),), parent=0),)
     scene = Scene("objects", "a driver object", str(symbols), processes, (HAL, FLTMGR, driver))
-    image = build(scene, load_kernel(symbols))
+    kernel = load_kernel(symbols)
+    image = build(scene, kernel)
     for change in changes:
         change(image)
     _directories(image, "Ghost.sys")
     dump = folder / "objects.dmp"
     image.write_dump(dump)
-    # Only this file in the path: the identifier cache reads every file that it meets.
-    alone = folder / "symbols" / "windows" / symbols.parent.name
-    alone.mkdir(parents=True)
-    (alone / symbols.name).symlink_to(symbols)
-    return dump, folder / "symbols"
+    return dump, alone(symbols, folder), kernel
 
 
 def _directories(image: Image, driver: str) -> None:

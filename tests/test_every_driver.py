@@ -18,7 +18,7 @@ from apcaudit.synthetic.scenes.common import FLTMGR, HAL
 from tests.driver_objects import unlisted_driver
 from tests.signed_drivers import MARKED, marked, only, write
 from tests.views_image import audited
-from tests.volatility import CACHE, construct, rows
+from tests.volatility import CACHE, alone, construct, rows
 
 KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 
@@ -26,7 +26,7 @@ KERNELS = pytest.mark.parametrize("kernel", ["xp-sp3-x86", "10-19041-x64"])
 @KERNELS
 def test_every_driver(kernel: str, tmp_path: Path) -> None:
     """With --yara-all a driver that is hit has its threads listed, and is named where none starts in it."""
-    marked(kernel, tmp_path)
+    found = marked(kernel, tmp_path)
     rules = write(
         tmp_path,
         "rules.yar",
@@ -37,6 +37,7 @@ def test_every_driver(kernel: str, tmp_path: Path) -> None:
         tmp_path / "views.raw",
         "windows.apcaudit.ApcAudit",
         cache=CACHE,
+        kernel=found.image.kernel,
         yara_file=rules,
         no_default_rules=True,
         yara_all=True,
@@ -74,9 +75,11 @@ def test_every_driver_at_the_starts_in_it(kernel: str, tmp_path: Path) -> None:
 def test_unlisted_images_of_driver_objects(shared: Path, tmp_path: Path) -> None:
     """With --yara-all an image that only a driver object tells of is scanned, and rules see that it is hidden."""
     kernel = shared / "symbols" / "windows" / "ntkrnlmp.pdb" / "5278AFF86C341677D7D7835C85B7B844-1.json.xz"
-    image, symbols = unlisted_driver(kernel, tmp_path, start="nt!ExpWorkerThread", code={0x1400: b"MARK-HIDDEN"})
+    image, symbols, loaded = unlisted_driver(
+        kernel, tmp_path, start="nt!ExpWorkerThread", code={0x1400: b"MARK-HIDDEN"}
+    )
     rules = 'rule unlisted { strings: $a = "MARK-HIDDEN" condition: $a and hidden and driver == "Ghost" }'
-    plugin = construct(image, "windows.apcaudit.ApcAudit", cache=CACHE, symbols=(symbols,))
+    plugin = construct(image, "windows.apcaudit.ApcAudit", cache=CACHE, symbols=(symbols,), kernel=loaded)
     options = only(file=write(tmp_path, "rules.yar", rules), every_driver=True)
     document = plugin.audit(plugin.context, plugin.config["kernel"], rules=options)
     assert [note for note in document.notes if "unlisted in Ghost" in note] != []
@@ -89,7 +92,9 @@ def test_hits_of_a_minidump_are_told(shared: Path, tmp_path: Path, caplog: pytes
     """
     minidump = shared / "samples" / "triage_x64.dmp"
     rule = "rule call { strings: $a = { E8 9D 01 00 00 } condition: $a at 0x313a }"
-    arguments = {"symbols": (shared / "symbols",), "yara_file": write(tmp_path, "rules.yar", rule), "yara_all": True}
+    kernel = shared / "symbols" / "windows" / "ntkrnlmp.pdb" / "5278AFF86C341677D7D7835C85B7B844-1.json.xz"
+    symbols = alone(kernel, tmp_path)
+    arguments = {"symbols": (symbols,), "yara_file": write(tmp_path, "rules.yar", rule), "yara_all": True}
     rows(minidump, cache=CACHE, no_default_rules=True, **arguments)
     told = [record.getMessage() for record in caplog.records if record.name.endswith("apcaudit")]
     assert [message.partition(" at ")[0] for message in told] == ["YARA: call in amdppm"]

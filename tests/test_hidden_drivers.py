@@ -256,8 +256,8 @@ def test_the_kernels_own_entry_with_a_size_of_none(kernel: str, tmp_path: Path) 
 def test_a_driver_object_names_an_image_without_header(guid: str, pdb: str, shared: Path, tmp_path: Path) -> None:
     r"""An image whose header is wiped is named by the driver object in \Driver that says where it lies."""
     path = shared / "symbols" / "windows" / pdb / f"{guid}.json.xz"
-    dump, symbols = unlisted_driver(path, tmp_path, changes=(_wipe_header("Ghost.sys"),))
-    found = rows(dump, cache=CACHE, symbols=(symbols,))
+    dump, symbols, loaded = unlisted_driver(path, tmp_path, changes=(_wipe_header("Ghost.sys"),))
+    found = rows(dump, cache=CACHE, symbols=(symbols,), kernel=loaded)
     assert [(row["TID"], row["StartRoutine"], row["Findings"]) for row in found] == [
         (8, "Ghost+0x1230 (hidden)", "orphan-start")
     ]

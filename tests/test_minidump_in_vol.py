@@ -34,6 +34,7 @@ def test_genuine_minidump_in_vol() -> None:
     rows = modules_in_vol(sample)
     assert len(rows) == 151
     assert (rows[0]["Name"], rows[0]["Size"]) == ("ntoskrnl.exe", 0x1046000)
+    assert "hal.dll" in {row["Name"] for row in rows}
 
 
 @pytest.mark.parametrize(("pdb", "pae"), [("ntkrnlpa.pdb", True), ("ntkrpamp.pdb", False)])

@@ -13,6 +13,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import OWN, Kernel, load_kernel
 from apcaudit.synthetic.scene import Apc, Thread
 from tests.origin_image import built, origins, place
+from tests.volatility import alone
 
 ASKER = 900
 """TID of the thread that waits for another's context."""
@@ -291,10 +292,6 @@ def test_hard_error_of_genuine_kernel(shared: Path, tmp_path: Path) -> None:
     symbols = shared / "symbols" / "windows" / "ntkrnlmp.pdb" / "5278AFF86C341677D7D7835C85B7B844-1.json.xz"
     if not symbols.is_file():
         pytest.skip(f"{symbols} is missing")
-    # Only this file in the path: vol reads every one that it meets.
-    alone = tmp_path / "symbols" / "windows" / "ntkrnlmp.pdb"
-    alone.mkdir(parents=True)
-    (alone / symbols.name).symlink_to(symbols)
     kernel = load_kernel(symbols)
     apc = Apc("nt!IopDeallocateApc", "nt!IopRaiseHardError", label="error")
 
@@ -303,6 +300,6 @@ def test_hard_error_of_genuine_kernel(shared: Path, tmp_path: Path) -> None:
         image.memory.write(image.address_of["apc:error"], "_KAPC", "SystemArgument2", device)
 
     image = built(kernel, (Thread(200, state="Running", kernel_apcs=(apc,)),), (name_device,))
-    origin = origins(image, tmp_path, (tmp_path / "symbols",))[200]
+    origin = origins(image, tmp_path, (alone(symbols, tmp_path),))[200]
     assert origin is not None
     assert origin.text == "I/O hard error on \\Driver\\disk?"

@@ -11,7 +11,7 @@ from apcaudit.synthetic import isf, ntsymbols
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import Kernel, load_kernel
 from apcaudit.synthetic.scenes import healthy
-from tests.volatility import CACHE, ROOT, rows
+from tests.volatility import CACHE, ROOT, alone, rows
 
 SHARED = ROOT.parent / "shared"
 _EXPECTED_TIDS = [8, 12, 16, 20, 24, 28, 32, 36, 804, 808, 812, 2044, 2048]
@@ -51,11 +51,7 @@ def test_real_symbol_files(real: tuple[Path, Kernel], tmp_path: Path) -> None:
     image = build(healthy.scene(str(path)), kernel)
     dump = tmp_path / "memory.dmp"
     image.write_dump(dump)
-    # Only this file in the path: the identifier cache reads every file that it meets.
-    alone = tmp_path / "symbols" / "windows" / path.parent.name
-    alone.mkdir(parents=True)
-    (alone / path.name).symlink_to(path)
-    found = rows(dump, "windows.threads.Threads", cache=CACHE, symbols=(tmp_path / "symbols",))
+    found = rows(dump, "windows.threads.Threads", cache=CACHE, symbols=(alone(path, tmp_path),))
     assert [row["TID"] for row in found] == _EXPECTED_TIDS
     start = image.resolve("nt!ExpWorkerThread")
     assert found[1]["StartAddress"] == start & (0xFFFFFFFFFFFF if image.kernel.is_64bit else 0xFFFFFFFF)

@@ -68,7 +68,7 @@ def stack_of(folder: Path, thread: Thread, *, paged_out: Address | None = None, 
         unmap_page(image, image.resolve(paged_out) & ~0xFFF)
     path = folder / "stack.dmp"
     image.write_dump(path)
-    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE)
+    plugin = volatility.construct(path, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, kernel=image.kernel)
     audit = Audit(plugin.context, plugin.config["kernel"])
     stacks = [each.stack for each in audit.run(Selection(tids=frozenset({8}), clean_too=True, stacks=True))]
     assert stacks[0] is not None
@@ -155,9 +155,9 @@ def test_the_genuine_minidump(tmp_path: Path) -> None:
     (amdppm+312d4 at ...21d8; Wdf01000+c900 at ...23d8, where the code behind +16f81 has `add rsp, 20h` and three pops).
     """
     minidump = SHARED / "samples" / "triage_x64.dmp"
-    plugin = volatility.construct(
-        minidump, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, symbols=(SHARED / "symbols",)
-    )
+    kernel = SHARED / "symbols" / "windows" / "ntkrnlmp.pdb" / "5278AFF86C341677D7D7835C85B7B844-1.json.xz"
+    symbols = volatility.alone(kernel, tmp_path)
+    plugin = volatility.construct(minidump, "windows.apcaudit.ApcAudit", cache=volatility.CACHE, symbols=(symbols,))
     audit = Audit(plugin.context, plugin.config["kernel"])
     selection = Selection(tids=frozenset({264}), clean_too=True, stacks=True)
     stack = next(iter(audit.run(selection))).stack

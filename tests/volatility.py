@@ -59,6 +59,14 @@ def searching(folders: tuple[Path, ...]) -> Iterator[None]:
         volatility3.symbols.__path__[:] = before
 
 
+def alone(symbols: Path, folder: Path) -> Path:
+    """Make a folder of symbol files for vol that has only this one: vol reads every one that it meets for its index."""
+    place = folder / "symbols" / "windows" / symbols.parent.name
+    place.mkdir(parents=True)
+    (place / symbols.name).symlink_to(symbols)
+    return folder / "symbols"
+
+
 def _put_index(cache: Path) -> None:
     """Put an index of vol's own symbol files and the repository's into a cache that has none."""
     path = cache / constants.IDENTIFIERS_FILENAME
