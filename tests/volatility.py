@@ -141,7 +141,9 @@ def construct(
             options["kernel.symbol_table_name"] = beside.context.modules[beside.config["kernel"]].symbol_table_name
         for name, value in options.items():
             context.config[interfaces.configuration.path_join(path, chosen.__name__, _option(name))] = value
-        with _nothing_sought() if kernel is not None else contextlib.nullcontext():
+        # A minidump's layer looks for its kernel's symbol file itself.
+        told = kernel is not None and dump_layer is None
+        with _nothing_sought() if told else contextlib.nullcontext():
             return plugins.construct_plugin(context, magics, chosen, path, None, None)
 
 
