@@ -231,8 +231,7 @@ def large(protection: str) -> Damage:
 
     def change(image: Image, pid: int) -> None:
         space, address = pages(image, pid)
-        span = 1 << space.mode.shifts[-2]
-        space.map_large(address, space.take_frames(2 * span // PAGE) + span & -span, protection)
+        space.map_large(address, protection)
 
     return change
 
