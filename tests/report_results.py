@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
-import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +19,14 @@ EVIL = "<img src=x onerror=document.title='run'>"
 
 def row(kind: type[Row], /, **values: Any) -> Row:
     """Make a row: what is not given is None where the column may be, else empty or 0."""
+    return kind(**_empty(kind) | values)
+
+
+@functools.cache
+def _empty(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
-    made = {}
-    for each in dataclasses.fields(kind):  # type: ignore[arg-type]
-        hint = hints[each.name]
-        optional = isinstance(hint, types.UnionType) or type(None) in typing.get_args(hint)
-        made[each.name] = values.get(each.name, None if optional else "" if hint is str else 0)
-    return kind(**made)
+    optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
+    return {name: None if name in optional else "" if hint is str else 0 for name, hint in hints.items()}
 
 
 STOPPED = "bugcheck 0x6 (INVALID_PROCESS_DETACH_ATTEMPT), no parameters; 2026-01-02 03:04:05 UTC, Windows 5.1.2600 x86"

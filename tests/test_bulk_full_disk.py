@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from apcaudit.bulk import store
 from tests import bulk_images
-from tests.bulk_images import need_extra
+from tests.bulk_images import need_extra, own_cache
+from tests.command import run
 from tests.full_disk import LimitedFiles, Place, SmallDisk, small_disk
 from tests.report_results import suspect, write
 
@@ -70,18 +72,26 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*.parquet")}
 
 
-def test_results_of_a_scan(place: Place, images: Path) -> None:
+@pytest.fixture(scope="module")
+def earlier(images: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the first image."""
+    results = tmp_path_factory.mktemp("earlier") / "results"
+    with own_cache(cache):
+        assert run("scan", images / "0.dmp", "-o", results, "--offline").returncode == 0
+    return results
+
+
+def test_results_of_a_scan(place: Place, images: Path, earlier: Path) -> None:
     """Earlier results stay byte for byte, and an image whose results had no room is read by the next scan.
 
     The scan that has no room asks for more than the earlier one, so that it would replace what that has left.
     """
     output = place.path / "results"
-    arguments = ("scan", images, "-o", output, "--offline", "--workers", 2)
-    first = place.run("scan", images / "0.dmp", "-o", output, "--offline")
-    assert first.returncode == 0, first.stderr
+    arguments = ("scan", images, "-o", output, "--offline", "--workers")
+    shutil.copytree(earlier, place.seen / "results")
     before = content(place.seen / "results")
     place.fill()
-    done = place.run(*arguments, "--scan")
+    done = place.run(*arguments, 2, "--scan")
     advice = "free some, and the same command goes on where this one was; nothing is lost"
     last = f"apcaudit: no room left in {output} ({place.reason}): {advice}"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, last)
@@ -93,7 +103,7 @@ def test_results_of_a_scan(place: Place, images: Path) -> None:
     assert place.names("results") == {".known", row.image}
     assert not [name for name in place.names("results/.known") if name.startswith(".")]
     place.clear()
-    again = place.run(*arguments)
+    again = place.run(*arguments, 1)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("scanned earlier") == 1
     assert [Path(row.source).name for row in store.images(place.seen / "results")] == ["0.dmp", "1.dmp"]

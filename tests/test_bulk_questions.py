@@ -30,7 +30,8 @@ from apcaudit.bulk.symbol_script import Symbols
 from apcaudit.bulk.symbols_command import line_of
 from apcaudit.errors import ApcAuditError
 from tests import bulk_images
-from tests.bulk_images import apcaudit, need_extra
+from tests.bulk_images import need_extra, shared_cache
+from tests.command import run
 
 need_extra()
 
@@ -119,18 +120,18 @@ def test_a_baseline_leaves_what_is_new(results: Path, tmp_path: Path) -> None:
 
 def test_stack_as_a_user_calls_it(results: Path, tmp_path: Path) -> None:
     """The table names the images; --kind, --at-most and --jsonl choose; a folder without results is an error."""
-    done = apcaudit("stack", results, "--kind", "kernel-routine", "--at-most", 2, cache=tmp_path)
+    done = run("stack", results, "--kind", "kernel-routine", "--at-most", 2)
     assert [line.split() for line in done.stdout.splitlines()] == [
         ["images", "kind", "what", "where"],
         ["1", "of", "3", "kernel-routine", "<no", "module>", "aa.raw"],
         ["2", "of", "3", "kernel-routine", "av!Apc", "(av.sys+0x20)", "aa.raw,", "bb.raw"],
     ]
-    lines = apcaudit("stack", results, "--kind", "yara", "--jsonl", cache=tmp_path).stdout.splitlines()
+    lines = run("stack", results, "--kind", "yara", "--jsonl").stdout.splitlines()
     assert [(json.loads(line)["name"], json.loads(line)["images"]) for line in lines] == [
         ("one", ["bb"]),
         ("two", ["bb", "cc"]),
     ]
-    done = apcaudit("stack", tmp_path, cache=tmp_path)
+    done = run("stack", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "holds no results" in done.stderr
 
@@ -239,13 +240,13 @@ def test_timesketch_without_a_clock(tmp_path: Path) -> None:
 
 def test_export_as_a_user_calls_it(results: Path, tmp_path: Path) -> None:
     """Findings as JSON lines by default; -o writes a file; a timeline takes no table."""
-    done = apcaudit("export", results, cache=tmp_path)
+    done = run("export", results)
     assert [json.loads(line)["code"] for line in done.stdout.splitlines()] == ["list-broken"] * 3
-    done = apcaudit("export", results, "--format", "csv", "--table", "images", "-o", tmp_path / "x.csv", cache=tmp_path)
+    done = run("export", results, "--format", "csv", "--table", "images", "-o", tmp_path / "x.csv")
     assert (done.returncode, done.stdout) == (0, "")
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
         assert [line["status"] for line in csv.DictReader(file)] == [SCANNED] * 3 + [FAILED]
-    done = apcaudit("export", results, "--format", "timesketch", "--table", "apcs", cache=tmp_path)
+    done = run("export", results, "--format", "timesketch", "--table", "apcs")
     assert done.returncode == 1
 
 
@@ -255,7 +256,8 @@ def test_symbols_of_a_folder(tmp_path: Path) -> None:
     bulk_images.write_broken(tmp_path / "broken")
     script = tmp_path / "fetch.sh"
     arguments = ("symbols", known, tmp_path / "broken" / "stranger.dmp", tmp_path / "broken" / "text.raw")
-    done = apcaudit(*arguments, "--script", script, cache=tmp_path / "cache")
+    with shared_cache():
+        done = run(*arguments, "--script", script)
     assert done.returncode == 2, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"{known}: ntkrnlmp.pdb A9C0DE0010019041000804640AA00005-1: symbol file there"

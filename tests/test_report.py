@@ -19,6 +19,7 @@ from apcaudit import explain
 from apcaudit.bulk.records import TABLES, Records
 from apcaudit.cli import main
 from apcaudit.reports import chain, dataset, diagram, guide, made, matrix, page, prevalence, summary
+from tests.bulk_images import shared_cache
 from tests.conftest import ROOT
 from tests.report_results import EVIL, STOPPED, failed, image, suspect, write
 
@@ -79,7 +80,8 @@ def test_an_image_that_cannot_be_scanned(tmp_path: Path) -> None:
     """One image works as a folder of results does: what is no image is a failure in the report, and exit code 2."""
     (tmp_path / "noise.raw").write_bytes(b"no memory " * 1000)
     html = tmp_path / "report.html"
-    assert main(["report", str(tmp_path / "noise.raw"), "-o", str(html), "--offline"]) == 2
+    with shared_cache():
+        assert main(["report", str(tmp_path / "noise.raw"), "-o", str(html), "--offline"]) == 2
     assert "noise.raw" in html.read_text(encoding="utf-8")
     assert "No image could be scanned" in html.read_text(encoding="utf-8")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from importlib.resources import files
+from typing import Any
 
 import apcaudit
 from apcaudit.bulk.extra import load
@@ -31,32 +33,15 @@ def render(dataset: Dataset, title: str) -> str:
         dataset: what it shows.
         title: what it is about: the results' folder or the image.
     """
-    jinja2 = load("jinja2")
+    template = _template()
+    safe = template.environment.filters["safe"]
     style, script = _asset("report.css"), _asset("report.js")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        # Applied to every value before it is escaped, so that no template can forget it.
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "moment": summary.moment,
-        "address": address,
-        "about": guide.anchor,
-        "number": "{:,}".format,
-        "seams": seams,
-    }
-    environment.globals |= {"marks": MARKS, "severities": WORST_FIRST, "rank": rank, "opened": _OPEN}
-    safe = environment.filters["safe"]
     chains = chain.make_chains(dataset)
     sources = {each.image: each.source for each in dataset.images}
     findings = sorted(dataset.findings, key=lambda each: (rank(each.severity), sources.get(each.image, ""), each.image))
     laid_out = matrix.lay_out(dataset)
     explained = guide.guidance((column.code, column.severity) for column in laid_out.columns)
-    page: str = environment.get_template("report.html.j2").render(
+    page: str = template.render(
         title=title,
         policy=policy(style, script),
         # Not from an image; HTML has no escapes within the elements style and script.
@@ -78,6 +63,30 @@ def render(dataset: Dataset, title: str) -> str:
         findings_left_out=max(0, len(findings) - _FINDINGS),
     )
     return page
+
+
+@functools.cache
+def _template() -> Any:
+    """Compile the template, once for all reports: that takes longer than to fill it in."""
+    jinja2 = load("jinja2")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        # Applied to every value before it is escaped, so that no template can forget it.
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "moment": summary.moment,
+        "address": address,
+        "about": guide.anchor,
+        "number": "{:,}".format,
+        "seams": seams,
+    }
+    environment.globals |= {"marks": MARKS, "severities": WORST_FIRST, "rank": rank, "opened": _OPEN}
+    return environment.get_template("report.html.j2")
 
 
 def policy(style: str, script: str) -> str:
