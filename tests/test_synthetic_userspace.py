@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,11 @@ from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.libraries import IO_COMPLETION, TIMER
+from apcaudit.synthetic.scene import Process, Scene
+from apcaudit.synthetic.scenes import desktop
 from apcaudit.synthetic.situations import owners
 from apcaudit.synthetic.situations.situation import SERVICE
+from apcaudit.synthetic.user import Region, UserSpace
 from tests import volatility
 
 LAYOUTS = volatility.ROOT.parent / "shared" / "layouts"
@@ -46,6 +48,29 @@ class Planted:
         """Run a plugin; its rows of the processes that have a user space."""
         return [row for row in volatility.rows(self.path, plugin, **self.how) if row["PID"] in self.pids]
 
+    def listed_vads(self) -> dict[tuple[int, int], tuple[object, ...]]:
+        """The VADs that vadinfo lists, by PID and where they start."""
+        columns = ("Offset", "End VPN", "Tag", "Protection", "CommitCharge", "PrivateMemory", "File")
+        rows = self.rows("windows.vadinfo.VadInfo")
+        return {(row["PID"], row["Start VPN"]): tuple(row[column] for column in columns) for row in rows}
+
+    def planted_vads(self) -> dict[tuple[int, int], tuple[object, ...]]:
+        """Those that were planted."""
+        image, mask = self.image, self.image.memory.layout.pointer_mask
+        return {
+            (pid, vad.start): (
+                image.address_of[f"vad:{pid}:{vad.start:#x}"] & mask,
+                vad.end,
+                "VadS" if vad.section is None else "Vad ",
+                f"PAGE_{vad.protection}",
+                vad.commit,
+                int(vad.private),
+                vad.file,
+            )
+            for pid in self.pids
+            for vad in image.vads(pid)
+        }
+
     @property
     def pids(self) -> dict[int, str]:
         """The processes that have a user space of their own, by PID."""
@@ -70,33 +95,17 @@ def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_vads(planted: Planted) -> None:
     """Every VAD planted is listed by vadinfo, with its process, address, range, protection and file; no other is."""
-    found = {
-        (row["PID"], row["Start VPN"]): (
-            int(row["Offset"]),
-            int(row["End VPN"]),
-            row["Tag"],
-            row["Protection"],
-            row["CommitCharge"],
-            row["PrivateMemory"],
-            row["File"],
-        )
-        for row in planted.rows("windows.vadinfo.VadInfo")
-    }
-    image, mask = planted.image, planted.image.memory.layout.pointer_mask
-    expected = {
-        (pid, vad.start): (
-            image.address_of[f"vad:{pid}:{vad.start:#x}"] & mask,
-            vad.end,
-            "VadS" if vad.section is None else "Vad ",
-            f"PAGE_{vad.protection}",
-            vad.commit,
-            int(vad.private),
-            vad.file,
-        )
-        for pid in planted.pids
-        for vad in image.vads(pid)
-    }
-    assert found == expected
+    assert planted.listed_vads() == planted.planted_vads()
+
+
+@pytest.mark.parametrize("kernel", ["xp-sp3-x86", "11-26100-x64"])
+def test_vads_of_the_desktop(kernel: str, tmp_path: Path) -> None:
+    """So it is on an ordinary machine, where most processes have no user space of their own."""
+    loaded = load_kernel(kernel)
+    image = build(desktop.of(loaded), loaded)
+    image.write_dump(tmp_path / "desktop.dmp")
+    planted = Planted(image, tmp_path / "desktop.dmp", {"cache": volatility.CACHE, "kernel": loaded})
+    assert planted.listed_vads() == planted.planted_vads()
 
 
 def test_modules(planted: Planted) -> None:
@@ -138,7 +147,7 @@ def test_memory(planted: Planted) -> None:
 
 def test_armed(planted: Planted) -> None:
     """What is armed hangs where Windows has it: timers and requests on their threads, reserve objects on handles."""
-    plugin = volatility.construct(planted.path, "windows.handles.Handles", **planted.how)
+    plugin = volatility.construct(planted.path, "windows.pslist.PsList", **planted.how)
     module = plugin.context.modules[plugin.config["kernel"]]
     table, kernel = module.symbol_table_name, planted.image.kernel
     chosen = situations.tids(kernel, situations.USER_SITUATIONS)
@@ -152,9 +161,33 @@ def test_armed(planted: Planted) -> None:
     (request,) = thread.IrpList.to_list(f"{table}!_IRP", "ThreadListEntry")
     assert request.Overlay.AsynchronousParameters.UserApcRoutine == planted.image.resolve(IO_COMPLETION)
     assert request.Tail.Overlay.Thread == thread.vol.offset
-    holders = Counter(row["Process"] for row in planted.rows("windows.handles.Handles") if row["Type"] == RESERVE)
-    possible = "reserve-object" in by_name
-    assert holders == ({owners.LOADED: 1, SERVICE: 1} if possible else {})
+
+
+def test_reserve_objects(planted: Planted) -> None:
+    """A reserve object is on the handles of the processes that were declared to hold it, and of no other."""
+    if not planted.image.kernel.has("PspUserApcReserveKernelRoutine"):
+        pytest.skip("reserve objects are there since 7")
+    wanted = {pid: name for pid, name in planted.pids.items() if name in (owners.LOADED, SERVICE, owners.INJECTED)}
+    found = volatility.rows(planted.path, "windows.handles.Handles", pid=list(wanted), **planted.how)
+    assert {(row["Process"], row["Type"]) for row in found} == {(owners.LOADED, RESERVE), (SERVICE, RESERVE)}
+
+
+@pytest.mark.parametrize(("kernel", "size"), [("xp-sp3-x86", 0x200000), ("10-19041-x64", 0x200000)])
+def test_large_pages(kernel: str, size: int, tmp_path: Path) -> None:
+    """Memory in large pages is mapped by an entry above the page tables, and read like any other."""
+    loaded = load_kernel(kernel)
+    region = Region("large", 2 * size, state="large", content={size + 0x1234: b"in the second"})
+    process = Process("host.exe", 100, space=UserSpace((), (region,)))
+    image = build(Scene("large", "large pages", kernel, (process,)), loaded)
+    image.write_dump(tmp_path / "large.dmp")
+    plugin = volatility.construct(
+        tmp_path / "large.dmp", "windows.pslist.PsList", cache=volatility.CACHE, kernel=loaded
+    )
+    (host,) = plugin.list_processes(plugin.context, plugin.config["kernel"], lambda each: each.UniqueProcessId != 100)
+    layer = plugin.context.layers[host.add_process_layer()]
+    start = image.resolve("memory:large")
+    assert layer.read(start + size + 0x1234, 13) == b"in the second"
+    assert layer._translate(start)[1] == size
 
 
 #: The object type of reserve objects of user APCs (Windows Internals, "Object types").

@@ -18,7 +18,7 @@ from apcaudit.synthetic.situations import owners
 from tests import volatility
 
 #: How many VADs a process has more than were planted, by vadinfo.
-MORE = {owners.BEACON: 60, owners.WRITTEN: 500}
+MORE = {owners.BEACON: 60, owners.WRITTEN: 100}
 
 
 @dataclass(frozen=True)
