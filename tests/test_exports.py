@@ -182,6 +182,18 @@ def test_an_image_that_lies(data: bytes, expected: list[str]) -> None:
     assert reader.furthest <= SIZE + NAME_BOUND
 
 
+def test_what_of_the_names_is_not_known() -> None:
+    """Names that cannot be read, and such as are in no order, are told from a table that has none."""
+    ordered, forwarders = [Export(b"A", 0x6000), Export(b"B", 0x6100)], [Export(b"A", DIRECTORY + 0x900)]
+    unreadable = [Export(b"A", 0x6000), Export(b"\xff", 0x6100)]
+    cases = {"ordered": ordered, "reversed": ordered[::-1], "forwarders": forwarders, "unreadable": unreadable}
+    found = {name: read_exports(Reader(image(each)), SIZE) for name, each in cases.items()}
+    assert [name for name, each in found.items() if each.disordered] == ["reversed"]
+    assert [name for name, each in found.items() if each.unread] == ["unreadable"]
+    assert read_exports(Reader(image(ordered, name_rvas=[SIZE, SIZE])), SIZE).unread
+    assert not read_exports(Reader(image([])), SIZE).unread
+
+
 @pytest.mark.parametrize("table", [28, 32, 36])
 def test_a_table_beyond_the_image_is_not_followed(table: int) -> None:
     """Another module's memory behind the image is no part of its export table."""

@@ -16,9 +16,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.situations import owners
 from tests import volatility
-
-#: How many VADs a process has more than were planted, by vadinfo.
-MORE = {owners.BEACON: 60, owners.WRITTEN: 100}
+from tests.user_damage import MORE, damage, pids_of
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,8 @@ def damaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Do all of it on one machine a kernel."""
     kernel = load_kernel(request.param)
     image = build(situations.of(kernel, situations.USER_SITUATIONS), kernel)
-    pids = {each.name: each.pid for each in image.scene.processes if each.space is not None}
-    adversaries.cyclic_vads(image, pids[owners.EARLY])
-    adversaries.crossing_vads(image, pids[owners.INJECTED], pids[owners.PROTECTED])
-    adversaries.vads_nowhere(image, pids[owners.PAGED_OUT])
-    adversaries.degenerate_vads(image, pids[owners.BEACON], MORE[owners.BEACON])
-    adversaries.many_vads(image, pids[owners.WRITTEN], MORE[owners.WRITTEN])
-    adversaries.lying_vads(image, pids[owners.LOADED])
-    adversaries.untagged_vads(image, pids[owners.UNLOADED])
-    adversaries.nameless_file(image, "\\Windows\\System32\\user32.dll")
-    adversaries.page_out_table(image, pids[owners.PATCHED], image.resolve("kernel32!SleepEx"))
-    adversaries.table_in_circles(image, pids[owners.EARLY_FOR_PRODUCT], image.resolve("ntdll!LdrLoadDll"))
-    adversaries.unreadable_space(image, pids[owners.HOOKED])
-    adversaries.no_space(image, pids[owners.HOOKED_TOO])
-    adversaries.vads_in_user_space(image, pids[owners.MANAGED], image.address_of["memory:stub0"])
+    pids = pids_of(image)
+    damage(image, pids)
     path = tmp_path_factory.mktemp(request.param) / "image.dmp"
     image.write_dump(path)
     return Damaged(image, path, {"cache": volatility.CACHE, "kernel": kernel}, pids)

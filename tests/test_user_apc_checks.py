@@ -45,6 +45,7 @@ def private(protection: str = "rwx", **overrides: Any) -> Place:
 
 NOWHERE = Place(0x7FF812345678, Lies.NOWHERE, "no VAD")
 UNKNOWN = Place(0x7FF812345678, Lies.UNKNOWN, "unknown", why="the VAD tree contradicts itself at 0xffff8a0000123450")
+UNNAMED = image("NTDLL", why="the names cannot be read")
 PROGRAM = image("notepad", path="\\Program Files\\notepad.exe")
 CONTINUE = image("ntdll", "NtContinue", "ZwContinue")
 LOAD_LIBRARY = image("kernelbase", "LoadLibraryW")
@@ -116,6 +117,12 @@ CASES = {
     "the program runs already": (subject(PROGRAM, members={"first": False}), {}),
     "whether it runs is not known": (subject(PROGRAM, members={"first": None}), {}),
     "how every thread of XP begins": (subject(image("ntdll", "LdrInitializeThunk"), members={"first": True}), {}),
+    "XP's own, with names that cannot be read": (subject(UNNAMED, members={"first": True}), {}),
+    "early, where cannot be read": (subject(UNKNOWN, members={"first": True}), {}),
+    "in a DLL with names that cannot be read": (
+        subject(replace(UNNAMED, module="evil"), members={"first": True}),
+        {"user-apc-early": "low"},
+    ),
     # special-user-apc
     "a garbage collector's": (subject(image("coreclr"), apc=SPECIAL), {"special-user-apc": "low"}),
     "to a suspended thread": (

@@ -117,7 +117,7 @@ def _routines(apc: ApcRow) -> Iterator[Routine]:
         # Without NormalRoutine an APC is special, without RundownRoutine it is freed. A KernelRoutine of 0 is called.
         if text is None or (text == "0x0" and role != "KernelRoutine"):
             continue
-        if module is None and role == "NormalRoutine" and apc.kind == "user":
+        if module is None and role == "NormalRoutine" and apc.kind in ("user", "special-user"):
             # It runs in user mode, so it belongs to no kernel module.
             yield Routine(role, text, Driver("user mode", LOADED))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..findings import Finding, Severity
 from ..model import Apc, Backing, Facts, Thread
-from ..targets.routines import CHAIN, FIRST_ROUTINE, MANY_ALIKE, Gadget, gadget, loader, serves_wow64
+from ..targets.routines import CHAIN, FIRST_MODULE, FIRST_ROUTINE, MANY_ALIKE, Gadget, gadget, loader, serves_wow64
 from ..targets.target import Lies, Target
 from .embedded import is_special_user
 
@@ -93,12 +93,22 @@ def nowhere(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 def early(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC is queued to the only thread of a process in which nothing has run in user mode yet."""
     target = apc.target
-    if not thread.first or target is None or FIRST_ROUTINE in target.place.names:
+    if not thread.first or target is None or _may_be_first_routine(target):
         return None
     worse = _worse(target)
     text = f"it is queued to the only thread of {thread.owner}, in which nothing has run in user mode yet"
     text += f": it would run {_where(target)} before the program does"
     return Finding("user-apc-early", Severity.HIGH if worse else Severity.LOW, text + _because(worse))
+
+
+def _may_be_first_routine(target: Target) -> bool:
+    """Tell whether a target is Windows' own first routine, or so little of it could be read that it may be."""
+    place = target.place
+    if place.names or place.why is None:
+        return FIRST_ROUTINE in place.names
+    if place.lies is Lies.IMAGE:
+        return place.module is None or place.module.lower() == FIRST_MODULE
+    return place.lies is Lies.UNKNOWN
 
 
 def special_user(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:

@@ -27,7 +27,8 @@ class Exports:
 
     `names` has one name for each address; `aliases` has all names of those addresses that have more than one.
     `forwarders` maps the name of a forwarded export to its target, `module.name`. `cut` is whether the table claims
-    more entries than were read.
+    more entries than were read, `unread` whether a name could not be read, or all of them, `disordered` whether they
+    are not in the order in which the loader looks them up.
     """
 
     addresses: tuple[int, ...] = ()
@@ -35,6 +36,8 @@ class Exports:
     aliases: Mapping[int, tuple[str, ...]] = field(default_factory=dict, compare=False)
     forwarders: Mapping[str, str] = field(default_factory=dict, compare=False)
     cut: bool = False
+    unread: bool = field(default=False, compare=False)
+    disordered: bool = field(default=False, compare=False)
 
     def names_at(self, rva: int) -> tuple[str, ...]:
         """Return every name exported at exactly this relative virtual address."""
@@ -64,7 +67,7 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
     rva, size = directory
     data = read(rva, _EXPORT_DIRECTORY.size) if 0 < rva < image_size else None
     if data is None:
-        return Exports()
+        return Exports(unread=True)
     *_, functions, names, function_table, name_table, ordinal_table = _EXPORT_DIRECTORY.unpack(data)
     cut = max(functions, names) > NAMES_BOUND
     functions, names = min(functions, NAMES_BOUND), min(names, NAMES_BOUND)
@@ -72,9 +75,10 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
     name_data = _table(read, name_table, names * 4, image_size)
     ordinal_data = _table(read, ordinal_table, names * 2, image_size)
     if function_data is None or name_data is None or ordinal_data is None:
-        return Exports(cut=cut)
+        return Exports(cut=cut, unread=names > 0)
     found: dict[int, list[str]] = {}
     forwarders: dict[str, str] = {}
+    unread, disordered, last = False, False, ""
     name_rvas, ordinals = unpack_from(f"<{names}I", name_data), unpack_from(f"<{names}H", ordinal_data)
     for name_rva, ordinal in zip(name_rvas, ordinals, strict=True):
         if ordinal >= functions:
@@ -84,7 +88,9 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
             continue
         name = _name(read, name_rva) if name_rva < image_size else None
         if name is None:
+            unread = True
             continue
+        disordered, last = disordered or name < last, name
         if rva <= address < rva + size:
             # A forwarder: the address is inside the export directory and holds the text "module.name".
             target = _name(read, address)
@@ -94,7 +100,8 @@ def read_exports(read: ReadRva, image_size: int) -> Exports:
         found.setdefault(address, []).append(name)
     addresses = tuple(sorted(found))
     aliases = {address: tuple(sorted(each)) for address, each in found.items() if len(each) > 1}
-    return Exports(addresses, tuple(choose_name(found[address]) for address in addresses), aliases, forwarders, cut)
+    chosen = tuple(choose_name(found[address]) for address in addresses)
+    return Exports(addresses, chosen, aliases, forwarders, cut, unread, disordered)
 
 
 def _export_directory(read: ReadRva) -> tuple[int, int] | None:

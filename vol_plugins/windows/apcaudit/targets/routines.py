@@ -95,7 +95,7 @@ def serves_wow64(path: str | None) -> bool:
     return f"{folder}\\".endswith(SYSTEM_FOLDER) and _WOW64_MODULES.match(name) is not None
 
 
-FIRST_ROUTINE = "LdrInitializeThunk"
+FIRST_MODULE, FIRST_ROUTINE = "ntdll", "LdrInitializeThunk"
 """In XP and 2003 every thread begins in user mode with a user APC to this export of ntdll: ReactOS, ps/thread.c,
 PspUserThreadStartup."""
 

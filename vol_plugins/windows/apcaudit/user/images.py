@@ -117,10 +117,15 @@ class UserImage:
 
     @property
     def is_cut(self) -> bool:
-        """Whether its header, or the exports that the header says it has, could not be read."""
+        """Whether its header, or some of the exports that the header says it has, could not be read."""
         if self.header is None:
             return True
-        return self.header.directory(EXPORT) is not None and not self.exports.addresses
+        return self.exports.cut or self.exports.unread
+
+    @property
+    def is_disordered(self) -> bool:
+        """Whether the loader would not find its exports by their names."""
+        return self.exports.disordered
 
     @property
     def bits(self) -> int | None:

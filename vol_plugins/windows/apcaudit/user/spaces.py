@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 from ..image.memory import Memory
@@ -18,6 +18,9 @@ from .vads import TOTAL_BOUND, Vad, VadTree
 
 SPACES_KEPT = 256
 """How many processes' user spaces are kept."""
+
+TRIES_BOUND = 4
+"""In how many processes the names of an image are looked for."""
 
 PAGES_KEPT = 4096
 """For how many pages of a process it is kept where they are."""
@@ -36,7 +39,8 @@ COMPARED = 16
 
 _NO_TABLES = "its page tables cannot be read"
 _NO_FILE = "the name of a file that it maps cannot be read"
-_NO_NAMES = "the header or the exports of an image that it maps cannot be read"
+_NO_NAMES = "the header or names in the exports of an image that it maps cannot be read"
+_DISORDERED = "the names in the exports of an image that it maps are in no order"
 _NO_PROTOTYPE = "whether an image's page is the file's cannot be read"
 
 
@@ -56,6 +60,7 @@ class UserSpaces:
         self._peers_left = PEERS_TOTAL_BOUND
         self._spaces: OrderedDict[int, UserSpace] = OrderedDict()
         self._images: OrderedDict[tuple[int, int], UserImage] = OrderedDict()
+        self._tries: Counter[tuple[int, int]] = Counter()
 
     def of(self, process: int) -> UserSpace:
         """Return the user space of the process at a virtual address."""
@@ -76,8 +81,11 @@ class UserSpaces:
             return own
         key = section.control_area, vad.start
         shared = self._images.get(key)
-        # Its pages may be in the working set of another process only.
-        candidate = own if shared is None or shared.is_cut else shared
+        if shared is not None and shared.is_cut and self._tries[key] < TRIES_BOUND:
+            # Its pages may be in the working set of another process only.
+            self._tries[key] += 1
+            shared = None
+        candidate = own if shared is None else shared
         if not space.has_files_pages(vad, section, candidate.naming):
             return own
         self._images[key] = candidate
@@ -131,7 +139,7 @@ class UserSpace:
         if self.unknown is None and self.peb == 0:
             self.unknown = "it has no PEB: nothing of it runs in user mode"
         self._tables = PageTables(memory, entries, top or 0)
-        self._vads = VadTree(memory, layout, process, spaces.budget)
+        self._vads = VadTree(memory, layout, process, spaces.budget, spaces.kernel.drivers.kernel_start)
         self._images: dict[int, UserImage] = {}
         self._physical: dict[int, int | None] = {}
         self._places: dict[int, Place] = {}
@@ -249,7 +257,7 @@ class UserSpace:
             executable,
             pte.page.value,
             own if not own or image is None or (image.moved is False and not vad.fixed_up) else None,
-            _gap(pte, section, image, own),
+            _gap(pte, section, image, own, address - vad.start),
         )
 
     def _protection(self, address: int, vad: Vad, pte: Pte, image: UserImage | None) -> tuple[str | None, bool | None]:
@@ -331,7 +339,7 @@ class UserSpace:
         return None if data is None else any(data)
 
 
-def _gap(pte: Pte, section: Section, image: UserImage | None, own: bool | None) -> str | None:
+def _gap(pte: Pte, section: Section, image: UserImage | None, own: bool | None, rva: int) -> str | None:
     """Say what of a place could not be read, the most important first."""
     if pte.page is Page.UNREADABLE:
         return _NO_TABLES
@@ -339,7 +347,11 @@ def _gap(pte: Pte, section: Section, image: UserImage | None, own: bool | None) 
         return None
     if section.path is None:
         return _NO_FILE
-    return _NO_NAMES if image.is_cut else _NO_PROTOTYPE if own is None else None
+    if image.is_cut and not image.names_at(rva):
+        return _NO_NAMES
+    if image.is_disordered:
+        return _DISORDERED
+    return _NO_PROTOTYPE if own is None else None
 
 
 def _text(

@@ -21,6 +21,7 @@ NODES_BOUND = 1 << 14
 TOTAL_BOUND = 1 << 17
 """How many nodes of all processes together are counted."""
 
+_PAGES = 1 << 52
 _IMAGE_MAP = 2  # VadImageMap of MI_VAD_TYPE (public PDBs since Vista)
 _UNALLOCATED = ("VadRoot is null: the process has no VADs", "VadRoot cannot be read")
 
@@ -55,11 +56,13 @@ _NOWHERE = Found()
 class VadTree:
     """The VADs of one process, by the virtual address of its _EPROCESS.
 
-    `budget` is how many nodes may still be counted, in a list that the trees of all processes share.
+    `budget` is how many nodes may still be counted, in a list that the trees of all processes share. Below `lowest`
+    programs write what they like: no node lies there.
     """
 
-    def __init__(self, memory: Memory, layout: Layout, process: int, budget: list[int]) -> None:
+    def __init__(self, memory: Memory, layout: Layout, process: int, budget: list[int], lowest: int) -> None:
         self._memory = memory
+        self._lowest = lowest
         self._layout = layout
         self._budget = budget
         self._root: int | None = None
@@ -72,10 +75,12 @@ class VadTree:
     def find(self, address: int) -> Found:
         """Find the VAD that holds a user address."""
         page = address >> 12
-        low, high, node = 0, 1 << 52, self._root
+        low, high, node = 0, _PAGES, self._root
         if not node:
             return Found(why=_UNALLOCATED[node is None])
         for _ in range(DEPTH_BOUND):
+            if node < self._lowest:
+                return Found(why=f"the VAD tree leads to user space at {node:#x}")
             read = self._read(node)
             if read is None:
                 return Found(why=f"the VAD at {node:#x} cannot be read")
@@ -108,9 +113,9 @@ class VadTree:
     def _find_private_code(self) -> frozenset[tuple[int, int, str]] | None:
         found: set[tuple[int, int, str]] = set()
         met: set[int] = set()
-        pending = [self._root or 0]
+        pending = [(self._root or 0, 0, _PAGES)]
         while pending:
-            node = pending.pop()
+            node, low, high = pending.pop()
             if not node:
                 continue
             self._budget[0] -= 1
@@ -118,18 +123,22 @@ class VadTree:
             read = self._read(node) if bounded else None
             if read is None:
                 return None
+            start, end = _range(read)
+            if not low <= start <= end < high:
+                return None
             met.add(node)
             letters = protection_text(read[4]) if read[5] else None
             if letters is not None and "x" in letters:
-                start, end = _range(read)
                 found.add((start << 12, (end << 12) + 0xFFF, letters))
-            pending += (read[2] or 0, read[3] or 0)
+            pending += ((read[2] or 0, low, start), (read[3] or 0, end + 1, high))
         return frozenset(found)
 
     def _read(self, node: int) -> Node | None:
         decoder = self._layout.node
-        data = None if decoder is None else self._memory.read(node, decoder.size)
-        return None if decoder is None or data is None else decoder(data)
+        if decoder is None or node < self._lowest:
+            return None
+        data = self._memory.read(node, decoder.size)
+        return None if data is None else decoder(data)
 
 
 Node = tuple[int | None, ...]
