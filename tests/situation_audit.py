@@ -23,13 +23,14 @@ Findings = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class SituationAudit:
-    """What two audits of one machine found, by TID: each code with its own severity, and the explanations.
+    """What audits of one machine found, by TID: each code with its own severity, and the first one's explanations.
 
-    `taken_for_threads` is what of the garbage in the pool has a row, `plugin` what audited it.
+    `taken_for_threads` is what of the garbage in the pool has a row, `plugin` what audited it. `listed` is None where
+    it was audited with a scan only.
     """
 
     kernel: Kernel
-    listed: dict[int, Findings]
+    listed: dict[int, Findings] | None
     scanned: dict[int, Findings]
     explanations: dict[int, str]
     taken_for_threads: tuple[str, ...]
@@ -41,6 +42,8 @@ class SituationAudit:
         for tid, situation in situations.tids(self.kernel).items():
             audits = {"--scan": self.scanned} if situation.scan else {"list": self.listed, "--scan": self.scanned}
             for name, audit in audits.items():
+                if audit is None:
+                    continue
                 codes = audit.get(tid)
                 if codes != situation.expected:
                     found[f"{situation.name} ({name})"] = f"{codes} instead of {dict(situation.expected)}"
@@ -51,14 +54,18 @@ class SituationAudit:
     def others(self) -> dict[int, Findings]:
         """Return the findings on threads to which nothing has happened."""
         planted = {*situations.tids(self.kernel), situations.TIED}
-        both = [*self.listed.items(), *self.scanned.items()]
+        both = [*(self.listed or {}).items(), *self.scanned.items()]
         return {tid: codes for tid, codes in both if tid not in planted and codes}
 
 
 def audit_situations(
-    kernel: Kernel, folder: Path, symbols: tuple[Path, ...] = (volatility.REPOSITORY_SYMBOLS,)
+    kernel: Kernel,
+    folder: Path,
+    symbols: tuple[Path, ...] = (volatility.REPOSITORY_SYMBOLS,),
+    *,
+    scan_only: bool = False,
 ) -> SituationAudit:
-    """Build the machine with every situation that a kernel can have and audit it, with and without --scan."""
+    """Build the machine with every situation that a kernel can have and audit it, with --scan and without."""
     image = build(situations.of(kernel), kernel)
     planted = garbage.plant(image)
     # A crash dump names its page tables; in a raw image vol searches for them, for seconds.
@@ -70,16 +77,16 @@ def audit_situations(
     source = plugin.context, plugin.config["kernel"]
     explanations: dict[int, str] = {}
     addresses: set[int] = set()
-    found = []
-    for scan in (False, True):
+    found: dict[bool, dict[int, Findings]] = {}
+    for scan in (True,) if scan_only else (False, True):
         audit = Audit(*source, scan_memory=scan)
         threads = list(audit.run(Selection(clean_too=True)))
-        found.append({_tid(each): codes_of(each) for each in threads})
+        found[scan] = {_tid(each): codes_of(each) for each in threads}
         addresses |= {each.thread.address for each in threads}
-        if not scan:
+        if not explanations:
             explanations = {_tid(each): " ".join(_explained(each, audit)) for each in threads}
     taken = tuple(each.what for each in planted if any(map(each.holds, addresses)))
-    return SituationAudit(kernel, *found, explanations, taken, plugin)
+    return SituationAudit(kernel, found.get(False), found[True], explanations, taken, plugin)
 
 
 def _tid(audited: Audited) -> int:
