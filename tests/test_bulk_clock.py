@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.image.structures import SHARED_DATA
+from volatility3.plugins.windows.apcaudit.windows import SHARED_USER_DATA
 
 from apcaudit.bulk import export, store, worker
 from apcaudit.bulk.evidence import Evidence
@@ -123,7 +123,7 @@ def test_an_image_of_such_a_machine(clock: int, tmp_path: Path) -> None:
     scene = SCENES["seed"]()
     image = build(scene, load_kernel(scene.kernel))
     for part, value in (("LowPart", clock & 0xFFFFFFFF), ("High1Time", clock >> 32), ("High2Time", clock >> 32)):
-        image.memory.write(SHARED_DATA[4], "_KUSER_SHARED_DATA", f"SystemTime.{part}", value)
+        image.memory.write(SHARED_USER_DATA[4], "_KUSER_SHARED_DATA", f"SystemTime.{part}", value)
     image.write_dump(tmp_path / "seed.dmp")
     settings = Settings(tmp_path / "results", offline=True)
     outcome = worker.scan(Evidence(tmp_path / "seed.dmp"), settings)

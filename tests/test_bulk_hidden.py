@@ -171,7 +171,7 @@ def test_an_image_that_only_a_driver_object_names(tmp_path: Path, shared: Path) 
     def wipe(image: Image) -> None:
         image.memory.space.write(image.address_of["driver:Ghost.sys"], bytes(0x400))
 
-    dump, symbols = unlisted_driver(kernel, tmp_path, changes=(wipe,))
+    dump, symbols, _ = unlisted_driver(kernel, tmp_path, changes=(wipe,))
     scan(tmp_path / "results", dump, symbols=(symbols,))
     database = store.connect(tmp_path / "results")
     query = "SELECT d.name, d.status, start_rva FROM drivers d JOIN threads ON start_module = d.name"

@@ -34,7 +34,7 @@ def test_a_bomb_among_the_symbol_files(tmp_path: Path) -> None:
     script = "import pathlib, sys; from apcaudit.bulk import child; child.main(); "
     script += "sys.stderr.write(pathlib.Path('/proc/self/status').read_text())"
     done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps({**start, "index_memory": LIMIT})],
+        [sys.executable, "-c", script, json.dumps({**start, "index_memory": LIMIT, "forks": True})],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

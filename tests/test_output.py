@@ -260,7 +260,11 @@ PLACES: dict[str, tuple[Callable[[Path], Place], str | None]] = {
 #: Each command that writes a file, and how the file begins and ends.
 COMMANDS: dict[str, tuple[tuple[str, ...], bytes, bytes]] = {
     "report": (("report", "RESULTS", "-o", "OUT"), b"<!DOCTYPE html>", b"</html>"),
-    "export": (("export", "RESULTS", "--format", "csv", "-o", "OUT"), b"image,thread,", b"why undelivered\r\n"),
+    "export": (
+        ("export", "RESULTS", "--format", "csv", "-o", "OUT"),
+        b"image,image_name,source,thread,",
+        b"why undelivered\r\n",
+    ),
     "synth": (("synth", "healthy", "--format", "dump", "-o", "OUT"), b"PAGEDU64", b""),
 }
 

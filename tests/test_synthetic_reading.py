@@ -275,4 +275,7 @@ def test_what_the_other_tests_tell_vol_is_what_it_finds(name: str, opener: Calla
     # Where apcaudit is installed, vol has the same symbol file twice, and takes either.
     symbols = "kernel.symbol_table_name.isf_url"
     assert Path(told.pop(symbols)).parts[-3:] == Path(found.pop(symbols)).parts[-3:]
-    assert told == found
+    # Whether it looked for swap files too is no matter of where the kernel lies.
+    assert {key: told[key] for key in told if "swap_layers" not in key} == {
+        key: found[key] for key in found if "swap_layers" not in key
+    }

@@ -115,7 +115,7 @@ class ApcRow:
     queue: str = _column("`kernel`, `user`, `saved-kernel`, `saved-user`, `off-list`")
     position: int = _column("place on that list, from 0")
     apc: Address = _column("`_KAPC` virtual address")
-    kind: str | None = _column("`special-kernel`, `normal-kernel`, `user`")
+    kind: str | None = _column("`special-kernel`, `normal-kernel`, `user`, `special-user`")
     kernel_routine: str | None = _column("`_KAPC.KernelRoutine` as `module!symbol+offset`; hexadecimal if in none")
     kernel_module: str | None = _column("module that holds it")
     kernel_rva: int | None = _column("its offset in that module, bytes")

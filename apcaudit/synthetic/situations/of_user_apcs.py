@@ -60,6 +60,7 @@ OF_USER_APCS: tuple[Situation, ...] = (
         {**ALERTABLE, "user_apcs": (queued("memory:not_executable"),)},
         {"user-apc-nowhere": "medium"},
         owner=owners.INJECTED,
+        no_execute=True,
     ),
     Situation(
         "injected-protected",
@@ -67,6 +68,7 @@ OF_USER_APCS: tuple[Situation, ...] = (
         {**ALERTABLE, "user_apcs": (queued("memory:protected+0x1000"),)},
         {"user-apc-private-code": "medium"},
         owner=owners.PROTECTED,
+        no_execute=True,
     ),
     Situation(
         "disarmed",
@@ -74,6 +76,7 @@ OF_USER_APCS: tuple[Situation, ...] = (
         {**ALERTABLE, "user_apcs": (queued("memory:disarmed"),)},
         {"user-apc-nowhere": "medium"},
         owner=owners.PROTECTED,
+        no_execute=True,
     ),
     Situation(
         "injected-paged-out",

@@ -32,8 +32,9 @@ class Situation:
     `expected` are the codes with their severities on the thread and its APCs together. `members` declare the thread
     (scene.Thread). `after` replays an event on the built image; it gets the image and the TID. `needs` are
     `_ETHREAD` member paths and symbols (`nt!NAME`) without which a kernel cannot have the situation; `lacks` are those
-    with which it cannot, `x64` is whether only 64-bit kernels can. `scan` says that only `--scan` shows it. `why` is
-    part of what the explanation says of a queue without a finding.
+    with which it cannot, `x64` is whether only 64-bit kernels can, `no_execute` whether only those can whose page
+    tables tell what may run (x64 and PAE). `scan` says that only `--scan` shows it. `why` is part of what the
+    explanation says of a queue without a finding.
     """
 
     name: str
@@ -45,12 +46,15 @@ class Situation:
     needs: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     x64: bool = False
+    no_execute: bool = False
     scan: bool = False
     why: str | None = None
 
     def fits(self, kernel: Kernel) -> bool:
         """Tell whether a kernel can have the situation."""
         if self.x64 and not kernel.is_64bit:
+            return False
+        if self.no_execute and not (kernel.is_64bit or kernel.is_pae):
             return False
         return all(_has(kernel, each) for each in self.needs) and not any(_has(kernel, each) for each in self.lacks)
 
