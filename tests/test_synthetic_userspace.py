@@ -137,7 +137,9 @@ def test_memory(planted: Planted) -> None:
         (owners.MANAGED, "memory:stub3", owners.COMPILED),
         (owners.LOADED, "memory:foreign_path", "C:\\Users".encode("utf-16-le")),
     ):
-        assert layers[owner].read(resolve(label), len(content)) == content
+        # Of page tables that cannot tell what may run, nobody has made use with VirtualProtect.
+        if owner != owners.PROTECTED or planted.image.kernel.is_64bit or planted.image.kernel.is_pae:
+            assert layers[owner].read(resolve(label), len(content)) == content
     assert not layers[owners.PAGED_OUT].is_valid(resolve("memory:paged_out"))
     assert not layers["System"].is_valid(resolve("memory:early"))
     # The same page of a DLL, written over in one process.
