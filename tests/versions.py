@@ -21,8 +21,8 @@ VERSIONS = ("2.5.2", "2.26.0")
 
 SCENES = ("seed", "situations")
 
-OF_THE_RUN = frozenset({"seconds", "scanned_at", "worker", "settings"})
-"""Columns of the Parquet tables that differ from run to run, or name the version."""
+OF_THE_RUN = frozenset({"seconds", "scanned_at", "worker", "settings", "versions", "symbol_file"})
+"""Columns of the Parquet tables that differ from run to run, or name the version or the environment."""
 
 
 class Environment:
