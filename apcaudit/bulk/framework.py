@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import volatility3.plugins
 import volatility3.symbols
@@ -229,19 +229,10 @@ def read(
     rows = Rows(image, document, _values, of_document, importlib.import_module(f"{_PACKAGE}.output.columns").rows_of)
     for audited in document.threads:
         rows.add(audited)
-    bugcheck = facts.bugcheck
     return Contents(
         symbol_file=_symbol_file(made.context, made.config["kernel"]),
         kernel=_kernel(made.context, made.config["kernel"]),
-        windows=None if facts.version is None else ".".join(str(each) for each in facts.version),
-        bits=facts.bits,
-        processors=facts.processors or None,
-        partial=facts.partial,
-        system_time=time_of(facts.system_time),
-        up_time=seconds_of(facts.up_time),
-        bugcheck=None if bugcheck is None else bugcheck.code,
-        bugcheck_parameters=None if bugcheck is None else " ".join(f"{each:#x}" for each in bugcheck.parameters),
-        crash=facts.crash,
+        **_of_machine(facts),
         crashing_thread=address_of(facts.crashing_thread),
         notes=(*document.notes, *(text for text in warnings.texts if text not in document.notes)),
         threads=tuple(rows.threads),
@@ -259,27 +250,32 @@ def read_header(image: str, path: Path) -> Header | None:
         path: the file, unpacked.
     """
     with path.open("rb") as file:
+        facts = plugin_module("dumps.header_facts").read_header_facts(_reader_of(file), path.stat().st_size)
+    return None if facts is None else Header(**_of_machine(facts), drivers=tuple(dumped_drivers(image, facts)))
 
-        def read_file(offset: int, length: int) -> bytes:
-            file.seek(offset)
-            return file.read(length)
 
-        facts = plugin_module("dumps.header_facts").read_header_facts(read_file, path.stat().st_size)
-    if facts is None:
-        return None
+def _of_machine(facts: Any) -> dict[str, Any]:
+    """Return what Contents and Header have of the machine as such, from the plugin's ImageFacts or HeaderFacts."""
     bugcheck = facts.bugcheck
-    return Header(
-        windows=None if facts.version is None else ".".join(str(each) for each in facts.version),
-        bits=facts.bits,
-        processors=facts.processors or None,
-        partial=facts.partial,
-        system_time=time_of(facts.system_time),
-        up_time=seconds_of(facts.up_time),
-        bugcheck=None if bugcheck is None else bugcheck.code,
-        bugcheck_parameters=None if bugcheck is None else " ".join(f"{each:#x}" for each in bugcheck.parameters),
-        crash=facts.crash,
-        drivers=tuple(dumped_drivers(image, facts)),
-    )
+    return {
+        "windows": None if facts.version is None else ".".join(str(each) for each in facts.version),
+        "bits": facts.bits,
+        "processors": facts.processors or None,
+        "partial": facts.partial,
+        "system_time": time_of(facts.system_time),
+        "up_time": seconds_of(facts.up_time),
+        "bugcheck": None if bugcheck is None else bugcheck.code,
+        "bugcheck_parameters": None if bugcheck is None else " ".join(f"{each:#x}" for each in bugcheck.parameters),
+        "crash": facts.crash,
+    }
+
+
+def _reader_of(file: IO[bytes]) -> Callable[[int, int], bytes]:
+    def read(offset: int, length: int) -> bytes:
+        file.seek(offset)
+        return file.read(length)
+
+    return read
 
 
 def _rules(rules: Path | None, *, skip_broken: bool) -> Any:
@@ -346,11 +342,7 @@ def how_cut(path: Path, size: int) -> str | None:
     """Say how many bytes a crash dump of `size` bytes lacks by its header; None where none, or where it is no dump."""
     headers, missing = plugin_module("formats.crash_header"), plugin_module("dumps.missing")
     with path.open("rb") as file:
-
-        def read(offset: int, length: int) -> bytes:
-            file.seek(offset)
-            return file.read(length)
-
+        read = _reader_of(file)
         header = headers.parse_crash_header(read(0, headers.DUMP_HEADER64_SIZE))
         said = None if header is None else missing.describe_truncation(header, read, size)
     return None if said is None else str(said)

@@ -6,8 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..formats.crash_header import DUMP_HEADER64_SIZE, DUMP_TYPE_TRIAGE, HEADER, CrashHeader, parse_crash_header
+from ..formats.files import ReadFile
 from ..formats.text import printable
-from ..formats.triage import DumpDriver, DumpUnloadedDriver, Minidump, MinidumpError, ReadFile, parse_minidump
+from ..formats.triage import DumpDriver, DumpUnloadedDriver, Minidump, MinidumpError, parse_minidump
 from ..formats.triage_header import TRIAGE_DUMP_PRCB
 from ..model import BugCheck
 from ..windows import version_of_build

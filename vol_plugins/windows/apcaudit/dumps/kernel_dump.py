@@ -20,7 +20,8 @@ from ..formats.crash_header import (
     CrashHeader,
     parse_crash_header,
 )
-from ..formats.page_bitmap import PageBitmap, ReadFile, find_bitmap, page_runs
+from ..formats.files import ReadFile, reader_of
+from ..formats.page_bitmap import PageBitmap, find_bitmap, page_runs
 from ..windows import PAGE_SIZE
 
 vollog = logging.getLogger(__name__)
@@ -61,13 +62,7 @@ def _segments(bitmap: PageBitmap, read: ReadFile) -> Iterator[tuple[int, int, in
 
 def crash_header_of(layer: Any) -> tuple[CrashHeader | None, ReadFile]:
     """Return the crash header in a file's layer, and a function that reads the file."""
-    size = layer.maximum_address + 1
-
-    def read(offset: int, length: int) -> bytes:
-        # Like a file object, return fewer bytes at the end of the file, where FileLayer raises.
-        length = min(length, size - offset)
-        return bytes(layer.read(offset, length)) if length > 0 else b""
-
+    read = reader_of(layer)
     return parse_crash_header(read(0, DUMP_HEADER64_SIZE)), read
 
 

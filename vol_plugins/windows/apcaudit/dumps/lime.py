@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from volatility3.framework import interfaces
 from volatility3.framework.layers import lime
+
+from ..formats.files import ReadFile, reader_of
 
 MAGIC = b"EMiL"  # LIME_MAGIC 0x4C694D45
 
@@ -16,9 +17,6 @@ RANGES_BOUND = 4096
 
 _VERSION = 1
 _HEADER = struct.Struct("<4sI2Q8x")
-
-ReadFile = Callable[[int, int], bytes]
-"""Reads (offset, length) of a file; returns fewer bytes at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +91,4 @@ class CutLimeLayer(lime.LimeLayer):
 def lime_file(context: interfaces.context.ContextInterface, layer_name: str) -> LimeFile | None:
     """Parse the LiME image in a layer; None if it does not contain one."""
     layer = context.layers[layer_name]
-    size = layer.maximum_address + 1
-
-    def read(offset: int, length: int) -> bytes:
-        # Like a file object, return fewer bytes at the end of the file, where FileLayer raises.
-        length = min(length, size - offset)
-        return layer.read(offset, length) if length > 0 else b""
-
-    return parse_lime(read, size)
+    return parse_lime(reader_of(layer), layer.maximum_address + 1)

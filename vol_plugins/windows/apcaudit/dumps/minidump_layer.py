@@ -19,7 +19,7 @@ from volatility3.framework.layers import resources
 from volatility3.framework.symbols import intermed
 
 from ..formats.crash_header import DUMP_HEADER64_SIZE, DUMP_TYPE_TRIAGE, CrashHeader, parse_crash_header
-from ..formats.files import path_of
+from ..formats.files import path_of, reader_of
 from ..formats.text import printable
 from ..formats.triage import Minidump, MinidumpError, parse_minidump
 from .kernel_match import CACHE_FOLDER, KernelMatch, KernelSymbolFile, SymbolCache, match_kernel
@@ -168,10 +168,7 @@ class MinidumpLayer(interfaces.layers.DataLayerInterface):
         return [requirements.TranslationLayerRequirement(name="base_layer", optional=False)]
 
     def _read_file(self, offset: int, length: int) -> bytes:
-        # Like a file object, return fewer bytes at the end of the file, where FileLayer raises.
-        layer = self.context.layers[self._base_layer]
-        length = min(length, layer.maximum_address + 1 - offset)
-        return layer.read(offset, length) if length > 0 else b""
+        return reader_of(self.context.layers[self._base_layer])(offset, length)
 
     def _scan_iterator(
         self, scanner: interfaces.layers.ScannerInterface, sections: Iterable[tuple[int, int]]

@@ -14,7 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..formats.triage import Minidump, ReadFile
+from ..formats.files import ReadFile
+from ..formats.triage import Minidump
 from ..formats.triage_defects import next_part
 from ..formats.triage_header import TRIAGE_DUMP_PRCB, TRIAGE_DUMP_PROCESS, TRIAGE_DUMP_STACK, TRIAGE_DUMP_THREAD
 from .kernel_match import KernelSymbolFile

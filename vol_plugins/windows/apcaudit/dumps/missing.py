@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from volatility3.framework import interfaces
@@ -15,14 +14,12 @@ from ..formats.crash_header import (
     CrashHeader,
     parse_crash_header,
 )
+from ..formats.files import ReadFile, reader_of
 from ..formats.page_bitmap import find_bitmap
 from ..formats.triage_defects import promised_size
 from ..formats.triage_header import parse_triage_header, triage_header_size
 from ..windows import PAGE_SIZE
 from .lime import MAGIC, parse_lime
-
-ReadFile = Callable[[int, int], bytes]
-"""Reads (offset, length) of a file; returns fewer bytes at its end."""
 
 # PHYSICAL_MEMORY_DESCRIPTOR in DUMP_HEADER (Dump.h, Singularity), a buffer of 700 bytes. By size of a pointer: offset
 # of the descriptor, which begins with NumberOfRuns; offset in it of the first run; format of a run (BasePage,
@@ -73,11 +70,7 @@ def truncation_note(context: interfaces.context.ContextInterface, layer_name: st
     layer: Any = context.layers[layer_name]
     while layer.dependencies:
         layer = context.layers[layer.dependencies[0]]
-    size = layer.maximum_address + 1
-
-    def read(offset: int, length: int) -> bytes:
-        length = min(length, size - offset)
-        return bytes(layer.read(offset, length)) if length > 0 else b""
+    size, read = layer.maximum_address + 1, reader_of(layer)
 
     if read(0, len(MAGIC)) == MAGIC:
         found = parse_lime(read, size)

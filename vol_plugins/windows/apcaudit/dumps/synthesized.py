@@ -12,7 +12,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..formats.triage import Minidump, ReadFile
+from ..formats.files import ReadFile
+from ..formats.triage import Minidump
 from ..windows import ID_STEP, PAGE_SIZE, SHARED_USER_DATA, SYSTEM_NAME, SYSTEM_PID, version_of_build
 from .kernel_match import KernelSymbolFile
 from .minidump_memory import DumpedMemory

@@ -1,15 +1,31 @@
-"""Checks that a path from the user is a regular file before it is opened: a FIFO or device would block the program."""
+"""Files: how they are read, and the check that a path from the user is a regular one, since a FIFO would block."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib import parse, request
 
 from .text import printable
+
+ReadFile = Callable[[int, int], bytes]
+"""Reads (offset, length) of a file; returns fewer bytes at its end."""
+
+
+def reader_of(layer: Any) -> ReadFile:
+    """Return what reads a file's layer like a file: at the end it gives fewer bytes, where vol's FileLayer raises."""
+    size = layer.maximum_address + 1
+
+    def read(offset: int, length: int) -> bytes:
+        length = min(length, size - offset)
+        return bytes(layer.read(offset, length)) if length > 0 else b""
+
+    return read
+
 
 _NO_FILES = (
     (stat.S_ISFIFO, "a FIFO"),

@@ -9,13 +9,11 @@ the pages that the file holds follow one another from HeaderSize on.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .crash_header import DUMP_TYPE_BITMAP_FULL, DUMP_TYPE_BITMAP_KERNEL, DUMP_TYPE_SUMMARY, CrashHeader
-
-ReadFile = Callable[[int, int], bytes]
-"""Reads (offset, length) of a file; returns fewer bytes at its end."""
+from .files import ReadFile
 
 TYPES = (DUMP_TYPE_SUMMARY, DUMP_TYPE_BITMAP_FULL, DUMP_TYPE_BITMAP_KERNEL)
 """The DumpTypes with a bitmap."""

@@ -11,10 +11,10 @@ packed array of it") as the debuggers' headers give them. The 64-bit ones were c
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .crash_header import DUMP_HEADER64_SIZE, DUMP_TYPE_TRIAGE, CrashHeader, parse_crash_header
+from .files import ReadFile
 from .triage_defects import MOST_UNLOADED_DRIVERS, find_defects, next_part
 from .triage_header import (
     TRIAGE_DUMP_BROKEN_DRIVER,
@@ -28,9 +28,6 @@ from .triage_header import (
     parse_triage_header,
     triage_header_size,
 )
-
-ReadFile = Callable[[int, int], bytes]
-"""Reads (offset, length) of a file; returns fewer bytes at its end."""
 
 # Bounds for damaged or hostile files, larger than Windows writes (a genuine dump had 151 drivers and 1831 blocks).
 _MOST_DRIVERS = 4096

@@ -8,10 +8,11 @@ nothing belongs there, and the option bits.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from .crash_header import CrashHeader
+from .files import ReadFile
 from .triage_header import (
     TRIAGE_DUMP_CONTEXT,
     TRIAGE_DUMP_DATA_BLOCKS,
@@ -27,9 +28,6 @@ from .triage_header import (
     TriageHeader,
     triage_header_size,
 )
-
-ReadFile = Callable[[int, int], bytes]
-"""Reads (offset, length) of a file; returns fewer bytes at its end."""
 
 _MARK_SIZE = len(TRIAGE_DUMP_VALID)
 

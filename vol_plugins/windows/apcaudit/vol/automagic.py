@@ -49,6 +49,12 @@ class BorrowedTypes(interfaces.automagic.AutomagicInterface):
                 requirements.SymbolTableRequirement(name=head).construct(context, parent_of(path))
 
 
+def _is_file_with(layer: interfaces.layers.DataLayerInterface, signature: bytes) -> bool:
+    """Tell whether a layer is a file itself, and begins with a signature."""
+    size = len(signature)
+    return not layer.dependencies and layer.is_valid(0, size) and layer.read(0, size) == signature
+
+
 _SIGNATURE = b"PAGE"  # of every crash dump: DUMP_HEADER.Signature (WDK debugger documentation)
 
 
@@ -66,9 +72,7 @@ class MinidumpStacker(interfaces.automagic.StackerLayerInterface):
         progress_callback: constants.ProgressCallback = None,
     ) -> interfaces.layers.DataLayerInterface | None:
         """Return the layer of a minidump, None for any other file, after reading its first bytes only."""
-        base = context.layers[layer_name]
-        size = len(_SIGNATURE)
-        if base.dependencies or not base.is_valid(0, size) or base.read(0, size) != _SIGNATURE:
+        if not _is_file_with(context.layers[layer_name], _SIGNATURE):
             return None
         from ..dumps.minidump_layer import stack_minidump
 
@@ -89,9 +93,7 @@ class KernelDumpStacker(interfaces.automagic.StackerLayerInterface):
         progress_callback: constants.ProgressCallback = None,  # noqa: ARG003 - the interface's parameters
     ) -> interfaces.layers.DataLayerInterface | None:
         """Return the layer of a kernel memory dump, None for any other file, after reading its header only."""
-        base = context.layers[layer_name]
-        size = len(_SIGNATURE)
-        if base.dependencies or not base.is_valid(0, size) or base.read(0, size) != _SIGNATURE:
+        if not _is_file_with(context.layers[layer_name], _SIGNATURE):
             return None
         from ..dumps.kernel_dump import stack_kernel_dump
 
@@ -115,9 +117,7 @@ class CutLimeStacker(interfaces.automagic.StackerLayerInterface):
         progress_callback: constants.ProgressCallback = None,  # noqa: ARG003 - the interface's parameters
     ) -> interfaces.layers.DataLayerInterface | None:
         """Return the layer of a cut or damaged LiME image, None for a complete one and for any other file."""
-        base = context.layers[layer_name]
-        size = len(_MAGIC)
-        if base.dependencies or not base.is_valid(0, size) or base.read(0, size) != _MAGIC:
+        if not _is_file_with(context.layers[layer_name], _MAGIC):
             return None
         from ..dumps.lime import CutLimeLayer, lime_file
 

@@ -11,7 +11,7 @@ from volatility3.framework.symbols.windows import pdbutil
 
 from ..dumps.header_facts import read_header_facts
 from ..dumps.lime import parse_lime
-from ..dumps.missing import ReadFile, describe_truncation
+from ..dumps.missing import describe_truncation
 from ..formats.crash_header import (
     DUMP_HEADER64_SIZE,
     DUMP_SIGNATURE,
@@ -24,7 +24,7 @@ from ..formats.crash_header import (
     VALID_DUMP64,
     parse_crash_header,
 )
-from ..formats.files import path_of, why_no_image
+from ..formats.files import ReadFile, path_of, why_no_image
 from ..formats.text import printable
 
 READ = {

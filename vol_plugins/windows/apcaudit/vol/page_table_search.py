@@ -24,7 +24,8 @@ def stack_page_tables(
     """Return the layer that vol's own stacker would; None where no page passes its tests.
 
     Windows' top page table has an entry for itself. Vol tests every page of the ranges where it lies entry by entry,
-    in Python: 0.4 s on x64, 1.2 s on x86. Here vol's tests get only pages with such an entry.
+    in Python: of an image that covers the ranges 0.1 s of processor time on x64, 6 s on x86 (two cores of an AMD EPYC
+    under load). Here vol's tests get only pages with such an entry: 0.01 s and 0.05 s.
     """
     layer = context.layers[layer_name]
     stack: Any = windows.WindowsIntelStacker.stack
