@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import bulk_images
-from tests.volatility import CACHE, VOL
+from tests.volatility import CACHE, OURS, VOL
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = "windows.apcaudit.ApcAudit"
@@ -40,7 +40,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
     source = Path(volatility3.__file__).parent
-    shutil.copytree(source, site / "volatility3", ignore=shutil.ignore_patterns("apcaudit"))
+    shutil.copytree(source, site / "volatility3", ignore=shutil.ignore_patterns("apcaudit", Path(OURS).name))
     version = importlib.metadata.version("volatility3")
     shutil.copytree(source.parent / f"volatility3-{version}.dist-info", site / f"volatility3-{version}.dist-info")
     # What vol itself imports, one by one: a whole site-packages may hold a copy of ours.

@@ -30,6 +30,9 @@ REPOSITORY_SYMBOLS = ROOT / "symbols"
 #: What a Python is given with -c to be vol; under -c vol would take its own name for an option.
 VOL = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; main()"
 
+OURS = "windows/*/A9C0DE*"
+"""The symbol files of our kernels below a folder: their GUIDs are invented."""
+
 _classes: dict[str, Any] = {}
 
 _folder = tempfile.TemporaryDirectory(prefix="apcaudit-tests-")
@@ -39,8 +42,9 @@ CACHE = Path(_folder.name)
 
 @contextlib.contextmanager
 def searching(folders: tuple[Path, ...]) -> Iterator[None]:
-    """Search these folders, and no others but vol's own, for symbol files.
+    """Search these folders, and no others but vol's own, for symbol files; nor an installed copy of the project.
 
+    The copy has the symbol files of all our kernels, whose addresses are alike: a minidump could be of any of them.
     Vol looks for files to import before each layer that it makes, which takes longer than making it: here it has them.
     """
     if not _classes:
@@ -50,7 +54,8 @@ def searching(folders: tuple[Path, ...]) -> Iterator[None]:
         _classes.update(framework.list_plugins())
     imported: dict[str, Any] = {"import_files": lambda *_: []}
     before = list(volatility3.symbols.__path__)
-    volatility3.symbols.__path__[:] = [*(str(folder) for folder in folders), *before]
+    of_vol = [folder for folder in before if not next(Path(folder).glob(OURS), None)]
+    volatility3.symbols.__path__[:] = [*(str(folder) for folder in folders), *of_vol]
     constants.OFFLINE = True
     try:
         with mock.patch.multiple(framework, **imported), mock.patch.multiple(automagic, **imported):
