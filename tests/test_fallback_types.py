@@ -162,7 +162,7 @@ def test_none_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The message is made when vol prints it, with the symbol folders as they are then.
     monkeypatch.setattr(volatility3.symbols, "__path__", [*map(str, found.symbols), *volatility3.symbols.__path__])
     with pytest.raises(UnsatisfiedException) as refused:
-        construct(found.path, "windows.apcaudit.ApcAudit", cache=found.cache, symbols=())
+        construct(found.path, "windows.apcaudit.ApcAudit", cache=found.cache, symbols=found.symbols)
     (requirement,) = refused.value.unsatisfied.values()
     text = requirement.description
     assert "lacks _ETHREAD, _KTHREAD" in text
@@ -190,7 +190,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, before[1]))
     try:
         with pytest.raises(UnsatisfiedException) as refused:
-            construct(found.path, "windows.apcaudit.ApcAudit", cache=found.cache, symbols=())
+            construct(found.path, "windows.apcaudit.ApcAudit", cache=found.cache, symbols=found.symbols)
         (requirement,) = refused.value.unsatisfied.values()
         text = requirement.description
     finally:
