@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The tests hold images and symbol files of hundreds of thousands of objects, through all of which Python's collector
-# would go again and again: a tenth of the time.
-gc.set_threshold(50_000, 20, 20)
+# would go again and again: a sixth of the time.
+gc.set_threshold(300_000, 20, 1000)
 
 # Before the first import of volatility3.plugins.windows: the checkout is tested, whether a copy is installed or not.
 volatility3.plugins.__path__.insert(0, str(ROOT / "vol_plugins"))
@@ -46,6 +46,12 @@ LONGEST = ("test_shared", "test_benchmarks", "test_fuzz", "test_synthetic_real_k
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: those above, then those that start commands; the order is fixed."""
     items.sort(key=lambda item: (item.path.stem not in LONGEST, not item.path.stem.startswith("test_bulk_")))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported and collected out of Python's garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.situations import owners
 
 #: How many VADs a process has more than were planted, by vadinfo.
-MORE = {owners.BEACON: 60, owners.WRITTEN: 500}
+MORE = {owners.BEACON: 60, owners.WRITTEN: 100}
 
 
 def pids_of(image: Image) -> dict[str, int]:

