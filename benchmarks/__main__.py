@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -14,16 +13,18 @@ from apcaudit.errors import ApcAuditError
 from benchmarks import machine, table
 from benchmarks.images import Images, builder
 from benchmarks.listing import cost_of_a_thread, desktop, memory, whole_process
+from benchmarks.native import against_memprocfs
 from benchmarks.processes import BenchmarkError, Processes, Series
 from benchmarks.scanning import against_search, against_thrdscan
 from benchmarks.startup import cost_to_others
 from benchmarks.verdict import Bench, Measure, Verdict
-from benchmarks.vol import OURS, Vol, copy_stock
+from benchmarks.vol import Vol, copy_stock
 from benchmarks.yara_rules import against_engine
 
 MEASURES: dict[str, Measure] = {
     "list": whole_process,
     "desktop": desktop,
+    "native": against_memprocfs,
     "thread": cost_of_a_thread,
     "memory": memory,
     "scan": against_thrdscan,
@@ -63,21 +64,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> Bench:
-    """Make the folder ready: vol's copy, its cache warm, and the plugin asked for its options."""
+    """Make the folder ready: vol's copy, and its cache warm."""
     small, main, big = options.sizes
     cache = folder / "cache"
     cache.mkdir(parents=True, exist_ok=True)
-    processes = Processes(copy_stock(folder / "stock"), folder / "bytecode", repeated=options.rounds > 1)
+    processes = Processes(copy_stock(folder / "stock"), repeated=options.rounds > 1)
     vol = Vol(cache)
     images = Images(folder, options.kernel, processes, builder())
-    help_text = folder / "help.txt"
-    processes.run(vol.command("help", OURS, None, "-h", ours=True, output=help_text))
-    offered = frozenset(re.findall(r"--[a-z][a-z-]*", help_text.read_text(encoding="utf-8")))
-    # The first run of a copy compiles, and vol's first run on a cache folder reads every symbol file.
+    # Vol's first run on a cache folder reads every symbol file.
     for command in (vol.command("warm-up", "windows.modules", images.many(small)), vol.audit(images.many(small))):
         processes.run(command)
     slow = min(options.rounds, SLOW_ROUNDS)
-    return Bench(processes, vol, images, options.rounds, slow, small, main, big, options.large << 20, offered)
+    return Bench(processes, vol, images, options.rounds, slow, small, main, big, options.large << 20)
 
 
 def measure(bench: Bench, names: list[str]) -> tuple[list[Series], list[Verdict]]:

@@ -81,18 +81,16 @@ class Series:
 class Processes:
     """Runs commands in one environment, with the checkout as working directory.
 
-    `path` comes first in Python's module path. Compiled modules go to the folder `bytecode`: every command finds its
-    own compiled from the second run on, as an installed program does, and nothing is left in the checkout. Unless they
-    are `repeated`, commands that several measures have in common run once: then nothing is told about speed anyway.
+    `path` comes first in Python's module path. Unless they are `repeated`, commands that several measures have in
+    common run once: then nothing is told about speed anyway.
     """
 
-    def __init__(self, path: Path, bytecode: Path, *, repeated: bool = True) -> None:
+    def __init__(self, path: Path, *, repeated: bool = True) -> None:
         self._repeated = repeated
         self._done: dict[tuple[str, ...], Run] = {}
         following = os.environ.get("PYTHONPATH")
         self._environment = {name: value for name, value in os.environ.items() if name not in _SLOWING}
         self._environment["PYTHONPATH"] = os.pathsep.join((str(path), following)) if following else str(path)
-        self._environment["PYTHONPYCACHEPREFIX"] = str(bytecode)
 
     def run(self, command: Command) -> Run:
         """Run a command to its end.

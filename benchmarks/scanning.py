@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.processes import Command
 from benchmarks.search import WAYS
-from benchmarks.verdict import NOT_BUILT, Bench, Result, Verdict, threads
+from benchmarks.verdict import Bench, Result, Verdict, threads
 from benchmarks.vol import OURS
 
 TO_THRDSCAN = 1 / 40
@@ -22,8 +22,6 @@ def against_thrdscan(bench: Bench) -> Result:
     """Measure a scan against windows.thrdscan, and compare the threads that both found."""
     name = threads(bench.main)
     what, target = f"`--scan`, {name}, same threads found", f"at most 1/{1 / TO_THRDSCAN:.0f} of windows.thrdscan"
-    if SCAN not in bench.options:
-        return Result([], [Verdict(what, target, NOT_BUILT, None)])
     vol, image = bench.vol, bench.images.many(bench.main)
     ours_out, peer_out = bench.images.folder / "scan.txt", bench.images.folder / "thrdscan.txt"
     peer_command = vol.command("windows.thrdscan", "windows.thrdscan", image, rounds=bench.slow_rounds, output=peer_out)
@@ -61,8 +59,6 @@ def against_search(bench: Bench) -> Result:
     """
     size = f"{bench.large / 2**30:.3g} GiB"
     what, target = f"`--scan`, {size} image", f"at least {TO_SEARCH} of the rate of a search for two byte strings"
-    if SCAN not in bench.options:
-        return Result([], [Verdict(what, target, NOT_BUILT, None)])
     image = bench.images.sparse(bench.small, bench.large)
     searches = [
         Command(f"search with {way}", (sys.executable, "-m", "benchmarks.search", way, str(image)), reports=True)

@@ -1,4 +1,4 @@
-"""A target and what was measured: met, missed, or not built yet."""
+"""A target and what was measured: met, missed, or not measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from benchmarks.images import Images
 from benchmarks.processes import Processes, Series
 from benchmarks.vol import Vol
 
-NOT_BUILT = "not built yet"
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One line of the table of targets; `met` is None where the plugin lacks what would be measured."""
+    """One line of the table of targets; `met` is None where the peer is not installed."""
 
     what: str
     target: str
@@ -25,7 +25,7 @@ class Verdict:
     @property
     def status(self) -> str:
         """The verdict in words."""
-        return NOT_BUILT if self.met is None else "met" if self.met else "missed"
+        return NOT_MEASURED if self.met is None else "met" if self.met else "missed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Result:
 class Bench:
     """What a measure works with.
 
-    `small`, `main` and `big` are thread counts, `large` is the size in bytes of the sparse image, `options` the
-    plugin's command line options. Slow peers run `slow_rounds` times.
+    `small`, `main` and `big` are thread counts, `large` is the size in bytes of the sparse image. Slow peers run
+    `slow_rounds` times.
     """
 
     processes: Processes
@@ -53,7 +53,6 @@ class Bench:
     main: int
     big: int
     large: int
-    options: frozenset[str]
 
 
 Measure = Callable[[Bench], Result]

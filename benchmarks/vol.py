@@ -19,7 +19,7 @@ _START = "import sys; sys.argv[0] = 'vol'; from volatility3.cli import main; mai
 
 
 def copy_stock(folder: Path) -> Path:
-    """Copy the installed volatility3 without what an installed apcaudit has put into it; give its module path."""
+    """Copy the installed volatility3, compiled, without what an installed apcaudit has put there; give its path."""
     spec = importlib.util.find_spec("volatility3")
     if spec is None or not spec.submodule_search_locations:
         raise BenchmarkError(f"volatility3 is not installed for {sys.executable}")
@@ -29,10 +29,10 @@ def copy_stock(folder: Path) -> Path:
     def left_out(directory: str, names: list[str]) -> set[str]:
         place = Path(directory).relative_to(installed)
         if place == Path("plugins", "windows"):
-            return {"apcaudit", "__pycache__"} & set(names)
+            return {"apcaudit"} & set(names)
         if place.parts[:1] == ("symbols",):
             return {name for name in names if str(Path(*place.parts[1:], name)) in own}
-        return {"__pycache__"} & set(names)
+        return set()
 
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(installed, folder / "volatility3", ignore=left_out)

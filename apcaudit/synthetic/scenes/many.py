@@ -8,6 +8,12 @@ from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL, NTFS
 #: Threads a process; more than that begin another process.
 _A_PROCESS = 400
 
+#: What the first processes behind System are called, as on every Windows 10: MemProcFS knows a machine by them.
+_NAMES = (
+    *("Registry", "smss.exe", "csrss.exe", "wininit.exe", "csrss.exe", "winlogon.exe", "services.exe", "lsass.exe"),
+    *("svchost.exe", "svchost.exe", "explorer.exe"),
+)
+
 
 def scene(kernel: str = "10-19041-x64", threads: int = 20000) -> Scene:
     """Declare the scene with that many threads; every hundredth has a user APC queued."""
@@ -19,7 +25,8 @@ def scene(kernel: str = "10-19041-x64", threads: int = 20000) -> Scene:
         if not processes:
             name, pid = "System", 4
         else:
-            name, pid = f"app{len(processes)}.exe", identifier
+            number = len(processes)
+            name, pid = _NAMES[number - 1] if number <= len(_NAMES) else f"app{number}.exe", identifier
             identifier += 4
         members = tuple(_thread(identifier + 4 * each, system=not processes) for each in range(count))
         identifier += 4 * count
