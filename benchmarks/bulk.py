@@ -175,7 +175,7 @@ def main() -> int:
         first = folder / "first"
         first.mkdir()
         shutil.copy(next(evidence.glob("0000*")), first)
-        scan(first, folder / "warm", cache, 0)
+        scan(first, folder / "warm", cache, 1)
         shell(first, folder / "warm-shell", cache, "loop")
         for way in options.ways.split(","):
             output = folder / way

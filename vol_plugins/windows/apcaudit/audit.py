@@ -232,6 +232,7 @@ class Audit:
         stuck = _StuckThreads(
             self, (lambda: iter(kept)) if whole else (lambda: self._all_threads().all(self._is_clean))
         )
+        suspects = {found.address for found in kept} if whole else None
         for found in self._all_threads().all() if selection.clean_too else stuck.threads():
             if not selection.includes(found):
                 continue
@@ -240,9 +241,13 @@ class Audit:
                     yield self.reports.report(Checked(Thread.from_found(found)), stack_too=selection.stacks)
                 continue
             thread = self.queues.read(found)
-            if stuck.is_only(thread):
-                thread = replace(thread, only_stuck=True)
-            checked = check(self._with_targets(thread), self.facts)
+            if suspects is not None and found.address not in suspects:
+                # No check can find anything in it: with --all it only gets its row.
+                checked = Checked(thread)
+            else:
+                if stuck.is_only(thread):
+                    thread = replace(thread, only_stuck=True)
+                checked = check(self._with_targets(thread), self.facts)
             if selection.clean_too or self.reports.is_reported(checked):
                 armed = self._armed_apcs.find(checked.thread) if selection.armed else ()
                 yield self.reports.report(checked, stack_too=selection.stacks, armed=armed)
