@@ -24,6 +24,7 @@ from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
 from tests.bulk_images import gone, need_extra, wait_for_reader
 from tests.command import run
+from tests.volatility import alone
 
 need_extra()
 
@@ -93,7 +94,8 @@ def test_a_name_is_what_it_is_in_memory(name: str, tmp_path: Path) -> None:
 
 def test_genuine_images(tmp_path: Path, shared: Path) -> None:
     """A genuine minidump and a genuine packed image are scanned; the stop code is that of the dump's header."""
-    settings = Settings(tmp_path / "results", (shared / "symbols",), offline=True)
+    (symbols,) = shared.glob("symbols/windows/*/5278AFF8*.json.xz")
+    settings = Settings(tmp_path / "results", (alone(symbols, tmp_path),), offline=True)
     dump = shared / "samples" / "triage_x64.dmp"
     outcomes = [worker.scan(Evidence(path), settings) for path in (dump, shared / "samples" / "threads-19041.raw.xz")]
     assert all(isinstance(outcome, Scanned) for outcome in outcomes)
