@@ -13,6 +13,7 @@ from fuzz.minidump import MinidumpSubject
 from fuzz.subject import Subject
 from fuzz.symbol_file import SymbolFileSubject
 from fuzz.trial import attempt
+from tests.volatility import alone
 
 SEED = 7
 
@@ -51,7 +52,7 @@ def test_damaged_symbol_file(kernel: str) -> None:
     assert {"refused", "reported"} <= {trial.outcome for trial in trials}
 
 
-def test_damaged_minidump(shared: Path) -> None:
+def test_damaged_minidump(shared: Path, tmp_path: Path) -> None:
     """Mutated copies of a genuine minidump are refused with one clear error, or audited within bounds.
 
     Other images of the process get their own kernel's names afterwards, from the symbol files that were in the path.
@@ -60,7 +61,8 @@ def test_damaged_minidump(shared: Path) -> None:
     if not path.exists():
         pytest.skip(f"{path.name} is missing")
     sort, folders = KernelSymbols._sort, list(volatility3.symbols.__path__)
-    subject = MinidumpSubject(path, shared / "symbols")
+    (symbols,) = shared.glob("symbols/windows/*/5278AFF8*.json.xz")
+    subject = MinidumpSubject(path, alone(symbols, tmp_path))
     trials = [attempt(subject, SEED, index) for index in range(7)]
     assert [trial for trial in trials if not trial.good] == []
     assert KernelSymbols._sort is sort
