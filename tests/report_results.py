@@ -8,8 +8,10 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from apcaudit import explain
 from apcaudit.bulk import store
 from apcaudit.bulk.records import ApcRow, DriverRow, FindingRow, ImageRow, Records, ThreadRow
+from apcaudit.reports import dataset
 
 Row = TypeVar("Row")
 
@@ -89,3 +91,23 @@ def write(results: Path, *records: Records) -> Path:
     for each in records:
         store.write(results, each)
     return results
+
+
+def varied(count: int) -> list[Records]:
+    """Make images each with findings of its own, out of all that there are, of a thread with a story of its own."""
+    codes = sorted(explain.codes())
+    levels = ("critical", "high", "medium", "low")
+    made = []
+    for number in range(count):
+        chosen = sorted({(number * factor + factor) % len(codes) for factor in (1, 3, 7, 11)})
+        graded = sorted((at % 4, codes[at]) for at in chosen)
+        made.append(suspect(number, f"process{number}.exe", tuple((code, levels[level]) for level, code in graded)))
+    return made
+
+
+def together(made: list[Records]) -> dataset.Dataset:
+    """Make a dataset of records without writing them."""
+    tables = ("threads", "apcs", "findings")
+    threads, apcs, findings = (tuple(row for each in made for row in each.rows(table)) for table in tables)
+    names = {each.image.image: each.image.source.rpartition("/")[2] for each in made}
+    return dataset.Dataset(tuple(each.image for each in made), threads, apcs, findings, (), names, ())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,25 +22,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-from apcaudit import explain
 from apcaudit.bulk.records import Records
 from apcaudit.reports import dataset, page
+from tests.browser import chromium, is_there
 from tests.conftest import ROOT
-from tests.report_results import EVIL, failed, image, suspect, write
-
-#: A browser that talks to nobody by itself; a sandbox cannot be had as root.
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1400,1000",
-)
+from tests.report_results import EVIL, failed, image, suspect, together, varied, write
 
 FINDINGS = "#all-findings"
 
@@ -50,18 +34,10 @@ FINDINGS = "#all-findings"
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A headless Chromium with a profile of its own."""
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or driver is None:
+    if not is_there():
         pytest.skip("no browser: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as started:
+    with chromium(tmp_path_factory.mktemp("profile")) as started:
         yield started
-        # Vol, in the same process, has forbidden urllib the network, through which selenium ends its driver.
-        urllib.request.install_opener(urllib.request.build_opener())
 
 
 @pytest.fixture(scope="module")
@@ -239,26 +215,6 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> str:
 def forty(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A report of forty images."""
     return written(tmp_path_factory.mktemp("forty"), page.render(together(varied(40)), "forty"))
-
-
-def varied(count: int) -> list[Records]:
-    """Make images each with findings of its own, out of all that there are, of a thread with a story of its own."""
-    codes = sorted(explain.codes())
-    levels = ("critical", "high", "medium", "low")
-    made = []
-    for number in range(count):
-        chosen = sorted({(number * factor + factor) % len(codes) for factor in (1, 3, 7, 11)})
-        graded = sorted((at % 4, codes[at]) for at in chosen)
-        made.append(suspect(number, f"process{number}.exe", tuple((code, levels[level]) for level, code in graded)))
-    return made
-
-
-def together(made: list[Records]) -> dataset.Dataset:
-    """Make a dataset of records without writing them."""
-    tables = ("threads", "apcs", "findings")
-    threads, apcs, findings = (tuple(row for each in made for row in each.rows(table)) for table in tables)
-    names = {each.image.image: each.image.source.rpartition("/")[2] for each in made}
-    return dataset.Dataset(tuple(each.image for each in made), threads, apcs, findings, (), names, ())
 
 
 def test_a_wide_matrix_stays_in_its_frame(browser: Any, crowded: str) -> None:
