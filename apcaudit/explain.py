@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.code not in rules:
         near = difflib.get_close_matches(options.code, rules, 3)
-        hint = f"; do you mean {' or '.join(near)}?" if near else ""
+        hint = f"; do you mean {' or '.join(near)}?" if near else ";"
         raise ApcAuditError(f"there is no finding {options.code!r}{hint} `apcaudit explain` lists them all")
     print(_page(options.code), end="")
     return 0

@@ -14,6 +14,7 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 _SEAM = re.compile(r"(?<=[/\\])|(?<=::)")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SEPARATOR = re.compile(r"[/\\]")
 
 _DIGITS = 8
@@ -113,6 +114,19 @@ def _parts(source: str) -> tuple[str, ...]:
     path, mark, member = source.partition("::")
     *folders, file = _SEPARATOR.split(path.rstrip("/\\"))
     return (*folders, file + mark + member)
+
+
+def encodable(name: str) -> str:
+    """Return a name that the system gave as text that can be encoded: a byte of it that is no UTF-8 is `%FC`.
+
+    Python has such a byte as one of U+DC80 to U+DCFF (PEP 383).
+    """
+    return name if name.isascii() else _SURROGATE.sub(_escaped, name)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"%{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"%u{code:04X}"
 
 
 def one_line(text: str) -> str:

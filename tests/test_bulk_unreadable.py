@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,31 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     scan = run("scan", *every, whole, "-o", results, "--offline", "--workers", 1, *limits, seconds=4 * SOON)
     symbols = run("symbols", *every, *limits, seconds=SOON)
     return Told(paths, whole, scan, store.images(results), symbols)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """An image whose name is no UTF-8 is an image as others are, for every command that reads it."""
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    whole = bulk_images.write(tmp_path / "whole.dmp", "seed")
+    odd = os.fsdecode(bytes(folder) + b"/b\xfcro")
+    try:
+        shutil.copy(whole, odd + ".dmp")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    Path(odd + ".raw").write_bytes(b"no memory")
+    done = run("scan", folder, "-o", tmp_path / "results", "--offline", "--workers", 1, seconds=SOON)
+    assert done.returncode == 2, done.stderr
+    rows = {row.source: row for row in store.images(tmp_path / "results")}
+    assert {source: row.severity for source, row in rows.items()} == {
+        f"{folder}/b%FCro.dmp": "critical",
+        f"{folder}/b%FCro.raw": "info",
+    }
+    assert "no page tables" in (rows[f"{folder}/b%FCro.raw"].reason or "")
+    symbols = run("symbols", folder, seconds=SOON)
+    assert f"{folder}/b%FCro.dmp: ntkrnlpa.pdb" in symbols.stdout
+    page = run("report", odd + ".dmp", "-o", tmp_path / "page.html", "--offline", seconds=SOON)
+    assert page.returncode == 0, page.stderr
 
 
 EACH = pytest.mark.parametrize("name", UNREADABLE)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from apcaudit import output
+from apcaudit.bulk.records import Records
 from apcaudit.cli import main
 from apcaudit.errors import ApcAuditError
 from apcaudit.synthetic.build import build
@@ -23,7 +24,7 @@ from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
 from tests import bulk_images, forked
 from tests.bulk_images import need_extra
-from tests.report_results import suspect, write
+from tests.report_results import image, suspect, write
 
 need_extra()
 
@@ -395,6 +396,17 @@ def test_evidence_is_no_output(stranger: Path, capsys: pytest.CaptureFixture[str
         assert main(list(command)) == 1
         assert "it is the evidence, which is only read" in capsys.readouterr().err
         assert inventory(stranger.parent) == before
+
+
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_scanned_images_are_no_output(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is written of results replaces none of the images that they are of, nor an archive of them."""
+    found = tmp_path / "images.zip"
+    found.write_bytes(BEFORE)
+    results = write(tmp_path / "results", Records(image(1, source=f"{found}::memory.raw")))
+    assert main([command, str(results), "-o", str(found)]) == 1
+    assert found.read_bytes() == BEFORE
+    assert "it is the evidence, which is only read" in capsys.readouterr().err
 
 
 def interrupted(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apcaudit.text import fold, name_of, short_names, visible
+from apcaudit.text import encodable, fold, name_of, short_names, visible
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,22 @@ def test_what_is_unseen_is_shown(text: str, shown: str) -> None:
 def test_folding(text: str, lines: tuple[str, ...]) -> None:
     """Text is fold at blanks and marks into lines of ten, at most three, and what is cut off shows as an ellipsis."""
     assert fold(text, 10, 3) == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plain.dmp", "plain.dmp"),
+        ("b\xfcro.dmp", "b\xfcro.dmp"),
+        (b"b\xfcro.dmp".decode(errors="surrogateescape"), "b%FCro.dmp"),
+        # A name of Windows, which may have halves of a pair.
+        ("a\ud83db", "a%uD83Db"),
+    ],
+)
+def test_a_name_that_is_no_text(name: str, text: str) -> None:
+    """A name of the system that is no UTF-8 can be written, and looks like no other path."""
+    assert encodable(name) == text
+    assert text.encode()
 
 
 @pytest.mark.parametrize(

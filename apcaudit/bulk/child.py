@@ -23,7 +23,7 @@ from typing import Any
 from apcaudit.bulk import framework, processes, symbol_folders
 from apcaudit.bulk.reader_cache import ReaderCache
 from apcaudit.bulk.room import CACHE_ADVICE, NoRoomError, report_full
-from apcaudit.bulk.unpack import image_of, is_packed
+from apcaudit.bulk.unpack import image_of, is_packed, taken_by_vol
 from apcaudit.errors import ApcAuditError
 
 _OWN_EXIT = 0
@@ -284,6 +284,8 @@ def _identify(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     path = Path(request["path"])
     if is_packed(path, request["member"]):
         path = image_of(path, request["member"], Path(request["scratch"]), answers.stage)[0]
+    else:
+        path = taken_by_vol(path, Path(request["scratch"]))
     reason: str | None = None
     try:
         kernel = framework.identify(path, answers.progress)

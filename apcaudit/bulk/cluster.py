@@ -117,8 +117,12 @@ class _Distributor:
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield the outcome of each image."""
+        told = False
         while self._waiting or self._given:
             alike = self._workers.look()
+            if not alike and not told:
+                print("no worker has joined the cluster yet: waiting for one", file=sys.stderr)
+                told = True
             yield from self._take_back(alike)
             while self._waiting and len(self._given) < _AHEAD * sum(alike.values()):
                 each = self._waiting.popleft()

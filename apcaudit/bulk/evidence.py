@@ -11,6 +11,7 @@ from pathlib import Path
 
 from apcaudit.bulk.vmware import is_state
 from apcaudit.errors import ApcAuditError
+from apcaudit.text import encodable
 
 #: Suffixes of files in a folder of evidence that are no images; a file that the user names itself is always taken.
 _NOT_IMAGES = frozenset(
@@ -57,7 +58,8 @@ class Evidence:
     @property
     def source(self) -> str:
         """Its name in the results."""
-        return str(self.path) if self.member is None else f"{self.path}::{self.member}"
+        path = encodable(str(self.path))
+        return path if self.member is None else f"{path}::{self.member}"
 
 
 def find(

@@ -38,22 +38,23 @@ def run(options: argparse.Namespace) -> int:
         raise ApcAuditError("--format timesketch is one timeline of all tables: leave out --table")
     if options.output is None and not sys.stdout.writable():
         raise ApcAuditError("standard output is closed: name a file with -o")
-    if options.output is None:
-        return _export(options, sys.stdout.writelines)
-    with output.writing(options.output) as file:
-        return _export(options, lambda lines: file.writelines(line.encode() for line in lines))
-
-
-def _export(options: argparse.Namespace, write: Callable[[Iterable[str]], None]) -> int:
-    """Write the lines of results, and print on stderr what they lack; return the exit code."""
     timeline = options.format == "timesketch"
     table = options.table or "findings"
     results = store.read(options.results, export.TIMELINE if timeline else (table,))
     code = damage.report(results.damages)
-    if timeline:
+    if options.output is None:
+        _export(results, options.format, table, sys.stdout.writelines)
+    else:
+        with output.writing(options.output, evidence=results.evidence) as file:
+            _export(results, options.format, table, lambda lines: file.writelines(line.encode() for line in lines))
+    return code
+
+
+def _export(results: store.Results, form: str, table: str, write: Callable[[Iterable[str]], None]) -> None:
+    """Write the lines of results, and print on stderr what a timeline lacks."""
+    if form == "timesketch":
         write(export.timesketch(results))
         for note in export.timeline_notes(results):
             print(note, file=sys.stderr)
     else:
-        write((export.jsonl if options.format == "jsonl" else export.comma_separated)(results, table))
-    return code
+        write((export.jsonl if form == "jsonl" else export.comma_separated)(results, table))

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from apcaudit.bulk.records import TABLES, ImageRow, Records
 from apcaudit.bulk.tables import VERSION as VERSION
 from apcaudit.bulk.tables import schema as schema
 from apcaudit.errors import ApcAuditError
-from apcaudit.text import short_names
+from apcaudit.text import encodable, short_names
 
 _UNFINISHED = ".unfinished-"
 
@@ -50,7 +50,9 @@ def write(results: Path, records: Records) -> None:
 
 
 def _plain(row: Any) -> dict[str, Any]:
-    return {each.name: getattr(row, each.name) for each in dataclasses.fields(row)}
+    values = {each.name: getattr(row, each.name) for each in dataclasses.fields(row)}
+    # Parquet takes UTF-8 only, and a reason may name a file.
+    return {name: encodable(value) if type(value) is str else value for name, value in values.items()}
 
 
 def _publish(unfinished: Path, final: Path) -> None:
@@ -100,6 +102,11 @@ class Results:
         """The short name of each image, by its SHA-256: the shortest end of its path that no other image has."""
         found = self.tables["images"]
         return short_names(dict(zip(found["image"].to_pylist(), found["source"].to_pylist(), strict=True)))
+
+    @property
+    def evidence(self) -> Iterator[Path]:
+        """The files in which the images were found."""
+        return (Path(source.partition("::")[0]) for source in self.tables["images"]["source"].to_pylist())
 
     def connect(self, *, prefix: str = "", database: Any = None) -> Any:
         """Open the tables in DuckDB, each as a view named by the prefix and the table's name.

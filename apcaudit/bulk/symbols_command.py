@@ -29,7 +29,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "symbols",
         help="which symbol files images need, and how to fetch them elsewhere",
         description="Print each image's kernel: PDB name, GUID and age, and whether its symbol file is there. Then the"
-        " commands that make the missing ones, to be run on a connected machine. Exit code 2 when any is missing.",
+        " commands that make the missing ones, to be run on a connected machine. Exit code 2 when any is missing,"
+        " or an image has no kernel that can be told.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="images, folders of images, patterns")
     parser.add_argument(
@@ -75,6 +76,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"on a connected machine: sh {one_line(str(options.script))}", file=sys.stderr)
     elif script:
         print(f"\n{script}", end="")
+    elif options.script is not None:
+        named = one_line(str(options.script))
+        print(f"no symbol file is missing of the kernels that were found: {named} is not written", file=sys.stderr)
     return 0 if all(each.present for each in every) else EXIT_MISSING
 
 

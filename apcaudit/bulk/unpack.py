@@ -81,7 +81,7 @@ def image_of(path: Path, member: str | None, scratch: Path, stage: Callable[[str
         stage("hash")
         with path.open("rb") as file:
             size = _read(file, digest.update)
-        return path, digest.hexdigest(), size
+        return taken_by_vol(path, scratch), digest.hexdigest(), size
     stage("unpack")
     name = Path(member or path).name
     for ending in _ENDINGS:
@@ -93,6 +93,21 @@ def image_of(path: Path, member: str | None, scratch: Path, stage: Callable[[str
         if not state.exists() and (found := _beside(path, member, beside)):
             _unpack(*found, state, lambda _: None)
     return unpacked, digest.hexdigest(), size
+
+
+def taken_by_vol(path: Path, scratch: Path) -> Path:
+    """Return a path of a file that vol can make a URL of: where a name is no UTF-8, that of a link in `scratch`.
+
+    The files that vol needs beside it get links too.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        for name, known_as in {path.name: path.name, **states_of(path.name)}.items():
+            if path.with_name(name).is_file():
+                (scratch / _safe(known_as)).symlink_to(path.with_name(name))
+        return scratch / _safe(path.name)
+    return path
 
 
 def _safe(name: str) -> str:

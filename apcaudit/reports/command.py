@@ -17,7 +17,7 @@ from apcaudit.bulk.outcome import Settings
 from apcaudit.errors import ApcAuditError
 from apcaudit.reports import dataset, page
 from apcaudit.reports.dataset import Dataset
-from apcaudit.text import counted, name_of, one_line
+from apcaudit.text import counted, encodable, name_of, one_line
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,8 +43,9 @@ def run(options: argparse.Namespace) -> int:
     need("pyarrow", "duckdb", "jinja2")
     if options.path.is_dir():
         check_results(options.path)
-        with output.writing(options.output) as file:
-            found, code = _write(options.path, options.path.resolve().name, file)
+        read = store.read(options.path)
+        with output.writing(options.output, evidence=read.evidence) as file:
+            found, code = _write(read, options.path.resolve().name, file)
         _say(options.output, found)
         return code
     if not options.path.exists():
@@ -63,16 +64,15 @@ def run(options: argparse.Namespace) -> int:
         with pool.opened(settings, 1) as executor:
             for _ in pool.run(executor, evidence.find([str(options.path)]), settings, _quiet):
                 pass
-        found, code = _write(settings.results, name_of(str(options.path)), file)
+        found, code = _write(store.read(settings.results), name_of(encodable(str(options.path))), file)
     _say(options.output, found)
     return EXIT_LEFT_OUT if found.failed else code
 
 
-def _write(results: Path, title: str, file: BinaryIO) -> tuple[Dataset, int]:
+def _write(results: store.Results, title: str, file: BinaryIO) -> tuple[Dataset, int]:
     """Write the page of results; return its dataset and the exit code, which is 0 unless results are left out."""
-    read = store.read(results)
-    code = damage.report(read.damages)
-    found = dataset.make(read)
+    code = damage.report(results.damages)
+    found = dataset.make(results)
     file.write(page.render(found, title).encode())
     return found, code
 
