@@ -162,6 +162,8 @@ def main() -> int:
     parser.add_argument("--broken", action="store_true", help="ten of the images are broken")
     parser.add_argument("--ways", default="one,all,loop,parallel", help="default: one,all,loop,parallel")
     options = parser.parse_args()
+    if options.images <= len(bulk_images.BROKEN) * options.broken:
+        parser.error(f"--images: at least {1 + len(bulk_images.BROKEN) * options.broken}")
     described = machine.describe()
     cores = os.cpu_count() or 1
     taken: dict[str, Taken] = {}

@@ -31,7 +31,7 @@ class Images:
         return self._made(f"many-{threads}", "many", str(threads))
 
     def desktop(self) -> Path:
-        """Give the image of an ordinary machine: 1,500 threads in 120 processes, hundreds with something queued."""
+        """Give the image of an ordinary machine: 1,650 threads in 120 processes, hundreds with something queued."""
         return self._made("desktop", "desktop", "0")
 
     def drivers(self, part: int = 1) -> Path:

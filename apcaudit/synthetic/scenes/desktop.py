@@ -126,7 +126,7 @@ def of(kernel: Kernel, *, implant: bool = False, crowd: bool = True) -> Scene:
         )
     return Scene(
         name="desktop",
-        description="an ordinary machine: 1,500 threads in 120 processes, nothing wrong",
+        description="an ordinary machine: 1,650 threads in 120 processes, nothing wrong",
         kernel=kernel.name,
         processes=tuple(_declared(machine, kernel)),
         drivers=(
