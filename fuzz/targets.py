@@ -131,13 +131,18 @@ def _holders(image: Image) -> dict[int, set[int]]:
 
 
 def _with_neighbours(target: Target, found: list[Target], everybody: frozenset[int]) -> Target:
-    """Add those who look at a structure that is not theirs: what lies before a KAPC is asked whether it is an IRP."""
+    """Add those who look at a structure that is not theirs: what lies before a KAPC is asked whether it is an IRP.
+
+    What would be the pool header of a KAPC that is in no pool may be the end of the KAPC before.
+    """
     if target.name.startswith("page table"):
         return replace(target, owners=everybody)
     if "apc:" not in target.name:
         return target
     near = [
-        each.owners for each in found if 0 <= each.address - target.address < _BEFORE and each.name.startswith("apc:")
+        each.owners
+        for each in found
+        if -each.size < each.address - target.address < _BEFORE and each.name.startswith("apc:")
     ]
     return replace(target, owners=target.owners.union(*near))
 
