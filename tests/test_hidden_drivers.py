@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from volatility3.plugins.windows.apcaudit.model import Backing
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
+from volatility3.plugins.windows.apcaudit.windows import PAGE_SIZE
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image
@@ -124,6 +125,42 @@ def _claim(name: str, size: int) -> Callable[[Image], None]:
         image.memory.write(image.address_of[f"module:{name}"], structure, "SizeOfImage", size)
 
     return change
+
+
+def _move(name: str, before: str) -> Callable[[Image], None]:
+    """Rewrite where a module's entry says that it lies: two pages before another image, where nothing is mapped."""
+
+    def change(image: Image) -> None:
+        structure = "_LDR_DATA_TABLE_ENTRY"
+        if image.memory.layout.has_type("_KLDR_DATA_TABLE_ENTRY"):
+            structure = "_KLDR_DATA_TABLE_ENTRY"
+        base = image.address_of[f"driver:{before}"] - 2 * PAGE_SIZE
+        assert not image.memory.space.is_mapped(base)
+        image.memory.write(image.address_of[f"module:{name}"], structure, "DllBase", base)
+
+    return change
+
+
+@KERNELS
+def test_an_entry_that_moves_before_a_hidden_image(kernel: str, tmp_path: Path) -> None:
+    """An entry that claims a hidden image from before its header backs nothing of it."""
+    threads = (Thread(8, start="Ghost!GhostMain"), Thread(12, start="Plain+0x1230"))
+    changes = [_move("disk.sys", "Ghost.sys")]
+    found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, GHOST, PLAIN, DISK), changes=changes)
+    assert found.codes(8) == {"module-conflict": "high"}
+    assert found.codes(12) == {}
+
+
+@KERNELS
+def test_a_module_whose_header_is_paged_out(kernel: str, tmp_path: Path) -> None:
+    """Of a listed module whose header cannot be read nothing speaks against its code."""
+    threads = (Thread(8, start="Plain+0x1230"),)
+
+    def page_out(image: Image) -> None:
+        image.memory.space.unmap(image.address_of["driver:Plain.sys"])
+
+    found = audited(kernel, tmp_path, threads, drivers=(HAL, FLTMGR, GHOST, PLAIN, DISK), changes=[page_out])
+    assert found.codes(8) == {}
 
 
 @KERNELS

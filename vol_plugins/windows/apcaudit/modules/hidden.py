@@ -66,6 +66,9 @@ GAP_BOUND = 2 << 20
 """How many consecutive unmapped bytes the search crosses. An image with a larger paged-out or discarded part below the
 address is not found."""
 
+WITHIN_BOUND = 1 << 17
+"""How many pages of listed modules are searched for the header of another image; tens, where headers can be read."""
+
 _EXECUTABLE = 0x20000000  # IMAGE_SCN_MEM_EXECUTE (winnt.h)
 
 
@@ -88,6 +91,8 @@ class HiddenImages:
         self._hidden = True if complete else None
         self._found: list[Driver] = []
         self._without: set[int] = set()
+        self._within: dict[int, int | None] = {}
+        self._pages_left = WITHIN_BOUND
         self._objects: tuple[Driver, ...] | None = None
 
     @property
@@ -112,6 +117,25 @@ class HiddenImages:
         else:
             self._found.append(found)
         return found
+
+    def find_within(self, address: int, base: int) -> int | None:
+        """Return where an image begins that has an address in its code, between a module's base and the address.
+
+        It is for a listed module whose own header cannot be read, so that its entry is all that speaks for it.
+        """
+        page = address - address % PAGE_SIZE
+        if page not in self._within:
+            self._within[page] = self._search_within(page, address, base)
+        return self._within[page]
+
+    def _search_within(self, page: int, address: int, base: int) -> int | None:
+        for start in range(page, max(base, page - WALK_BOUND), -PAGE_SIZE):
+            if self._pages_left <= 0:
+                return None
+            self._pages_left -= 1
+            if self._memory.read(start, 2) == b"MZ" and self._image(start, address) is not None:
+                return start
+        return None
 
     def _by_object(self, address: int) -> Driver | None:
         return next((each for each in self.objects if each.base <= address < each.base + each.size), None)

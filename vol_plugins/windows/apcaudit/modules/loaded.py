@@ -159,6 +159,11 @@ class Drivers:
             return ModuleConflict(self._describe_smaller_size(driver))
         if self.image(driver).has_no_header:
             return ModuleConflict(self._describe_missing_image(driver))
+        if self.image(driver).header is None and not self._memory.partial:
+            other = self.hidden.find_within(address, driver.base)
+            if other is not None:
+                claim = f"the entry of {driver.label} claims [{driver.base:#x}, {driver.end:#x})"
+                return ModuleConflict(f"{claim}, in which another image lies at {other:#x}", overlapping=True)
         overlap = next((each for each in self._ranges.overlaps if self._is_doubtful(driver, address, each)), None)
         return None if overlap is None else ModuleConflict(str(overlap), overlapping=True)
 
