@@ -83,6 +83,7 @@ def oddly_named(folder: Path, memory: bytes, machine: bytes) -> Path:
     except OSError:
         pytest.skip("this file system takes no such name")
     image.with_suffix(".vmss").write_bytes(machine)
+    image.with_suffix(".vmss.gz").write_bytes(gzip.compress(b"an older state"))
     return image
 
 

@@ -103,9 +103,10 @@ def taken_by_vol(path: Path, scratch: Path) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        for name, known_as in {path.name: path.name, **states_of(path.name)}.items():
+        # A packed state is none that vol would read beside an image that is not packed.
+        for name in {path.name, *states_of(path.name).values()}:
             if path.with_name(name).is_file():
-                (scratch / _safe(known_as)).symlink_to(path.with_name(name))
+                (scratch / _safe(name)).symlink_to(path.with_name(name))
         return scratch / _safe(path.name)
     return path
 
