@@ -115,30 +115,32 @@ def test_data_of_a_hidden_image(kernel: str, tmp_path: Path) -> None:
     assert start.module is None
 
 
-def _claim(name: str, size: int) -> Callable[[Image], None]:
-    """Rewrite what a module's entry says of its size."""
+def _rewrite(name: str, member: str, value: Callable[[Image], int]) -> Callable[[Image], None]:
+    """Rewrite what a module's entry says."""
 
     def change(image: Image) -> None:
         structure = "_LDR_DATA_TABLE_ENTRY"
         if image.memory.layout.has_type("_KLDR_DATA_TABLE_ENTRY"):
             structure = "_KLDR_DATA_TABLE_ENTRY"
-        image.memory.write(image.address_of[f"module:{name}"], structure, "SizeOfImage", size)
+        image.memory.write(image.address_of[f"module:{name}"], structure, member, value(image))
 
     return change
+
+
+def _claim(name: str, size: int) -> Callable[[Image], None]:
+    """Rewrite what a module's entry says of its size."""
+    return _rewrite(name, "SizeOfImage", lambda _: size)
 
 
 def _move(name: str, before: str) -> Callable[[Image], None]:
     """Rewrite where a module's entry says that it lies: two pages before another image, where nothing is mapped."""
 
-    def change(image: Image) -> None:
-        structure = "_LDR_DATA_TABLE_ENTRY"
-        if image.memory.layout.has_type("_KLDR_DATA_TABLE_ENTRY"):
-            structure = "_KLDR_DATA_TABLE_ENTRY"
-        base = image.address_of[f"driver:{before}"] - 2 * PAGE_SIZE
-        assert not image.memory.space.is_mapped(base)
-        image.memory.write(image.address_of[f"module:{name}"], structure, "DllBase", base)
+    def base(image: Image) -> int:
+        found = image.address_of[f"driver:{before}"] - 2 * PAGE_SIZE
+        assert not image.memory.space.is_mapped(found)
+        return found
 
-    return change
+    return _rewrite(name, "DllBase", base)
 
 
 @KERNELS

@@ -133,7 +133,7 @@ class HiddenImages:
             if self._pages_left <= 0:
                 return None
             self._pages_left -= 1
-            if self._memory.read(start, 2) == b"MZ" and self._image(start, address) is not None:
+            if self._image(start, address) is not None:
                 return start
         return None
 
@@ -153,10 +153,9 @@ class HiddenImages:
                     return None
             else:
                 gap = 0
-                if self._memory.read(page, 2) == b"MZ":
-                    driver = self._image(page, address)
-                    if driver is not None:
-                        return driver
+                driver = self._image(page, address)
+                if driver is not None:
+                    return driver
             page -= PAGE_SIZE
         return None
 
@@ -169,7 +168,8 @@ class HiddenImages:
         def read(rva: int, length: int) -> bytes | None:
             return self._memory.read(base + rva, length)
 
-        header = read_header(read)
+        # Nearly every page is none: two bytes tell.
+        header = read_header(read) if read(0, 2) == b"MZ" else None
         if header is None or not self._believable(header, address - base):
             return None
         name = name_of(read, header)
