@@ -73,7 +73,9 @@ class _Definitions:
             members = [each.name for each in fields(kind)] if is_dataclass(kind) else list(kind._fields)
             properties = {member: self._member(member, hints[member]) for member in members if member not in skip}
             properties |= dict(more)
-            described = " ".join((kind.__doc__ or "").split())
+            # A stage's own words are about what it adds to the stage before it.
+            stages = [each for each in reversed(kind.__mro__) if is_dataclass(each)] or [kind]
+            described = " ".join(" ".join((each.__doc__ or "").split()) for each in stages)
             self.made[name] = {
                 "type": "object",
                 "description": described,
@@ -122,7 +124,7 @@ def make() -> Schema:
     time = definitions.of(str | None)
     thread = definitions.of(
         model.Thread,
-        skip=frozenset({"start", "lost"}),
+        skip=frozenset({"start", "lost", "targets"}),
         more={name: definitions.of(of_thread[name]) for name in document.TOLD}
         | {"created": time, "exited": time, "severity": definitions.of(findings.Severity)},
     )

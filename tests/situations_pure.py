@@ -26,6 +26,7 @@ from volatility3.plugins.windows.apcaudit.model import (
     Thread,
     ThreadMembers,
 )
+from volatility3.plugins.windows.apcaudit.targets.target import Target
 
 # Where things lie in a 64-bit system: the address in the pool, the offsets of 10 (19041).
 THREAD = 0xFFFF8A0000004080
@@ -259,9 +260,12 @@ def thread(
     saved_kernel: Sequence[Apc] = (),
     saved_user: Sequence[Apc] = (),
     damaged: Iterable[Queue] = (),
+    target: Target | None = None,
     **overrides: Any,
 ) -> Thread:
     """Return a thread with these lists; every other argument is a ThreadMembers or a Thread member.
+
+    `target` is what each of its user APCs would run.
 
     The APCs get position, list and, where they lie at the default address, an address of their own. The heads'
     Flinks and, in an attached thread, the environments of what is queued follow from the lists.
@@ -280,7 +284,9 @@ def thread(
             members = members._replace(**{flink: placed[0].address + APC_LIST_ENTRY})
             queues.append(Queue(name, head, tuple(placed), Ending.CLOSED, placed[-1].address + APC_LIST_ENTRY))
     attached = OTHER if members.apc_process == OTHER.address else None
-    values = {"owner": OWNER, "attached": attached, **overrides}
+    user_apcs = [apc for queue in queues for apc in queue.apcs if apc.is_user]
+    targets = {} if target is None else {apc.key: target for apc in user_apcs}
+    values = {"owner": OWNER, "attached": attached, "targets": targets, **overrides}
     return Thread(THREAD, members, queues=(*queues, *damaged), **values)
 
 

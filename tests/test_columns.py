@@ -68,12 +68,23 @@ NOT_APPLICABLE = renderers.NotApplicableValue
 
 def values(subject: Thread, facts: Facts = WINDOWS_10, **audited: Any) -> dict[str, Any]:
     """Return the first row of a thread by column, vol's absent values as their classes."""
-    row = rows_of(Audited(subject, **audited), facts)[0]
+    return values_of(Audited(subject, **audited), facts)
+
+
+def values_of(audited: Audited, facts: Facts = WINDOWS_10) -> dict[str, Any]:
+    """Return the first row of an audited thread by column, vol's absent values as their classes."""
+    row = rows_of(audited, facts)[0]
     cells = {column.name: column.value(row) for column in COLUMNS}
     return {
         name: type(cell) if isinstance(cell, renderers.interfaces.renderers.BaseAbsentValue) else cell
         for name, cell in cells.items()
     }
+
+
+def with_target(target: Target | None) -> Audited:
+    """A thread with one user APC, and what that would run."""
+    subject = thread(user=[user()])
+    return Audited(subject, apcs={subject.queues[0].apcs[0].key: AuditedApc(target=target)})
 
 
 def test_the_contract() -> None:
@@ -219,14 +230,14 @@ def test_a_kapc_that_cannot_be_read() -> None:
 def test_targets(place: Place | None, expected: Any) -> None:
     """Target says what holds the address that a user APC would run; of other APCs it is not applicable."""
     target = None if place is None else Target(place, OTHER.address)
-    assert values(thread(user=[user(target=target)]))["Target"] == expected
+    assert values_of(with_target(target))["Target"] == expected
     assert values(thread(kernel=[special()]))["Target"] == NOT_APPLICABLE
 
 
 def test_why_a_target_is_not_known() -> None:
     """With --wide the explanation says why nothing is known of a target."""
     place = Place(0x6E120000, Lies.UNKNOWN, "unknown", why="the VAD tree contradicts itself at 0xffff8a0000123450")
-    audited = Audited(thread(user=[user(target=Target(place, OTHER.address))]))
+    audited = with_target(Target(place, OTHER.address))
     said = [rows_of(audited, WINDOWS_10, wide=wide)[0] for wide in (True, False)]
     explanation = next(column for column in COLUMNS if column.name == "Explanation")
     assert [explanation.value(row) for row in said] == [f"target: 0x6e120000 is not known; {place.why}.", ""]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit.checks.registry import RULES, check
-from volatility3.plugins.windows.apcaudit.checks.user_apcs import OF_TARGETS
 from volatility3.plugins.windows.apcaudit.model import Apc, Process, Thread
 from volatility3.plugins.windows.apcaudit.targets.routines import decode_wow64, gadget, loader, serves_wow64
 from volatility3.plugins.windows.apcaudit.targets.target import Lies, Place, Registers, Target
@@ -58,8 +57,8 @@ def subject(
 ) -> Thread:
     """A thread with user APCs that would all run one place, in its own process."""
     made = None if place is None else Target(place, owner.address, **target)
-    apcs: list[Apc] = [user(target=made, **(apc or {})) for _ in range(count)]
-    return thread(user=apcs, owner=owner, system_thread=0, **(members or {}))
+    apcs: list[Apc] = [user(**(apc or {})) for _ in range(count)]
+    return thread(user=apcs, target=made, owner=owner, system_thread=0, **(members or {}))
 
 
 def found(subject: Thread) -> dict[str, str]:
@@ -185,7 +184,8 @@ def test_every_finding_is_here() -> None:
     """Each finding of a user APC has a case with it and one without."""
     codes = {rule.code for rule in RULES if rule.code.startswith("user-apc-") or rule.code == "special-user-apc"}
     assert codes == {code for _, expected in CASES.values() for code in expected}
-    assert len(OF_TARGETS) == len(codes) - 2, "early and special say how an APC is queued"
+    of_targets = {rule.code for rule in RULES if rule.target is not None}
+    assert codes - of_targets == {"user-apc-early", "special-user-apc"}, "these say how an APC is queued"
 
 
 def explanation(subject: Thread) -> str:
@@ -219,11 +219,11 @@ def test_a_dll_is_told(string: str | None, told: str) -> None:
 @pytest.mark.parametrize(("mode", "phase"), [(0, "first phase"), (1, "second phase")])
 def test_the_phase_is_told(mode: int, phase: str) -> None:
     """A special user APC is on the kernel list first, with ApcMode 0, then on the user list."""
-    made = user(target=Target(PROGRAM, NATIVE.address), apc_mode=mode, **SPECIAL)
-    lists = {"kernel": [made]} if mode == 0 else {"user": [made]}
-    apc = thread(owner=NATIVE, **lists).queues[0].apcs[0]
+    lists = {"kernel" if mode == 0 else "user": [user(apc_mode=mode, **SPECIAL)]}
+    special = thread(owner=NATIVE, target=Target(PROGRAM, NATIVE.address), **lists)
+    apc = special.queues[0].apcs[0]
     assert apc.kind == "special-user"
-    findings = check(thread(owner=NATIVE, **lists), WINDOWS_10).apc_findings[apc.queue, apc.address]
+    findings = check(special, WINDOWS_10).apc_findings[apc.key]
     assert [each.explanation for each in findings if phase in each.explanation] != []
 
 

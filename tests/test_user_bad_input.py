@@ -75,7 +75,8 @@ def test_exports_that_forward_to_each_other(tmp_path: Path) -> None:
     thread = Thread(0x1004, start="ntdll+0x1100", user_apcs=(replace(APC, normal_routine="circle1+0x1200"),))
     space = UserSpace((*libraries.system(kernel), *FORWARDED_IN_CIRCLES))
     audits = audited(kernel.name, tmp_path, (), others=(Process("circles.exe", 0x1000, (thread,), space=space),))
-    target = audits.of[0x1004].thread.queues[0].apcs[0].target
+    target = audits.target(0x1004)
+    assert target is not None
     assert (target.place.text, target.place.why) == ("circle1+0x1200", None)
     assert audits.codes(0x1004) == {}
 

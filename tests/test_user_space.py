@@ -341,7 +341,7 @@ def test_damage(damaged: Audits, name: str) -> None:
     if name not in chosen:
         pytest.skip("this processor, or this way of addressing, does not have it")
     case, pid = chosen[name], 0x1000 + 0x10 * list(chosen).index(name)
-    target = damaged.of[pid + 4].thread.queues[0].apcs[0].target
+    target = damaged.target(pid + 4)
     assert target is not None
     assert damaged.codes(pid + 4) == case.codes
     assert target.place.text.startswith(case.text or "unknown")

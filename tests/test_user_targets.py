@@ -179,7 +179,7 @@ def test_targets(found: Audits, name: str) -> None:
     tid = next((tid for tid, each in chosen(found.image.kernel).items() if each is case), None)
     if tid is None:
         pytest.skip("only x64 runs 32-bit programs")
-    target = found.of[tid].thread.queues[0].apcs[0].target
+    target = found.target(tid)
     assert target is not None
     wanted = {"COMPLETION": COMPLETION, "SIMPLE": SIMPLE}.get(case.text)
     if wanted is not None:

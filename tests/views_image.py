@@ -10,6 +10,7 @@ from typing import Any
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.findings import Audited
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
+from volatility3.plugins.windows.apcaudit.targets.target import Target
 
 from apcaudit.synthetic import garbage
 from apcaudit.synthetic.build import build
@@ -40,6 +41,11 @@ class Audits:
         audited = self.of[tid]
         findings = audited.all_findings
         return {finding.code: str(finding.severity) for finding in findings}
+
+    def target(self, tid: int) -> Target | None:
+        """Return what the first APC of a thread would run."""
+        audited = self.of[tid]
+        return audited.get(audited.thread.queues[0].apcs[0]).target
 
     def explanation(self, tid: int, code: str) -> str:
         """Return the explanation of one finding about a thread."""

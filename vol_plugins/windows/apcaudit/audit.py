@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from .image.structures import SystemTime, create_time_shift, read_up_time, read_
 from .image.symbols import KernelSymbols
 from .kernel import Kernel, read_kernel
 from .members import PrefilterMembers, ThreadMembers
-from .model import BugCheck, Facts, FoundThread, Thread, View
+from .model import BugCheck, Facts, FoundThread, QueuedThread, Thread, View
 from .output.report import Reports
 from .queues.apc_lists import ApcLists
 from .queues.crash import Crash
@@ -94,34 +94,32 @@ class Audit:
         self._scans = scan_memory
         self._scanned = _scan(context, kernel, progress) if scan_memory else None
         embedded, self._embedded_unknown = _embedded(kernel)
-        # Reading the KAPC that a bugcheck names may ask for the listed threads, which takes facts.
-        self.facts = facts = Facts(
-            apc_size=kernel.layout.apc.size,
-            lacks=kernel.layout.lacks,
-            partial=kernel.memory.partial,
-            bugcheck=bugcheck,
-            create_time_shift=create_time_shift(kernel.symbols),
-            routines=_routines(kernel.symbols),
-            wait_reasons=_wait_reasons(kernel.symbols),
-            embedded=embedded,
-        )
+        self._stopped = bugcheck is not None
         placements = PlacementFinder(kernel, self._listed_threads)
         self.lists = ApcLists(kernel, placements)
-        crash = Crash(kernel, self.lists, facts)
         running = {
             each.current: read_processor_stacks(kernel, each.address) if bugcheck is not None else ()
             for each in self._processors
             if each.current
         }
-        crash.find_thread(running, self._dumped, self._header)
+        crash = Crash(kernel, self.lists, bugcheck, running, self._dumped, self._header)
         self._version = read_version(kernel.memory, kernel.symbols)
         self._up_time = read_up_time(kernel.memory, kernel.symbols)
         if self._header is not None:
             self._version = self._version or version_of_build(self._header.minor_version)
             self._up_time = self._header.system_up_time or self._up_time
-        self.facts = facts = replace(facts, crashing_thread=crash.thread)
-        if bugcheck is not None:
-            self.facts = replace(facts, crash=self._crash_line(bugcheck))
+        self.facts = Facts(
+            apc_size=kernel.layout.apc.size,
+            lacks=kernel.layout.lacks,
+            partial=kernel.memory.partial,
+            bugcheck=bugcheck,
+            crashing_thread=crash.thread,
+            crash=None if bugcheck is None else self._crash_line(bugcheck, crash.thread),
+            create_time_shift=create_time_shift(kernel.symbols),
+            routines=_routines(kernel.symbols),
+            wait_reasons=_wait_reasons(kernel.symbols),
+            embedded=embedded,
+        )
         self._off_list = OffList(kernel, self.lists, {} if self._scanned is None else self._scanned.apcs)
         self._named_threads = self._off_list.threads | crash.threads
         stack_pointers = {crash.thread: crash.stack_pointer} if crash.thread and crash.stack_pointer else {}
@@ -192,13 +190,12 @@ class Audit:
     def _processor_count(self) -> int:
         # A minidump holds one processor's block, and its header counts all.
         counted = 0 if self._header is None else self._header.number_processors
-        return counted if self.facts.partial and counted else len(self._processors) or counted
+        return counted if self.kernel.memory.partial and counted else len(self._processors) or counted
 
-    def _crash_line(self, bugcheck: BugCheck) -> str:
+    def _crash_line(self, bugcheck: BugCheck, thread: int | None) -> str:
         """Describe the bugcheck, when and where it was, in one line."""
         from .dumps.bugcheck_line import Circumstances, bugcheck_line
 
-        thread = self.facts.crashing_thread
         on = [each.number for each in self._processors if thread is not None and each.current == thread]
         at = Circumstances(
             time=self._time,
@@ -238,16 +235,16 @@ class Audit:
                 continue
             if _is_terminated_leftover(found):
                 if selection.clean_too:
-                    yield self.reports.report(Checked(Thread.from_found(found)), stack_too=selection.stacks)
+                    yield self.reports.report(
+                        Checked(Thread.from_queued(QueuedThread.from_found(found))), stack_too=selection.stacks
+                    )
                 continue
-            thread = self.queues.read(found)
+            queued = self.queues.read(found)
             if suspects is not None and found.address not in suspects:
                 # No check can find anything in it: with --all it only gets its row.
-                checked = Checked(thread)
+                checked = Checked(Thread.from_queued(queued))
             else:
-                if stuck.is_only(thread):
-                    thread = replace(thread, only_stuck=True)
-                checked = check(self._with_targets(thread), self.facts)
+                checked = check(self._complete(queued, only_stuck=stuck.is_only(queued)), self.facts)
             if selection.clean_too or self.reports.is_reported(checked):
                 armed = self._armed_apcs.find(checked.thread) if selection.armed else ()
                 yield self.reports.report(checked, stack_too=selection.stacks, armed=armed)
@@ -266,11 +263,13 @@ class Audit:
             self._user = UserStage(self.kernel)
         return self._user
 
-    def _with_targets(self, thread: Thread) -> Thread:
-        """Add what its user APCs would run to a thread that has any."""
-        if not any(apc.is_user for queue in thread.queues for apc in queue.apcs):
-            return thread
-        return self.user_stage().add(thread)
+    def _complete(self, queued: QueuedThread, *, only_stuck: bool) -> Thread:
+        """Add what the user APCs of a thread would run, where it has any."""
+        if not any(apc.is_user for queue in queued.queues for apc in queue.apcs):
+            return Thread.from_queued(queued, only_stuck=only_stuck)
+        stage = self.user_stage()
+        targets, first = stage.targets(queued), stage.is_first(queued)
+        return Thread.from_queued(queued, targets=targets, only_stuck=only_stuck, first=first)
 
     def nothing(self, selection: Selection, floor: Severity) -> str:
         """Say that no thread has a row, once all threads have been given; `floor` is the lowest severity of a row."""
@@ -292,7 +291,7 @@ class Audit:
         )
 
     def _threads(self, views: Views) -> Threads:
-        return Threads(self.kernel, views, self._system_time, stopped=self.facts.stopped)
+        return Threads(self.kernel, views, self._system_time, stopped=self._stopped)
 
     def _is_clean(self, address: int, members: PrefilterMembers, data: bytes) -> bool:
         """Tell whether a thread that every view holds has nothing queued and no check can find anything in it."""
@@ -317,7 +316,7 @@ class _StuckThreads:
         self.threads = threads
         self._addresses: set[int] | None = None
 
-    def is_only(self, thread: Thread) -> bool:
+    def is_only(self, thread: QueuedThread) -> bool:
         """Tell whether the image is live and this thread is the only stuck one in it."""
         facts = self._audit.facts
         # Where two are known, none is the only one.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from .model import Apc, Code, Origin, QueueName, Thread
+from .model import Apc, ApcKey, Code, Origin, Thread
 from .targets.target import Target
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Checked:
 
     thread: Thread
     findings: tuple[Finding, ...] = ()
-    apc_findings: Mapping[tuple[QueueName, int], tuple[Finding, ...]] = field(default_factory=dict)
+    apc_findings: Mapping[ApcKey, tuple[Finding, ...]] = field(default_factory=dict)
 
     @property
     def severity(self) -> Severity:
@@ -69,14 +69,15 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class AuditedApc:
-    """What was found out about one queued APC: findings, what queued it, and why it is still queued.
+    """What was found out about one queued APC: findings, what queued it, why it is still queued, what it would run.
 
-    `origin` and `why_queued` are None if unknown.
+    `origin`, `why_queued` and `target` are None if unknown, `target` also where it is no user APC.
     """
 
     findings: tuple[Finding, ...] = ()
     origin: Origin | None = None
     why_queued: str | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Audited:
 
     thread: Thread
     findings: tuple[Finding, ...] = ()
-    apcs: Mapping[tuple[QueueName, int], AuditedApc] = field(default_factory=dict)
+    apcs: Mapping[ApcKey, AuditedApc] = field(default_factory=dict)
     start: Code | None = None
     crash: str | None = None
     stack: Stack | None = None
@@ -114,7 +115,7 @@ class Audited:
 
     def get(self, apc: Apc) -> AuditedApc:
         """Return the findings, origin and reason of one of its APCs."""
-        return self.apcs.get((apc.queue, apc.address), _NOTHING_FOUND)
+        return self.apcs.get(apc.key, _NOTHING_FOUND)
 
     @property
     def all_findings(self) -> tuple[Finding, ...]:

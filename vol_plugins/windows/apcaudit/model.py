@@ -196,6 +196,10 @@ class Origin:
     inferred: tuple[str, ...] = ()
 
 
+ApcKey = tuple[QueueName, int]
+"""A list of a thread and the virtual address of a KAPC on it: one KAPC may be on two lists."""
+
+
 @dataclass(frozen=True, slots=True)
 class Apc:
     """A KAPC as read from memory; `address` is its virtual address, None is a member that could not be read.
@@ -204,8 +208,7 @@ class Apc:
     memory that it lies in where no queued KAPC belongs there, `on_stack` is whether that is a kernel stack. `nested` is
     whether it is on a list of a third APC state, which KeStackAttachProcess keeps on the kernel stack. `of_bugcheck` is
     whether a parameter of the bugcheck names it and no list holds it any more. `special_user` is whether its
-    KernelRoutine is that of special user APCs. `target` is what a user APC would run, None where that is not known and
-    for other APCs.
+    KernelRoutine is that of special user APCs.
     """
 
     address: int
@@ -230,7 +233,11 @@ class Apc:
     nested: bool = False
     of_bugcheck: bool = False
     special_user: bool = False
-    target: Target | None = None
+
+    @property
+    def key(self) -> ApcKey:
+        """What results about this APC are found by."""
+        return self.queue, self.address
 
     @property
     def absent(self) -> bool:
@@ -312,16 +319,14 @@ class FoundThread:
 
 
 @dataclass(frozen=True, slots=True)
-class Thread(FoundThread):
-    """A thread with its APC lists walked: the input of the checks.
+class QueuedThread(FoundThread):
+    """A thread with its APC lists walked.
 
     A list that is intact and empty is not in `queues`. `attached` is ApcState.Process where it is not the owner.
     `start_backing` is what holds a system thread's start address, `start` the code there where something is wrong with
     it, `start_conflict` why the entry of the module list that claims it is doubted. `nested_attach` is the evidence of
     a second attach on an attached thread's stack. `lost` are APCs on the lists of SavedApcState of a thread that is not
-    attached. `only_stuck` is whether this is the only thread of a live image with an APC that should have ended its
-    wait. `first` is whether this is the only thread of a process in which nothing has run in user mode yet, None if
-    unknown, or where no user APC asks for it.
+    attached.
     """
 
     attached: Process | None = None
@@ -331,24 +336,11 @@ class Thread(FoundThread):
     start_conflict: ModuleConflict | None = None
     nested_attach: str | None = None
     lost: tuple[Apc, ...] = ()
-    only_stuck: bool = False
-    first: bool | None = None
 
     @classmethod
-    def from_found(cls, found: FoundThread, **walked: Any) -> Thread:
-        """Make a thread of one that was found; `walked` are the members that Thread adds."""
-        return cls(
-            found.address,
-            found.members,
-            found.owner,
-            found.views,
-            found.processor,
-            found.idle,
-            found.irql,
-            found.absence,
-            found.owner_listed,
-            **walked,
-        )
+    def from_found(cls, found: FoundThread, **walked: Any) -> QueuedThread:
+        """Make one of a thread that was found; `walked` are the members that this stage adds."""
+        return cls(*_values(found, FoundThread), **walked)
 
     def queue(self, name: QueueName) -> Queue | None:
         """Return the named list where it is damaged or holds something, else None."""
@@ -361,6 +353,34 @@ class Thread(FoundThread):
         """Return the process whose user space one of this thread's user APCs would run in."""
         attached = self.members.apc_state_index == 1 and not apc.queue.saved
         return self.attached if attached and self.attached is not None else self.owner
+
+
+@dataclass(frozen=True, slots=True)
+class Thread(QueuedThread):
+    """A thread with all that the checks need.
+
+    `targets` are what its user APCs would run, as far as that is known. `only_stuck` is whether this is the only thread
+    of a live image with an APC that should have ended its wait. `first` is whether this is the only thread of a process
+    in which nothing has run in user mode yet, None if unknown, or where no user APC asks for it.
+    """
+
+    targets: Mapping[ApcKey, Target] = field(default_factory=dict)
+    only_stuck: bool = False
+    first: bool | None = None
+
+    @classmethod
+    def from_queued(cls, queued: QueuedThread, **added: Any) -> Thread:
+        """Make one of a thread whose lists were walked; `added` are the members that this stage adds."""
+        return cls(*_values(queued, QueuedThread), **added)
+
+    def target(self, apc: Apc) -> Target | None:
+        """Return what one of its user APCs would run, None where that is not known and for other APCs."""
+        return self.targets.get(apc.key)
+
+
+def _values(thread: FoundThread, stage: type[FoundThread]) -> tuple[Any, ...]:
+    """Return the members that a thread has at a stage, in the order of its constructor."""
+    return tuple(getattr(thread, name) for name in stage.__match_args__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum
 
 from .. import windows
-from ..model import Apc, Facts, QueueName, Thread
+from ..model import Apc, Facts, QueuedThread, QueueName
 from .embedded import is_own, is_special_user, is_termination, queued_kernel_apcs, why_own_queued
 
 
@@ -29,7 +29,7 @@ ORDINARY = frozenset({Reason.PAGE_FAULT, Reason.SPECIAL_IN_PROGRESS, Reason.CRIT
 """Reasons for which `undelivered` is low even if the thread waits."""
 
 
-def member(thread: Thread, name: str, facts: Facts) -> int | None:
+def member(thread: QueuedThread, name: str, facts: Facts) -> int | None:
     """Return a member's value, None if it cannot be read.
 
     It is 0 if this Windows has neither the member nor what it counts or marks, such as guarded regions.
@@ -40,7 +40,7 @@ def member(thread: Thread, name: str, facts: Facts) -> int | None:
     return value
 
 
-def non_empty(thread: Thread, name: QueueName) -> bool | None:
+def non_empty(thread: QueuedThread, name: QueueName) -> bool | None:
     """Return whether a list's Flink points elsewhere than to its head, which is all that the kernel tests."""
     queue = thread.queue(name)
     flink: int | None = getattr(thread.members, _FLINK[name])
@@ -57,13 +57,13 @@ _FLINK = {
 }
 
 
-def waiting(thread: Thread) -> bool | None:
+def waiting(thread: QueuedThread) -> bool | None:
     """Return whether the thread is in a wait, so that WaitIrql is its IRQL."""
     state = thread.members.state
     return None if state is None else state in windows.WAITING_STATES
 
 
-def irql(thread: Thread, facts: Facts) -> int | None:
+def irql(thread: QueuedThread, facts: Facts) -> int | None:
     """Return the IRQL of a thread: WaitIrql in a wait, else the IRQL that a crash saved, None if unknown.
 
     The saved IRQL says nothing where the code that stopped the machine had raised it.
@@ -75,7 +75,7 @@ def irql(thread: Thread, facts: Facts) -> int | None:
     return thread.irql
 
 
-def was_preempted(thread: Thread, facts: Facts) -> bool:
+def was_preempted(thread: QueuedThread, facts: Facts) -> bool:
     """Tell whether WaitReason says that the thread was preempted. WaitIrql 1 is then no evidence of a lock."""
     reason = thread.members.wait_reason
     return reason in windows.PREEMPTED_REASONS and reason < len(facts.wait_reasons)
@@ -86,7 +86,7 @@ def knows_preemption(facts: Facts) -> bool:
     return len(facts.wait_reasons) > min(windows.PREEMPTED_REASONS)
 
 
-def head_kind(thread: Thread, facts: Facts) -> str | None:
+def head_kind(thread: QueuedThread, facts: Facts) -> str | None:
     """Return the kind of the kernel APC that would be delivered next; the kernel's own KAPCs are left out.
 
     None is unknown, or no APC. On a kernel list KiDeliverApc looks at NormalRoutine alone, whatever ApcMode is.
@@ -100,7 +100,7 @@ def head_kind(thread: Thread, facts: Facts) -> str | None:
     return "normal-kernel" if routine.address else "special-kernel"
 
 
-def has_normal(thread: Thread) -> bool | None:
+def has_normal(thread: QueuedThread) -> bool | None:
     """Return whether a normal kernel APC is queued, None if one may be among those that could not be read."""
     queue = thread.queue(QueueName.KERNEL)
     if queue is None:
@@ -111,7 +111,7 @@ def has_normal(thread: Thread) -> bool | None:
     return None if None in kinds or not queue.intact else False
 
 
-def reason(thread: Thread, facts: Facts) -> Reason | None:
+def reason(thread: QueuedThread, facts: Facts) -> Reason | None:
     """Return the first visible reason why the first APC of the current kernel list is not delivered."""
     members = thread.members
     if waiting(thread):
@@ -136,7 +136,7 @@ def reason(thread: Thread, facts: Facts) -> Reason | None:
     return None
 
 
-def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
+def why_queued(apc: Apc, thread: QueuedThread, facts: Facts) -> str | None:
     """Say why an APC is still on its list; None where nothing visible keeps it there."""
     members = thread.members
     if is_termination(apc, facts):
@@ -167,7 +167,7 @@ def why_queued(apc: Apc, thread: Thread, facts: Facts) -> str | None:
     return None
 
 
-def _blocked(thread: Thread, facts: Facts) -> str | None:
+def _blocked(thread: QueuedThread, facts: Facts) -> str | None:
     """Say what keeps a waiting thread from running a normal kernel APC; None where nothing does."""
     members = thread.members
     if not waiting(thread):
@@ -188,7 +188,7 @@ ABOUT_TO_RUN = (windows.READY, windows.STANDBY, windows.TRANSITION, windows.DEFE
 """States before the next run: a queued kernel APC is delivered when a processor switches to the thread."""
 
 
-def deliverable(thread: Thread, facts: Facts) -> bool | None:
+def deliverable(thread: QueuedThread, facts: Facts) -> bool | None:
     """Return whether queuing the first APC of the kernel list should have ended the thread's wait.
 
     KiInsertQueueApc ends a wait at WaitIrql 0 outside a guarded region for a special kernel APC, and for a normal one
@@ -216,12 +216,12 @@ def deliverable(thread: Thread, facts: Facts) -> bool | None:
     return every(conditions)
 
 
-def is_stuck(thread: Thread, facts: Facts) -> bool:
+def is_stuck(thread: QueuedThread, facts: Facts) -> bool:
     """Tell whether a thread still waits although a kernel APC was queued that should have ended the wait."""
     return bool(non_empty(thread, QueueName.KERNEL)) and bool(deliverable(thread, facts))
 
 
-def delivered_first(thread: Thread, facts: Facts) -> bool | None:
+def delivered_first(thread: QueuedThread, facts: Facts) -> bool | None:
     """Return whether the APCs that are queued to an attached thread are delivered before the thread can detach.
 
     True only if the thread is about to run or waits at IRQL 0, KernelApcPending is 1, SpecialApcDisable is 0, the user

@@ -9,7 +9,7 @@ from .. import windows
 from ..findings import Finding, Severity
 from ..formats.layout import EmbeddedKapc
 from ..members import ThreadMembers
-from ..model import Apc, Facts, Queue, QueueName, Thread
+from ..model import Apc, Facts, Queue, QueuedThread, QueueName
 from ..windows import EMBEDDED_APCS, EmbeddedApc
 
 Routines = tuple[frozenset[int] | None, frozenset[int] | None, frozenset[int] | None]
@@ -145,7 +145,7 @@ def _usual(kapc: EmbeddedKapc, row: EmbeddedApc, routines: Routines, pointer_siz
     return test
 
 
-def embedded_apc_altered(thread: Thread, facts: Facts) -> Finding | None:
+def embedded_apc_altered(thread: QueuedThread, facts: Facts) -> Finding | None:
     """A KAPC that is a member of a live thread holds what the kernel does not put there."""
     if thread.members.state in (None, windows.INITIALIZED, windows.TERMINATED):
         return None
@@ -159,7 +159,7 @@ def embedded_apc_altered(thread: Thread, facts: Facts) -> Finding | None:
     )
 
 
-def suspended_but_not(thread: Thread, facts: Facts) -> Finding | None:
+def suspended_but_not(thread: QueuedThread, facts: Facts) -> Finding | None:
     """SuspendCount says that the thread is suspended, but nothing suspends it."""
     members = thread.members
     if not members.suspend_count or members.state in (None, windows.RUNNING, windows.INITIALIZED, windows.TERMINATED):
@@ -185,7 +185,7 @@ def is_suspended_in_place(members: ThreadMembers) -> bool:
     return state is not None and windows.FIRST_SUSPEND_STATE <= state <= windows.LAST_SUSPEND_STATE
 
 
-def why_own_queued(apc: Apc, thread: Thread, blocked: str | None) -> str:
+def why_own_queued(apc: Apc, thread: QueuedThread, blocked: str | None) -> str:
     """Say why a KAPC of the kernel's own is still in a thread's list.
 
     Args:
@@ -212,6 +212,6 @@ def why_own_queued(apc: Apc, thread: Thread, blocked: str | None) -> str:
     return "left by a suspension that has ended: resumed and not yet run (SuspendCount 0)"
 
 
-def queued_kernel_apcs(thread: Thread, facts: Facts) -> tuple[Apc, ...] | None:
+def queued_kernel_apcs(thread: QueuedThread, facts: Facts) -> tuple[Apc, ...] | None:
     """Return the APCs on the current kernel list without the kernel's own KAPCs, None if unknown."""
     return not_own(thread.queue(QueueName.KERNEL), facts)

@@ -11,11 +11,13 @@ from ..findings import Checked, Finding, Severity
 from ..formats.layout import Layout
 from ..members import PrefilterMembers
 from ..model import Apc, Facts, Thread
+from ..targets.target import Target
 from . import apcs, embedded, pending, routines, threads, user_apcs
 from .embedded import usual_bytes
 
 ThreadCheck = Callable[[Thread, Facts], "Finding | None"]
 ApcCheck = Callable[[Apc, Thread, Facts], "Finding | None"]
+TargetCheck = Callable[[Target, Apc, Thread, Facts], "Finding | None"]
 
 _CRITICAL, _HIGH, _MEDIUM, _LOW = Severity.CRITICAL, Severity.HIGH, Severity.MEDIUM, Severity.LOW
 
@@ -33,7 +35,8 @@ class Subject(str, Enum):
 class Rule:
     """A finding: its code, its subject, its meaning in one line, and its possible severities, the highest first.
 
-    `thread` and `apc` are the checks that report it. A finding about a start routine has neither, since
+    `thread`, `apc` and `target` are the checks that report it; one of a target looks only at what a user APC would run,
+    and not at how the APC is queued. A finding about a start routine has neither, since
     code.start_routine makes all of those in one pass over the code. `when_idle` is whether the thread check can report
     it for a thread with nothing queued: the prefilter must not leave out such a thread.
     """
@@ -44,6 +47,7 @@ class Rule:
     severities: tuple[Severity, ...]
     thread: ThreadCheck | None = None
     apc: ApcCheck | None = None
+    target: TargetCheck | None = None
     when_idle: bool = False
 
 
@@ -266,22 +270,22 @@ RULES = (
         Subject.APC,
         "a user APC would run private memory, which no file backs",
         (_HIGH, _MEDIUM),
-        apc=user_apcs.private_code,
+        target=user_apcs.private_code,
     ),
     Rule(
         "user-apc-gadget",
         Subject.APC,
         "a user APC would run a function that forwards control or writes memory",
         (_HIGH,),
-        apc=user_apcs.used_gadget,
+        target=user_apcs.used_gadget,
     ),
-    Rule("user-apc-loader", Subject.APC, "a user APC would load a DLL", (_MEDIUM, _LOW), apc=user_apcs.used_loader),
+    Rule("user-apc-loader", Subject.APC, "a user APC would load a DLL", (_MEDIUM, _LOW), target=user_apcs.used_loader),
     Rule(
         "user-apc-nowhere",
         Subject.APC,
         "a user APC would run where nothing executable is mapped",
         (_MEDIUM,),
-        apc=user_apcs.nowhere,
+        target=user_apcs.nowhere,
     ),
     Rule(
         "user-apc-early",
@@ -302,14 +306,14 @@ RULES = (
         Subject.APC,
         "a user APC would run code of the wrong bits for its process",
         (_HIGH, _MEDIUM),
-        apc=user_apcs.wow64,
+        target=user_apcs.wow64,
     ),
     Rule(
         "user-apc-patched-image",
         Subject.APC,
         "a user APC would run a page of an image that its process has changed",
         (_MEDIUM,),
-        apc=user_apcs.patched_image,
+        target=user_apcs.patched_image,
     ),
     Rule(
         "flt-send-under-fast-mutex",
@@ -323,7 +327,23 @@ RULES = (
 """In the order in which a thread's findings are listed."""
 
 _OF_THREADS = tuple(rule.thread for rule in RULES if rule.thread is not None)
-_OF_APCS = tuple(rule.apc for rule in RULES if rule.apc is not None)
+_OF_TARGETS = tuple(rule.target for rule in RULES if rule.target is not None)
+
+
+def _of_apc(rule: Rule) -> ApcCheck | None:
+    """Return the check of an APC, which for a finding about targets is that of the APC's own target."""
+    check = rule.target
+    if check is None:
+        return rule.apc
+
+    def check_its_target(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+        target = thread.target(apc)
+        return None if target is None else check(target, apc, thread, facts)
+
+    return check_its_target
+
+
+_OF_APCS = tuple(of_apc for rule in RULES if (of_apc := _of_apc(rule)) is not None)
 
 
 def check_thread(thread: Thread, facts: Facts) -> tuple[Finding, ...]:
@@ -336,16 +356,16 @@ def check_apc(apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
     return tuple(finding for check in _OF_APCS if (finding := check(apc, thread, facts)) is not None)
 
 
-def check_target(apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
+def check_target(target: Target | None, apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
     """Return the findings about what a user APC would run, for one that is not queued yet."""
-    return tuple(finding for check in user_apcs.OF_TARGETS if (finding := check(apc, thread, facts)) is not None)
+    if target is None:
+        return ()
+    return tuple(each for check in _OF_TARGETS if (each := check(target, apc, thread, facts)) is not None)
 
 
 def check(thread: Thread, facts: Facts) -> Checked:
     """Check a thread, its lists and every APC on them."""
-    apc_findings = {
-        (apc.queue, apc.address): check_apc(apc, thread, facts) for queue in thread.queues for apc in queue.apcs
-    }
+    apc_findings = {apc.key: check_apc(apc, thread, facts) for queue in thread.queues for apc in queue.apcs}
     return Checked(thread, check_thread(thread, facts), apc_findings)
 
 

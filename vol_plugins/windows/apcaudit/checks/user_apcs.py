@@ -12,10 +12,9 @@ CHAIN_NAMED = 8
 """How many APCs of a chain a sentence names."""
 
 
-def private_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+def private_code(target: Target, apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC would run private executable memory."""
-    target = apc.target
-    if target is None or not _is_private_code(target):
+    if not _is_private_code(target):
         return None
     place = target.place
     process = thread.process_of(apc)
@@ -27,11 +26,10 @@ def private_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     return Finding("user-apc-private-code", severity, text)
 
 
-def used_gadget(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+def used_gadget(target: Target, apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC would run a function that forwards control or writes memory."""
-    target = apc.target
-    found = None if target is None else gadget(target.place.names)
-    if target is None or found is None:
+    found = gadget(target.place.names)
+    if found is None:
         return None
     does = found[1]
     text = f"it would run {target.place} with {_number(target.argument)}, which {does.value}"
@@ -48,11 +46,11 @@ def used_gadget(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 def _chain(thread: Thread) -> str:
     """Name the gadgets that are queued to a thread in their order, where they are a chain."""
+    targets = (thread.target(apc) for queue in thread.queues for apc in queue.apcs)
     names = [
-        found[0] + ("" if each.target.registers is None else f" to {each.target.registers.instruction}")
-        for queue in thread.queues
-        for each in queue.apcs
-        if each.target is not None and (found := gadget(each.target.place.names)) is not None
+        found[0] + ("" if target.registers is None else f" to {target.registers.instruction}")
+        for target in targets
+        if target is not None and (found := gadget(target.place.names)) is not None
     ]
     if len(names) < CHAIN:
         return ""
@@ -61,10 +59,9 @@ def _chain(thread: Thread) -> str:
     return f"; {len(names)} such APCs are queued to this {kind}, as a program does that sleeps encrypted: {listed}"
 
 
-def used_loader(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+def used_loader(target: Target, apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC would load a DLL."""
-    target = apc.target
-    if target is None or loader(target.place.names) is None:
+    if loader(target.place.names) is None:
         return None
     routine = apc.kernel_routine
     by_driver = routine is not None and routine.backing is Backing.MODULE and routine.module not in (None, "nt")
@@ -75,10 +72,9 @@ def used_loader(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     return Finding("user-apc-loader", Severity.LOW if by_driver else Severity.MEDIUM, text)
 
 
-def nowhere(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+def nowhere(target: Target, apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC would run where nothing is mapped, or nothing that is executable."""
-    target = apc.target
-    if target is None or not _is_nowhere(target):
+    if not _is_nowhere(target):
         return None
     process = thread.process_of(apc)
     if target.place.lies is Lies.NOWHERE:
@@ -92,7 +88,7 @@ def nowhere(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
 
 def early(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC is queued to the only thread of a process in which nothing has run in user mode yet."""
-    target = apc.target
+    target = thread.target(apc)
     if not thread.first or target is None or _may_be_first_routine(target):
         return None
     worse = _worse(target)
@@ -115,22 +111,23 @@ def special_user(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A special user APC interrupts its thread wherever that is, without an alertable wait."""
     if not is_special_user(apc, facts):
         return None
-    worse = _worse(apc.target)
+    target = thread.target(apc)
+    worse = _worse(target)
     suspended = bool(thread.members.suspend_count)
     severity = Severity.HIGH if worse else Severity.MEDIUM if suspended else Severity.LOW
     phase = "first phase (its KernelRoutine has not run)" if apc.apc_mode == 0 else "second phase"
     text = f"a special user APC in its {phase}"
-    if apc.target is not None:
-        text += f" would run {_where(apc.target)} without an alertable wait"
+    if target is not None:
+        text += f" would run {_where(target)} without an alertable wait"
     if suspended:
         text += f"; the thread is suspended (SuspendCount {thread.members.suspend_count})"
     return Finding("special-user-apc", severity, text + _because(worse))
 
 
-def wow64(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+def wow64(target: Target, apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A 32-bit routine in a native process, or a 64-bit one that does not belong into a 32-bit program."""
-    target, process = apc.target, thread.process_of(apc)
-    if target is None or process is None or process.wow64 is None:
+    process = thread.process_of(apc)
+    if process is None or process.wow64 is None:
         return None
     if target.encoded and not process.wow64:
         return Finding(
@@ -151,10 +148,9 @@ def wow64(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     )
 
 
-def patched_image(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
+def patched_image(target: Target, apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
     """A user APC would run a page of an image that the process has a copy of its own of."""
-    target = apc.target
-    if target is None or not target.place.own_page or target.place.executable is False or target.elsewhere:
+    if not target.place.own_page or target.place.executable is False or target.elsewhere:
         return None
     return Finding(
         "user-apc-patched-image",
@@ -162,10 +158,6 @@ def patched_image(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
         f"it would run {target.place}, whose page is no longer the file's: {thread.process_of(apc)} has a copy of its"
         " own, other than other processes",
     )
-
-
-OF_TARGETS = (private_code, used_gadget, used_loader, nowhere, wow64, patched_image)
-"""The checks that look at the target alone, and not at how its APC is queued."""
 
 
 def _is_private_code(target: Target) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import windows
-from ..model import Apc, Backing, BugCheck, Code, Facts, Process, QueueName, Thread
+from ..model import Apc, Backing, BugCheck, Code, Facts, Process, QueuedThread, QueueName
 from .bugcheck_names import bugcheck_name
 
 
@@ -26,7 +26,7 @@ class BugcheckReferences:
     registers: tuple[str, ...] = ()
 
 
-def crash_sentence(thread: Thread, bugcheck: BugCheck, named: BugcheckReferences, facts: Facts) -> str:
+def crash_sentence(thread: QueuedThread, bugcheck: BugCheck, named: BugcheckReferences, facts: Facts) -> str:
     """Describe what the crashing thread was doing with APCs at the bugcheck; where that is nothing, name it only."""
     tie = _SENTENCES.get(bugcheck.code)
     text = None if tie is None or len(bugcheck.parameters) != 4 else tie(thread, bugcheck.parameters, named, facts)
@@ -41,7 +41,7 @@ def other_sentence(bugcheck: BugCheck, apc: Apc) -> str:
     return f"bugcheck {name} names the KAPC {apc.address:#x}, whose Thread is this one (from {bugcheck.source})"
 
 
-def _index_mismatch(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str:
+def _index_mismatch(thread: QueuedThread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str:
     routine, index, disable, kind = parameters
     code = named.code(routine)
     if kind == 1:
@@ -63,7 +63,7 @@ def _index_mismatch(thread: Thread, parameters: tuple[int, ...], named: Bugcheck
     return f"{when}: ApcStateIndex was {index}{attached}, {_counters(disable, facts)}{before}"
 
 
-def _attach(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str:
+def _attach(thread: QueuedThread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str:
     target, current, index, in_dpc = parameters
     to, at = named.process(target), named.process(current)
     if in_dpc:
@@ -76,7 +76,7 @@ def _attach(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferenc
     return f"when an APC was delivered to this thread that began in {to} and ended in {at} (ApcStateIndex 0)"
 
 
-def _detach(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str:
+def _detach(thread: QueuedThread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str:
     members = thread.members
     if members.apc_state_index != 1:
         return f"when this thread detached, though its ApcStateIndex is {members.apc_state_index}, not 1"
@@ -89,7 +89,7 @@ def _detach(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferenc
     return f"when this thread detached from {thread.attached or 'another process'}: {why}"
 
 
-def _exit(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str:
+def _exit(thread: QueuedThread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str:
     entry, disable, irql, _ = parameters
     apc = named.apc
     if apc is not None:
@@ -104,7 +104,9 @@ def _exit(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferences
     return f"{held}: {_counters(disable, facts)}, IRQL {irql & 0xFF}"
 
 
-def _list_corrupt(thread: Thread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts) -> str | None:
+def _list_corrupt(
+    thread: QueuedThread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts
+) -> str | None:
     if parameters[0] != windows.FAST_FAIL_CORRUPT_LIST_ENTRY:
         return None
     where = f"at {named.faulted_at}" if named.faulted_at is not None else "at an address that the image does not have"
@@ -113,7 +115,7 @@ def _list_corrupt(thread: Thread, parameters: tuple[int, ...], named: BugcheckRe
 
 
 def _unexpected_irql(
-    thread: Thread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts
+    thread: QueuedThread, parameters: tuple[int, ...], named: BugcheckReferences, facts: Facts
 ) -> str | None:
     irqls, kernel, address, normal = parameters
     # The bugcheck concerns an APC only if the lowest byte is 0 or 1.
@@ -145,7 +147,7 @@ def signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
-_SENTENCES: dict[int, Callable[[Thread, tuple[int, ...], BugcheckReferences, Facts], str | None]] = {
+_SENTENCES: dict[int, Callable[[QueuedThread, tuple[int, ...], BugcheckReferences, Facts], str | None]] = {
     windows.APC_INDEX_MISMATCH: _index_mismatch,
     windows.INVALID_PROCESS_ATTACH_ATTEMPT: _attach,
     windows.INVALID_PROCESS_DETACH_ATTEMPT: _detach,

@@ -126,7 +126,7 @@ def _number(name: str) -> Callable[[Row], Any]:
 def _target(row: Row) -> Any:
     if row.apc is None or not row.apc.is_user:
         return renderers.NotApplicableValue()
-    return _known(row.apc.target, lambda target: target.text)
+    return _known(row.audited.get(row.apc).target, lambda target: target.text)
 
 
 def _origin(row: Row) -> Any:
@@ -155,9 +155,8 @@ def _explanation(row: Row) -> str:
         sentences.append(f"still queued, {of_apc.why_queued}.")
     if not ordered and row.apc is not None and row.apc.absent:
         sentences.append("the KAPC is not in this dump: only its address is known.")
-    target = None if row.apc is None else row.apc.target
-    if row.wide and target is not None:
-        sentences.append(f"target: {_target_text(target)}.")
+    if row.wide and of_apc.target is not None:
+        sentences.append(f"target: {_target_text(of_apc.target)}.")
     if row.wide and row.audited.armed:
         sentences.append(f"armed: {'; '.join(map(str, row.audited.armed))}.")
     if row.wide and row.audited.yara_hits:

@@ -151,6 +151,8 @@ def thread_json(audited: Audited, facts: Facts) -> dict[str, Any]:
     """
     thread = audited.thread
     result: dict[str, Any] = plain(thread)
+    # Each target is told beside its APC.
+    del result["targets"]
     result["views"] = [view.value for view in View if view in thread.views]
     result["created"] = time_json(created(thread.members, facts))
     result["exited"] = time_json(exited(thread.members))

@@ -10,10 +10,11 @@ from ..checks.registry import check_target
 from ..findings import Armed, Audited, AuditedApc, Checked, Finding, Severity
 from ..formats.crash_header import CrashHeader
 from ..kernel import Kernel
-from ..model import Apc, Backing, Code, Facts, QueueName, Thread
+from ..model import Apc, ApcKey, Backing, Code, Facts, Thread
 from ..origin.origins import Origins
 from ..queues.crash import Crash
 from ..signatures.options import RuleOptions
+from ..targets.target import Target
 
 if TYPE_CHECKING:
     from ..code.start_routine import StartRoutines
@@ -90,17 +91,19 @@ class Reports:
             checked.findings
             or thread.queues
             or thread.address == self._facts.crashing_thread
-            or self._crash.sentence(thread) is not None
+            or self._crash.sentence(thread, self._facts) is not None
             or self.is_hit_at(thread.members.start_address, thread.start_backing)
         )
 
-    def report(self, checked: Checked, *, stack_too: bool = False, armed: Iterable[tuple[str, Apc]] = ()) -> Audited:
+    def report(
+        self, checked: Checked, *, stack_too: bool = False, armed: Iterable[tuple[str, Apc, Target | None]] = ()
+    ) -> Audited:
         """Add the origins of a thread's APCs and, if it is suspect, its stack, its YARA hits and its code's findings.
 
         Args:
             checked: the thread, with its findings.
             stack_too: whether it gets its stack even if it is not suspect.
-            armed: what will queue user APCs to it later, in words, each with the APC.
+            armed: what will queue user APCs to it later, in words, each with the APC and what that would run.
         """
         thread = checked.thread
         suspect = checked.severity >= SUSPECT
@@ -110,23 +113,24 @@ class Reports:
             findings=checked.findings + (self._check_code(thread) if suspect else ()),
             apcs=self._report_apcs(checked),
             start=self._start_code(thread),
-            crash=self._crash.sentence(thread),
+            crash=self._crash.sentence(thread, self._facts),
             stack=self._stack_of(thread) if suspect or stack_too else None,
             yara=None if hits is None else ",".join(dict.fromkeys(map(str, hits))),
             yara_hits=hits or (),
             armed=tuple(
-                Armed(what, apc.target, tuple(each.code for each in check_target(apc, thread, self._facts)))
-                for what, apc in armed
+                Armed(what, target, tuple(each.code for each in check_target(target, apc, thread, self._facts)))
+                for what, apc, target in armed
             ),
         )
 
-    def _report_apcs(self, checked: Checked) -> dict[tuple[QueueName, int], AuditedApc]:
+    def _report_apcs(self, checked: Checked) -> dict[ApcKey, AuditedApc]:
         thread = checked.thread
         return {
-            (apc.queue, apc.address): AuditedApc(
-                checked.apc_findings.get((apc.queue, apc.address), ()),
+            apc.key: AuditedApc(
+                checked.apc_findings.get(apc.key, ()),
                 self.origins.attribute(apc, thread),
                 why_queued(apc, thread, self._facts),
+                thread.target(apc),
             )
             for queue in thread.queues
             for apc in queue.apcs

@@ -11,7 +11,7 @@ from ..formats.crash_header import CrashHeader
 from ..formats.lists import walk
 from ..image.structures import read_member
 from ..kernel import Kernel
-from ..model import Apc, Code, Ending, Facts, FoundThread, Queue, QueueName, Thread, ThreadMembers
+from ..model import Apc, BugCheck, Code, Ending, Facts, FoundThread, Queue, QueuedThread, QueueName, ThreadMembers
 from ..unwind.frame import StackRange
 from .apc_lists import ApcLists
 
@@ -38,68 +38,60 @@ class Crash:
     Args:
         kernel: the image's.
         lists: reads KAPCs.
-        facts: what is known of the image, the bugcheck included.
+        bugcheck: the stop code and its parameters, None where the machine did not stop.
+        running: the processors' stacks by the virtual address of their current thread.
+        dumped: virtual addresses of the threads that a minidump names.
+        header: the crash dump's, None for other images.
     """
 
-    def __init__(self, kernel: Kernel, lists: ApcLists, facts: Facts) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        lists: ApcLists,
+        bugcheck: BugCheck | None,
+        running: Mapping[int, tuple[StackRange, ...]],
+        dumped: Iterable[int],
+        header: CrashHeader | None,
+    ) -> None:
         self._memory, self._symbols, self._layout = kernel.memory, kernel.symbols, kernel.layout
         self._drivers, self._processes = kernel.drivers, kernel.processes
         self._lists = lists
-        self._facts = facts
+        self._bugcheck = bugcheck
         self._apcs = self._named_apcs()
-        self._threads: frozenset[int] | None = None
-        self.thread: int | None = None
-        self.stack_pointer: int | None = None
-
-    def find_thread(
-        self, running: Mapping[int, tuple[StackRange, ...]], dumped: Iterable[int], header: CrashHeader | None
-    ) -> None:
-        """Find the crashed thread among those on the processors.
-
-        The first of these rules that names one thread decides: the thread that a minidump names; the thread on whose
-        stack, or whose processor's, the dump's stack pointer lies; the only thread that runs on a processor; the thread
-        of the KAPC that the bugcheck names; the only running thread whose stack has an address in KeBugCheck,
-        KeBugCheckEx or KeBugCheck2.
-
-        Args:
-            running: the processors' stacks by the virtual address of their current thread.
-            dumped: virtual addresses of the threads that a minidump names.
-            header: the crash dump's, None for other images.
-        """
-        on_processors = tuple(running)
-        wanted = next(iter(dumped), None)
-        if wanted is None and self._facts.bugcheck is not None:
-            stack_pointer = _stack_pointer(header)
-            on_stack = [each for each in on_processors if stack_pointer and self._on_stack(each, stack_pointer)]
-            if stack_pointer and not on_stack:
-                on_stack = [each for each, stacks in running.items() if any(one.holds(stack_pointer) for one in stacks)]
-            of_apc = [each for each in on_processors if self._apcs and self._apcs[0].thread == each]
-            for candidates in (on_stack, on_processors, of_apc):
-                if len(candidates) == 1:
-                    wanted = candidates[0]
-                    break
-            else:
-                stopping = [each for each in on_processors if self._is_stopping(each)]
-                wanted = stopping[0] if len(stopping) == 1 else None
-        self.thread = wanted
         pointer = _stack_pointer(header)
-        if wanted is not None and pointer and self._on_stack(wanted, pointer):
-            self.stack_pointer = pointer
-
-    @property
-    def threads(self) -> frozenset[int]:
+        dumped_thread = next(iter(dumped), None)
+        self.thread = self._find_thread(running, pointer) if dumped_thread is None else dumped_thread
+        on_its_stack = self.thread is not None and pointer is not None and self._on_stack(self.thread, pointer)
+        self.stack_pointer = pointer if on_its_stack else None
+        named = (self.thread, self._apcs[0].thread if self._apcs else None)
+        self.threads = frozenset(each for each in named if each is not None)
         """The crashed thread and the thread of the KAPC that the bugcheck names, by virtual address."""
-        if self._threads is None:
-            named = (self.thread, self._apcs[0].thread if self._apcs else None)
-            self._threads = frozenset(each for each in named if each is not None)
-        return self._threads
+
+    def _find_thread(self, running: Mapping[int, tuple[StackRange, ...]], pointer: int | None) -> int | None:
+        """Find the crashed thread among those on the processors, None where that is not certain.
+
+        The first of these rules that names one thread decides: the thread on whose stack, or whose processor's, the
+        dump's stack pointer lies; the only thread that runs on a processor; the thread of the KAPC that the bugcheck
+        names; the only running thread whose stack has an address in KeBugCheck, KeBugCheckEx or KeBugCheck2.
+        """
+        if self._bugcheck is None:
+            return None
+        on_stack = [each for each in running if pointer and self._on_stack(each, pointer)]
+        if pointer and not on_stack:
+            on_stack = [each for each, stacks in running.items() if any(one.holds(pointer) for one in stacks)]
+        of_apc = [each for each in running if self._apcs and self._apcs[0].thread == each]
+        for candidates in (on_stack, tuple(running), of_apc):
+            if len(candidates) == 1:
+                return candidates[0]
+        stopping = [each for each in running if self._is_stopping(each)]
+        return stopping[0] if len(stopping) == 1 else None
 
     def add_bugcheck_apcs(self, thread: FoundThread, queues: tuple[Queue, ...]) -> tuple[Queue, ...]:
         """Add the KAPCs that the bugcheck names and that no list holds to the crashed thread's queues, as off-list.
 
         The queues of any other thread are returned as they are.
         """
-        if self._facts.bugcheck is None or thread.address != self.thread:
+        if self._bugcheck is None or thread.address != self.thread:
             return queues
         on_lists = {apc.address for queue in queues for apc in queue.apcs}
         gone = (
@@ -110,9 +102,9 @@ class Crash:
         lost = tuple(gone)
         return _with_off_list(queues, lost) if lost else queues
 
-    def sentence(self, thread: Thread) -> str | None:
+    def sentence(self, thread: QueuedThread, facts: Facts) -> str | None:
         """Say what the bugcheck has to do with a thread, None where that is nothing."""
-        bugcheck = self._facts.bugcheck
+        bugcheck = self._bugcheck
         if bugcheck is None or thread.address not in self.threads:
             return None
         if thread.address != self.thread:
@@ -126,11 +118,11 @@ class Crash:
             self._faulted_at(frame),
             self._registers(frame, thread),
         )
-        return crash_sentence(thread, bugcheck, named, self._facts)
+        return crash_sentence(thread, bugcheck, named, facts)
 
     def _named_apcs(self) -> tuple[Apc, ...]:
         """Return the KAPC that a parameter names, and those that were unlinked together with it."""
-        bugcheck = self._facts.bugcheck
+        bugcheck = self._bugcheck
         if bugcheck is None or len(bugcheck.parameters) != 4:
             return ()
         if bugcheck.code == windows.KERNEL_APC_PENDING_DURING_EXIT and bugcheck.parameters[0]:
@@ -193,7 +185,7 @@ class Crash:
         values = (self._register(name, frame) for name in _INSTRUCTION)
         return next((self._drivers.code(value) for value in values if value), None)
 
-    def _registers(self, frame: int, thread: Thread) -> tuple[str, ...]:
+    def _registers(self, frame: int, thread: QueuedThread) -> tuple[str, ...]:
         """Say which registers of a trap frame point to an APC list head of the thread or to a KAPC's LIST_ENTRY."""
         heads = {queue.head: f"the head of its {queue.name.value} APC list" for queue in thread.queues if queue.head}
         for name, offset in (("kernel", self._layout.kernel_head), ("user", self._layout.user_head)):

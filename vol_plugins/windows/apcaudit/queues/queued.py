@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..kernel import Kernel
 from ..members import PrefilterMembers, ThreadMembers
-from ..model import Backing, FoundThread, Process, Thread
+from ..model import Backing, FoundThread, Process, QueuedThread
 from .apc_lists import ApcLists
 from .crash import Crash
 from .off_list import OffList
@@ -93,7 +93,7 @@ class Queues:
         """Tell whether nothing is queued to a thread, without reading more of the image."""
         return self._lists.are_empty(found.address, found.members) and not self._off_list.names(found.address)
 
-    def read(self, found: FoundThread) -> Thread:
+    def read(self, found: FoundThread) -> QueuedThread:
         """Walk the lists of a thread, and add everything else that the checks need."""
         members = found.members
         backing, address = self._starts.backing(members), members.start_address
@@ -108,7 +108,7 @@ class Queues:
             off_list = self._off_list.find(found, queues if nested is None else (*queues, *nested.queues))
             queues = queues if off_list is None else (*queues, off_list)
         queues = self._crash.add_bugcheck_apcs(found, queues)
-        return Thread.from_found(
+        return QueuedThread.from_found(
             found,
             attached=self._attached(found),
             queues=queues if nested is None else (*queues, *nested.queues),

@@ -154,7 +154,8 @@ class Signatures:
                 unit = self._units.find(routine.address) if routine is not None and routine.address else None
                 if unit is not None and self._is_to_scan(unit):
                     yield unit, _NOWHERE
-            for place in () if apc.target is None else apc.target.places:
+            target = thread.target(apc)
+            for place in () if target is None else target.places:
                 unit = self._units.find_target(place, thread.process_of(apc))
                 if unit is not None:
                     yield unit, self._units.describe_start(unit, place.address)

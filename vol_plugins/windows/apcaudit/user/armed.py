@@ -8,8 +8,9 @@ from .. import windows
 from ..formats.lists import walk
 from ..image.structures import read_member, read_unicode_string
 from ..kernel import Kernel
-from ..model import Apc, Code, QueueName, Thread
+from ..model import Apc, Code, QueuedThread, QueueName
 from ..queues.apc_lists import ApcLists
+from ..targets.target import Target
 from ..threads.kernel_views import read_handle_table
 from .stage import UserStage
 
@@ -23,8 +24,8 @@ _TYPES = 0x100  # entries of nt!ObTypeIndexTable: TypeIndex is a byte (public PD
 _RESERVE_TYPE = "UserApcReserve"  # Windows Internals, "Object types"
 _CREATE_OPERATION = 0x80  # IRP_CREATE_OPERATION (wdm.h): then a size takes the place of the user APC routine
 
-Source = tuple[str, Apc]
-"""What will queue an APC, in words, and the APC with its target."""
+Source = tuple[str, Apc, "Target | None"]
+"""What will queue an APC, in words, the APC, and what that would run."""
 
 
 class ArmedApcs:
@@ -46,13 +47,13 @@ class ArmedApcs:
         self._asked_type = False
         self._reserves: dict[int, tuple[int, ...]] = {}
 
-    def find(self, thread: Thread) -> tuple[Source, ...]:
+    def find(self, thread: QueuedThread) -> tuple[Source, ...]:
         """Return what will queue user APCs to a thread; what is queued already is left out."""
         queued = {apc.address for queue in thread.queues for apc in queue.apcs}
         found = (*self._timers(thread), *self._requests(thread), *self._reserved(thread))
-        return tuple((text, self._stage.resolve(apc, thread)) for text, apc in found if apc.address not in queued)
+        return tuple((text, apc, self._stage.target(apc, thread)) for text, apc in found if apc.address not in queued)
 
-    def _timers(self, thread: Thread) -> Iterator[Source]:
+    def _timers(self, thread: QueuedThread) -> Iterator[tuple[str, Apc]]:
         """Yield the timers that the thread has set with a completion routine (ReactOS, ex/timer.c, NtSetTimer)."""
         if self._timer_list is None or self._timer_entry is None or self._timer_apc is None:
             return
@@ -62,7 +63,7 @@ class ArmedApcs:
             if apc.thread == thread.address and apc.apc_mode == windows.USER_MODE and not apc.inserted:
                 yield f"timer {timer:#x}", apc
 
-    def _requests(self, thread: Thread) -> Iterator[Source]:
+    def _requests(self, thread: QueuedThread) -> Iterator[tuple[str, Apc]]:
         """Yield the pending IRPs with a user APC routine."""
         if self._irp_list is None or self._irp_entry is None:
             return
@@ -77,7 +78,7 @@ class ArmedApcs:
             code = self._kernel.drivers.routine(routine)
             yield f"IRP {irp:#x}", _apc_of(irp, thread.address, code, context)
 
-    def _reserved(self, thread: Thread) -> Iterator[Source]:
+    def _reserved(self, thread: QueuedThread) -> Iterator[tuple[str, Apc]]:
         """Yield the reserve objects of the thread's process that are in use for it and hang on no list."""
         if thread.owner is None:
             return

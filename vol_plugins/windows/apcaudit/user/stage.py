@@ -1,11 +1,10 @@
-"""The stage between walking a thread's lists and checking it: what its user APCs would run is added to them."""
+"""The stage between walking a thread's lists and checking it: what its user APCs would run, in their processes."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..kernel import Kernel
-from ..model import Apc, Process, Queue, Thread
+from ..model import Apc, ApcKey, Process, QueuedThread
+from ..targets.target import Target
 from .resolve import Resolver
 from .spaces import UserSpaces
 
@@ -20,7 +19,7 @@ _BEYOND = f"only {TARGETS_BOUND} user APCs are resolved: what the others would r
 
 
 class UserStage:
-    """Adds targets to the user APCs of threads; `spaces` are the user spaces that it looks into."""
+    """Finds what the user APCs of threads would run; `spaces` are the user spaces that it looks into."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.spaces = UserSpaces(kernel)
@@ -42,30 +41,26 @@ class UserStage:
             ]
         return (*named, _BEYOND) if self._left < 0 else tuple(named)
 
-    def add(self, thread: Thread) -> Thread:
-        """Return the thread with the targets of its user APCs."""
-        queues = tuple(self._queue(queue, thread) for queue in thread.queues)
-        return replace(thread, queues=queues, first=self._is_first(thread))
+    def targets(self, thread: QueuedThread) -> dict[ApcKey, Target]:
+        """Return what a thread's user APCs would run, as far as that is known."""
+        apcs = [apc for queue in thread.queues for apc in queue.apcs if apc.is_user]
+        resolved = {apc.key: self.target(apc, thread) for apc in apcs}
+        return {key: target for key, target in resolved.items() if target is not None}
 
-    def _queue(self, queue: Queue, thread: Thread) -> Queue:
-        if not any(apc.is_user for apc in queue.apcs):
-            return queue
-        return replace(queue, apcs=tuple(self.resolve(apc, thread) if apc.is_user else apc for apc in queue.apcs))
-
-    def resolve(self, apc: Apc, thread: Thread) -> Apc:
-        """Return a user APC with its target."""
+    def target(self, apc: Apc, thread: QueuedThread) -> Target | None:
+        """Return what a user APC would run, None where that is not known."""
         process = thread.process_of(apc)
         # Of a third state nothing says which process it belongs to.
         if process is None or apc.nested or self._kernel.memory.partial:
-            return apc
+            return None
         self._left -= 1
         if self._left < 0:
-            return apc
+            return None
         target = self._resolver.resolve(apc, process)
         if target is not None and (process.wow64 or not target.encoded):
             for place in target.places:
                 self._tell(process, place.why)
-        return replace(apc, target=target)
+        return target
 
     def _tell(self, process: Process, why: str | None) -> None:
         """Remember what could not be read of a process's user space."""
@@ -76,7 +71,7 @@ class UserStage:
         if why not in known and len(known) < NAMED_BOUND:
             known.append(why)
 
-    def _is_first(self, thread: Thread) -> bool | None:
+    def is_first(self, thread: QueuedThread) -> bool | None:
         """Tell whether a thread is the only one of a process in which nothing has run in user mode yet."""
         members, owner = thread.members, thread.owner
         flink, blink = members.thread_list_flink, members.thread_list_blink
