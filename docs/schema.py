@@ -102,7 +102,7 @@ def make() -> Schema:
     from volatility3.plugins.windows.apcaudit.modules.driver import Driver
     from volatility3.plugins.windows.apcaudit.modules.module_list import UnloadedDriver
     from volatility3.plugins.windows.apcaudit.output import document
-    from volatility3.plugins.windows.apcaudit.unwind import frame as stack
+    from volatility3.plugins.windows.apcaudit.unwind import stack
 
     # Deferred modules load when something of theirs is asked for.
     kinds = (stack.Stack, model.Thread, findings.Finding, document.plain)

@@ -57,14 +57,17 @@ def _require_printable(*values: Any) -> None:
 
 def pe(data: bytes) -> None:
     """Headers, exports, imports, names and the ends of functions of a PE image."""
-    from volatility3.plugins.windows.apcaudit.formats.pe import SECTIONS_BOUND, name_of, read_header, read_pdb_record
-    from volatility3.plugins.windows.apcaudit.formats.pe_directories import (
+    from volatility3.plugins.windows.apcaudit.formats.pe import (
         NAMES_BOUND,
+        SECTIONS_BOUND,
         SLOTS_BOUND,
-        function_size,
+        name_of,
         read_exports,
+        read_header,
         read_import_addresses,
+        read_pdb_record,
     )
+    from volatility3.plugins.windows.apcaudit.formats.unwind_info import function_size
 
     read = _Reader(data, whole=True)
     header = read_header(read)
@@ -129,8 +132,8 @@ def minidump(data: bytes) -> None:
 
 def page_bitmap(data: bytes) -> None:
     """The bitmap of a kernel memory dump: its runs are in order, and within the number of pages that it has."""
+    from volatility3.plugins.windows.apcaudit.dumps.kernel_dump import PAGES_BOUND, find_bitmap, page_runs
     from volatility3.plugins.windows.apcaudit.formats.crash_header import parse_crash_header
-    from volatility3.plugins.windows.apcaudit.formats.page_bitmap import PAGES_BOUND, find_bitmap, page_runs
 
     read = _Reader(data, whole=False)
     header = parse_crash_header(data)
@@ -160,7 +163,7 @@ def crash_header(data: bytes) -> None:
 
 def lime(data: bytes) -> None:
     """The headers of a LiME image's ranges: what is given of it lies in the file, and in order."""
-    from volatility3.plugins.windows.apcaudit.dumps.lime import RANGES_BOUND, parse_lime
+    from volatility3.plugins.windows.apcaudit.dumps.cut import RANGES_BOUND, parse_lime
 
     found = parse_lime(_Reader(data, whole=False), len(data))
     if found is None:

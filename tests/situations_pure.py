@@ -26,7 +26,7 @@ from volatility3.plugins.windows.apcaudit.model import (
     Thread,
     ThreadMembers,
 )
-from volatility3.plugins.windows.apcaudit.targets.target import Target
+from volatility3.plugins.windows.apcaudit.targets import Target
 
 # Where things lie in a 64-bit system: the address in the pool, the offsets of 10 (19041).
 THREAD = 0xFFFF8A0000004080

@@ -10,7 +10,7 @@ from volatility3.framework.renderers import format_hints
 from volatility3.plugins.windows.apcaudit.findings import Audited, AuditedApc, Finding, Severity
 from volatility3.plugins.windows.apcaudit.model import Backing, Code, Facts, Origin, Process, QueueName, Thread, View
 from volatility3.plugins.windows.apcaudit.output.columns import COLUMNS, rows_of
-from volatility3.plugins.windows.apcaudit.targets.target import Lies, Place, Target
+from volatility3.plugins.windows.apcaudit.targets import Lies, Place, Target
 
 from tests.situations_pure import (
     ATTACHED,

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from volatility3.framework import contexts
 from volatility3.framework.layers import physical
-from volatility3.plugins.windows.apcaudit.dumps.kernel_dump import KernelDumpLayer
-from volatility3.plugins.windows.apcaudit.dumps.missing import expected_size
+from volatility3.plugins.windows.apcaudit.dumps.cut import expected_size
+from volatility3.plugins.windows.apcaudit.dumps.kernel_dump import KernelDumpLayer, PageBitmap, page_runs
 from volatility3.plugins.windows.apcaudit.formats.crash_header import parse_crash_header
-from volatility3.plugins.windows.apcaudit.formats.page_bitmap import PageBitmap, page_runs
 from volatility3.plugins.windows.apcaudit.vol.automagic import KernelDumpStacker
 from volatility3.plugins.windows.apcaudit.vol.diagnosis import diagnose
 

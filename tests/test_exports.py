@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit.formats.pe_directories import NAME_BOUND, NAMES_BOUND, Exports, read_exports
+from volatility3.plugins.windows.apcaudit.formats.pe import NAME_BOUND, NAMES_BOUND, Exports, read_exports
 from volatility3.plugins.windows.apcaudit.image.symbols import preferred_name
 
 SIZE = 0x8000

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit import windows as facts
-from volatility3.plugins.windows.apcaudit.dumps.bugcheck_names import bugcheck_name
+from volatility3.plugins.windows.apcaudit.dumps.bugcheck_line import bugcheck_name
 
 BUILDS = [
     "6.0.6002.18005-x64",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from volatility3.framework import contexts
-from volatility3.plugins.windows.apcaudit.dumps.lime import RANGES_BOUND, parse_lime
+from volatility3.plugins.windows.apcaudit.dumps.cut import RANGES_BOUND, parse_lime
 from volatility3.plugins.windows.apcaudit.vol.diagnosis import diagnose
 
 from apcaudit.synthetic.build import build

@@ -10,21 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from volatility3.plugins.windows.apcaudit.formats.pe import (
     SECTIONS_BOUND,
+    SLOTS_BOUND,
+    Exports,
     Header,
     PdbRecord,
     Section,
     name_of,
+    read_exports,
     read_header,
+    read_import_addresses,
     read_pdb_record,
 )
-from volatility3.plugins.windows.apcaudit.formats.pe_directories import (
-    DEFAULT_SIZE,
-    SLOTS_BOUND,
-    Exports,
-    function_size,
-    read_exports,
-    read_import_addresses,
-)
+from volatility3.plugins.windows.apcaudit.formats.unwind_info import DEFAULT_SIZE, function_size
 from volatility3.plugins.windows.apcaudit.modules.driver import Driver
 from volatility3.plugins.windows.apcaudit.modules.loaded import ModuleRanges
 

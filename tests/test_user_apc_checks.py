@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 from volatility3.plugins.windows.apcaudit.checks.registry import RULES, check
 from volatility3.plugins.windows.apcaudit.model import Apc, Process, Thread
-from volatility3.plugins.windows.apcaudit.targets.routines import decode_wow64, gadget, loader, serves_wow64
-from volatility3.plugins.windows.apcaudit.targets.target import Lies, Place, Registers, Target
+from volatility3.plugins.windows.apcaudit.targets import (
+    Lies,
+    Place,
+    Registers,
+    Target,
+    decode_wow64,
+    gadget,
+    loader,
+    serves_wow64,
+)
 
 from tests.situations_pure import IN_DRIVER, OTHER, WINDOWS_10, routine, severities, thread, user
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit
-from volatility3.plugins.windows.apcaudit.targets.target import Lies, Place
+from volatility3.plugins.windows.apcaudit.targets import Lies, Place
+from volatility3.plugins.windows.apcaudit.user.resolve import NAMED_BOUND
 from volatility3.plugins.windows.apcaudit.user.spaces import UserSpaces
-from volatility3.plugins.windows.apcaudit.user.stage import NAMED_BOUND
 from volatility3.plugins.windows.apcaudit.user.vads import DEPTH_BOUND
 
 from apcaudit.synthetic import libraries, situations

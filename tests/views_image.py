@@ -10,7 +10,7 @@ from typing import Any
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.findings import Audited
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
-from volatility3.plugins.windows.apcaudit.targets.target import Target
+from volatility3.plugins.windows.apcaudit.targets import Target
 
 from apcaudit.synthetic import garbage
 from apcaudit.synthetic.build import build

@@ -344,11 +344,11 @@ def _show_nothing(progress: float, description: str | None = None) -> None:
 
 def how_cut(path: Path, size: int) -> str | None:
     """Say how many bytes a crash dump of `size` bytes lacks by its header; None where none, or where it is no dump."""
-    headers, missing = plugin_module("formats.crash_header"), plugin_module("dumps.missing")
+    headers, cut = plugin_module("formats.crash_header"), plugin_module("dumps.cut")
     with path.open("rb") as file:
         read = _reader_of(file)
         header = headers.parse_crash_header(read(0, headers.DUMP_HEADER64_SIZE))
-        said = None if header is None else missing.describe_truncation(header, read, size)
+        said = None if header is None else cut.describe_truncation(header, read, size)
     return None if said is None else str(said)
 
 

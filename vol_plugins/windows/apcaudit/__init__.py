@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from volatility3.framework import constants, exceptions, interfaces, renderers
 from volatility3.framework.configuration import requirements
 
-from .deferred import defer
 from .findings import Severity
 from .vol.automagic import BorrowedTypes as BorrowedTypes
 from .vol.automagic import CutLimeStacker as CutLimeStacker
 from .vol.automagic import MinidumpStacker as MinidumpStacker
 from .vol.automagic import PageTableStacker as PageTableStacker
+from .vol.deferred import defer
 from .vol.requirements import (
     KernelRequirement,
     rule_options,

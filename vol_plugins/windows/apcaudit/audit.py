@@ -13,7 +13,7 @@ from . import windows
 from .checks.delivery import is_stuck
 from .checks.registry import Prefilter, check
 from .dumps.bugcheck import find_crash_header, read_bugcheck
-from .dumps.missing import truncation_note
+from .dumps.cut import truncation_note
 from .findings import Audited, Checked, Severity
 from .image.structures import SystemTime, create_time_shift, read_up_time, read_version
 from .image.symbols import KernelSymbols
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .output.document import ImageFacts
     from .threads.scan import Scanned
     from .user.armed import ArmedApcs
-    from .user.stage import UserStage
+    from .user.resolve import UserStage
 
 THREADS_KEPT = 1 << 14
 """How many threads with possible findings are kept in memory; with more, all lists are read a second time."""
@@ -258,7 +258,7 @@ class Audit:
     def user_stage(self) -> UserStage:
         """Return what knows of user space, loaded for the first user APC: most images have none queued."""
         if self._user is None:
-            from .user.stage import UserStage
+            from .user.resolve import UserStage
 
             self._user = UserStage(self.kernel)
         return self._user

@@ -8,10 +8,10 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from .model import Apc, ApcKey, Code, Origin, Thread
-from .targets.target import Target
+from .targets import Target
 
 if TYPE_CHECKING:
-    from .unwind.frame import Stack
+    from .unwind.stack import Stack
 
 
 class Severity(IntEnum):

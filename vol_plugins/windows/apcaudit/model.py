@@ -9,7 +9,7 @@ from typing import Any
 
 from . import windows
 from .members import ThreadMembers as ThreadMembers
-from .targets.target import Target
+from .targets import Target
 
 
 @dataclass(frozen=True, slots=True)

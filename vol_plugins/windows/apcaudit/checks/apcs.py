@@ -6,42 +6,6 @@ from .. import windows
 from ..findings import Finding, Severity
 from ..model import Apc, Backing, Code, Ending, Facts, QueueName, Thread
 from .embedded import is_termination
-from .routines import UNBACKED, kernel_routines, not_code_finding, routines_in
-
-
-def routine_unbacked(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """A routine that the kernel will call lies in no loaded module."""
-    return routines_in(apc, facts, UNBACKED, "routine-unbacked", Severity.HIGH)
-
-
-def routine_unloaded(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """A routine that the kernel will call lies in the former range of a driver that has been unloaded."""
-    return routines_in(apc, facts, (Backing.UNLOADED,), "routine-unloaded", Severity.CRITICAL)
-
-
-def routine_user_address(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """A routine that the kernel will call is a user-space or a non-canonical address."""
-    return routines_in(apc, facts, (Backing.USER,), "routine-user-address", Severity.CRITICAL)
-
-
-def routine_not_code(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """A routine that the kernel will call lies in a module where no function begins."""
-    return not_code_finding(list(kernel_routines(apc, facts)))
-
-
-def module_conflict(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-    """A routine that the kernel will call lies where only a contradicted entry of the module list claims the memory."""
-    routines = kernel_routines(apc, facts)
-    doubted = [(name, routine, routine.doubt) for name, routine in routines if routine.doubt is not None]
-    if not doubted:
-        return None
-    where = " and ".join(f"{name} {routine.address:#x}" for name, routine, _ in doubted)
-    reasons = "; ".join(dict.fromkeys(doubt.text for _, _, doubt in doubted))
-    return Finding(
-        "module-conflict",
-        Severity.HIGH if any(doubt.overlapping for _, _, doubt in doubted) else Severity.MEDIUM,
-        f"{where} {'lies' if len(doubted) == 1 else 'lie'} where the list of modules contradicts itself: {reasons}",
-    )
 
 
 def kernel_normal_in_user_apc(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:

@@ -11,7 +11,7 @@ from ..findings import Checked, Finding, Severity
 from ..formats.layout import Layout
 from ..members import PrefilterMembers
 from ..model import Apc, Facts, Thread
-from ..targets.target import Target
+from ..targets import Target
 from . import apcs, embedded, pending, routines, threads, user_apcs
 from .embedded import usual_bytes
 
@@ -150,21 +150,21 @@ RULES = (
         Subject.APC,
         "the kernel will call code of no loaded module",
         (_HIGH,),
-        apc=apcs.routine_unbacked,
+        apc=routines.routine_unbacked,
     ),
     Rule(
         "routine-unloaded",
         Subject.APC,
         "... and of a driver that has been unloaded",
         (_CRITICAL,),
-        apc=apcs.routine_unloaded,
+        apc=routines.routine_unloaded,
     ),
     Rule(
         "routine-user-address",
         Subject.APC,
         "the kernel will call a user address",
         (_CRITICAL,),
-        apc=apcs.routine_user_address,
+        apc=routines.routine_user_address,
     ),
     Rule(
         "routine-not-code",
@@ -172,7 +172,7 @@ RULES = (
         "the kernel will call, or a system thread began, where its module has no function",
         (_HIGH, _MEDIUM),
         thread=routines.start_not_code,
-        apc=apcs.routine_not_code,
+        apc=routines.routine_not_code,
         when_idle=True,
     ),
     Rule(
@@ -180,8 +180,8 @@ RULES = (
         Subject.THREAD,
         "starts, or an APC's routine lies, where the module list contradicts itself",
         (_HIGH, _MEDIUM),
-        thread=routines.module_conflict,
-        apc=apcs.module_conflict,
+        thread=routines.start_conflict,
+        apc=routines.routine_conflict,
         when_idle=True,
     ),
     Rule(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..findings import Finding, Severity
 from ..model import Apc, Backing, Facts, Thread
-from ..targets.routines import CHAIN, FIRST_MODULE, FIRST_ROUTINE, MANY_ALIKE, Gadget, gadget, loader, serves_wow64
-from ..targets.target import Lies, Target
+from ..targets import CHAIN, FIRST_MODULE, FIRST_ROUTINE, MANY_ALIKE, Gadget, Lies, Target, gadget, loader, serves_wow64
 from .embedded import is_special_user
 
 CHAIN_NAMED = 8

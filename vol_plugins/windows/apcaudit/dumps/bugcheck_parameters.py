@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .. import windows
 from ..model import Apc, Backing, BugCheck, Code, Facts, Process, QueuedThread, QueueName
-from .bugcheck_names import bugcheck_name
+from .bugcheck_line import bugcheck_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""Makes text from an image safe to print, and chooses which name of an address is printed."""
+"""Text: what is safe to print of an image, which name of an address is printed, and FILETIMEs as times and spans."""
 
 from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import TypeVar
 
 LONGEST = 256
@@ -79,3 +80,26 @@ def nearest(addresses: Sequence[int], names: Sequence[Name], address: int) -> tu
 def choose_name(names: Iterable[str]) -> str:
     """Choose the name to print among those of one address: a documented one, else the first in alphabetical order."""
     return min(names, key=lambda name: (name not in _FAMILIAR, name.startswith(_DECORATED), name))
+
+
+_EPOCH = datetime(1601, 1, 1, tzinfo=timezone.utc)  # FILETIME counts from here (Windows SDK, minwinbase.h)
+
+_TICKS = 10_000_000
+"""Ticks of 100 ns in a second."""
+
+
+def moment(filetime: int | None) -> datetime | None:
+    """Convert FILETIME ticks to a time in UTC, None for None and for times beyond the year 9999."""
+    if filetime is None:
+        return None
+    try:
+        return _EPOCH + timedelta(microseconds=filetime // 10)
+    except OverflowError:
+        return None
+
+
+def span_text(ticks: int) -> str:
+    """Format a number of ticks as days, hours, minutes and seconds: `3 days 2:14:05`."""
+    seconds = ticks // _TICKS
+    days, rest = divmod(seconds, 86400)
+    return f"{days} day{'' if days == 1 else 's'} {rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"

@@ -1,4 +1,4 @@
-"""The function table (.pdata) and unwind data (UNWIND_INFO) of x64 code."""
+"""The function table (.pdata) and unwind data (UNWIND_INFO) of x64 code, and where a function ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from struct import Struct
 
-from .pe import EXCEPTION, Header, ReadRva, read_header
+from .pe import EXCEPTION, MACHINES, Exports, Header, ReadRva, read_header
 
 RUNTIME_FUNCTION = Struct("<III")  # BeginAddress, EndAddress, UnwindData
 
@@ -196,3 +196,34 @@ class FunctionTable:
                 break
             entry = following
         return NoEntry.UNREADABLE
+
+
+DEFAULT_SIZE = 0x400
+"""The assumed size in bytes of a function whose end is unknown; few start routines are longer."""
+
+
+def function_size(read: ReadRva, header: Header | None, exports: Exports, rva: int, limit: int) -> int:
+    """Return the number of bytes from an address to the end of the function that contains it.
+
+    The end is that of the x64 function table's entry, else the nearest of: the next export, the end of the section,
+    DEFAULT_SIZE.
+
+    Args:
+        read: reads bytes of the image.
+        header: its headers, None where there are none.
+        exports: its exports.
+        rva: the relative virtual address, usually the function's first byte.
+        limit: the image's size in bytes.
+    """
+    if header is not None and header.machine == MACHINES[64]:
+        entry = FunctionTable(read, limit, header).containing(rva)
+        if not isinstance(entry, NoEntry):
+            return min(entry.end, limit) - rva
+    ends = [limit, rva + DEFAULT_SIZE]
+    section = None if header is None else header.section_at(rva)
+    if section is not None:
+        ends.append(section.rva + section.size)
+    following = exports.next(rva)
+    if following is not None:
+        ends.append(following)
+    return max(min(ends) - rva, 0)

@@ -10,8 +10,7 @@ from .. import windows
 from ..image.memory import Memory
 from ..image.symbols import KernelSymbols
 from ..model import Backing, Code, ModuleConflict, NotCode
-from .driver import Driver
-from .driver_image import Image, not_code
+from .driver import Driver, Image, not_code
 from .hidden import HiddenImages
 from .module_list import UnloadedDriver, read_module_list, read_unloaded
 

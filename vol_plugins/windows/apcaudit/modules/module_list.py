@@ -10,8 +10,7 @@ from ..image.memory import Memory
 from ..image.structures import read_member, read_unicode_string, walk_both_ways
 from ..image.symbols import KernelSymbols
 from ..windows import PAGE_SIZE
-from .driver import Driver
-from .driver_image import Image
+from .driver import Driver, Image
 
 MODULE_BOUND = 4096
 """How many entries of PsLoadedModuleList are followed; Windows has some two hundred."""

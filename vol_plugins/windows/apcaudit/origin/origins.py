@@ -17,7 +17,7 @@ from .producers import IRP_ROUTINES, Producer, producers
 
 if TYPE_CHECKING:
     from .completion import Completions
-    from .reserve import Reserves
+    from .holders import Reserves
 
 # KOBJECTS EventNotificationObject and EventSynchronizationObject (ReactOS sdk/include/ndk/ketypes.h).
 _EVENT_TYPES = (0, 1)
@@ -163,7 +163,7 @@ class Origins:
     @cached_property
     def _reserves(self) -> Reserves:
         # Hardly any image has one in use.
-        from .reserve import Reserves
+        from .holders import Reserves
 
         return Reserves(self._kernel)
 

@@ -12,7 +12,7 @@ from volatility3.framework.renderers import format_hints
 from .. import windows
 from ..findings import Audited, AuditedApc, Finding, Severity, YaraHit, worst
 from ..model import Apc, Facts, Queue, View
-from ..targets.target import Lies, Target
+from ..targets import Lies, Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import windows
 from ..findings import Audited, AuditedApc, Severity
-from ..formats.times import moment
+from ..formats.text import moment
 from ..members import ThreadMembers
 from ..model import Apc, BugCheck, Facts, View
 

@@ -14,13 +14,13 @@ from ..model import Apc, ApcKey, Backing, Code, Facts, Thread
 from ..origin.origins import Origins
 from ..queues.crash import Crash
 from ..signatures.options import RuleOptions
-from ..targets.target import Target
+from ..targets import Target
 
 if TYPE_CHECKING:
     from ..code.start_routine import StartRoutines
     from ..signatures.signatures import Signatures
     from ..stacks.stacks import Stacks
-    from ..unwind.frame import Stack
+    from ..unwind.stack import Stack
     from ..user.spaces import UserSpaces
 
 SUSPECT = Severity.MEDIUM

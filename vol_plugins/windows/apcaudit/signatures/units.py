@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..formats.pe_directories import DEFAULT_SIZE
+from ..formats.unwind_info import DEFAULT_SIZE
 from ..kernel import Kernel
 from ..model import Process
 from ..modules.driver import Driver
-from ..targets.target import Lies, Place
+from ..targets import Lies, Place
 from ..windows import PAGE_SIZE
 from .rules import Start, UnitFacts
 

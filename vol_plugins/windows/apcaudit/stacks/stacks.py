@@ -9,7 +9,6 @@ from ..formats.crash_header import CrashHeader
 from ..image.structures import read_member
 from ..kernel import Kernel
 from ..model import BugCheck, Thread
-from ..unwind.frame import Frame, How, Stack, StackKind
 from ..unwind.registers import (
     CONTEXT_BYTES,
     SWITCH_FRAME_BYTES,
@@ -20,13 +19,12 @@ from ..unwind.registers import (
     registers_from_switch_frame,
 )
 from ..unwind.scan import FRAMES_BOUND, FROM_USER, Found, Leaving, Scanner, Walked
-from ..unwind.stack_view import StackView
+from ..unwind.stack import Frame, How, Stack, StackKind, StackView
 from ..unwind.x64 import walk_x64
 from ..unwind.x86 import walk_x86
-from .exceptions import Exceptions
+from .entries import Callout, Exceptions, UserModeEntries
 from .frame_names import FrameNames, ModuleCode
 from .thread_stacks import ThreadStacks, is_running
-from .user_mode import Callout, UserModeEntries
 
 # A frame and the stack that it is on.
 _Placed = tuple[Found, StackKind]

@@ -7,13 +7,19 @@ from dataclasses import dataclass, replace
 
 from ..formats.pe import ReadRva
 from ..formats.unwind_info import FunctionTable, NoEntry, Operation, RuntimeFunction, UnwindInfo, read_unwind_info
-from .epilogue import BYTES, Epilogue, find_epilogue
-from .frame import How
-from .function_ends import CODE_BYTES, find_function_end
-from .registers import FRAME_POINTER, STACK_POINTER, ExceptionRegisters, Registers, partial_registers
+from .epilogue import BYTES, CODE_BYTES, Epilogue, find_epilogue, find_function_end
+from .registers import (
+    FRAME_POINTER,
+    STACK_POINTER,
+    ExceptionRegisters,
+    Registers,
+    TrapFrame,
+    TrapFrames64,
+    came_from_kernel,
+    partial_registers,
+)
 from .scan import FRAMES_BOUND, FROM_USER, CallBefore, CodeView, Found, Leaving, Link, Scanner, Walked
-from .stack_view import StackView
-from .traps import TrapFrame, TrapFrames64, came_from_kernel
+from .stack import How, StackView
 
 CHAIN_BOUND = 32
 """How many chained entries are followed; Windows' unwinder has the same limit (UNWIND_CHAIN_LIMIT)."""

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..formats.layout import MemberLookup
-from .frame import How
-from .registers import ExceptionRegisters, Registers, partial_registers
+from .registers import ExceptionRegisters, Registers, TrapFrame, partial_registers
 from .scan import FRAMES_BOUND, FROM_USER, CodeView, Found, Leaving, Link, Scanner, Walked
-from .stack_view import StackView
-from .traps import TrapFrame
+from .stack import How, StackView
 
 # The value of DbgArgMark, by which debuggers recognize a trap frame; DbgEbp and DbgEip in front of it continue the EBP
 # chain: ReactOS, ntoskrnl/include/internal/i386/trap_x.h (KiFillTrapFrameDebug).

@@ -10,9 +10,9 @@ from ..image.structures import read_member, read_unicode_string
 from ..kernel import Kernel
 from ..model import Apc, Code, QueuedThread, QueueName
 from ..queues.apc_lists import ApcLists
-from ..targets.target import Target
+from ..targets import Target
 from ..threads.kernel_views import read_handle_table
-from .stage import UserStage
+from .resolve import UserStage
 
 ARMED_BOUND = 64
 """How many timers, requests and reserve objects of one thread are looked at."""

@@ -8,14 +8,12 @@ from functools import cached_property
 from struct import unpack
 
 from ..formats.layout import Member
-from ..formats.pe import EXPORT, MACHINES, Header, read_header, read_pdb_record
-from ..formats.pe_directories import Exports, read_exports
+from ..formats.pe import EXPORT, MACHINES, Exports, Header, read_exports, read_header, read_pdb_record
 from ..image.memory import Memory
 from ..image.structures import read_unicode_string
 from ..image.symbols import KernelSymbols
-from ..modules.driver_image import PdbSymbols, find_symbols
-from .layout import Layout
-from .vads import Vad
+from ..modules.driver import PdbSymbols, find_symbols
+from .vads import Layout, Vad
 
 IMAGES_KEPT = 512
 """How many images are kept; a system-wide DLL is one, however many processes map it."""

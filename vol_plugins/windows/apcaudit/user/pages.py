@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ..formats.layout import Member
 from ..image.memory import Memory
+from ..image.symbols import KernelSymbols
 from ..windows import PAGE_SIZE
-from .layout import PteLayout, bits
 
 TABLES_KEPT = 64
 """How many page tables of a process are kept; APCs of one process have a handful of targets."""
@@ -57,6 +58,40 @@ class Pte:
 
 
 _UNREADABLE, _UNTOUCHED = Pte(Page.UNREADABLE), Pte(Page.UNTOUCHED)
+
+
+@dataclass(frozen=True, slots=True)
+class PteLayout:
+    """Members of _MMPTE; None where the symbols lack them. What is valid is as the processor has it."""
+
+    write: Member | None
+    copy_on_write: Member | None
+    transition: Member | None
+    prototype: Member | None
+    protection: Member | None
+    page_file: Member | None
+    prototype_protection: Member | None
+
+
+def read_pte_layout(symbols: KernelSymbols) -> PteLayout:
+    """Find the members of page table entries that Windows keeps in bits of its own."""
+    find = symbols.member
+    return PteLayout(
+        find("_MMPTE", "u.Hard.Write"),
+        find("_MMPTE", "u.Hard.CopyOnWrite"),
+        find("_MMPTE", "u.Trans.Transition"),
+        find("_MMPTE", "u.Trans.Prototype"),
+        find("_MMPTE", "u.Soft.Protection"),
+        find("_MMPTE", "u.Soft.PageFileHigh"),
+        find("_MMPTE", "u.Proto.Protection"),
+    )
+
+
+def _bits(value: int, member: Member | None) -> int | None:
+    """Extract a bit field from an entry; None where the member is unknown."""
+    if member is None or member.offset:
+        return None
+    return value >> member.shift & ((1 << member.bits) - 1) if member.bits is not None else value
 
 
 class PageTables:
@@ -131,23 +166,23 @@ class PageTables:
         if not entry:
             return _UNTOUCHED
         layout = self._layout
-        prototype, transition = bits(entry, layout.prototype), bits(entry, layout.transition)
+        prototype, transition = _bits(entry, layout.prototype), _bits(entry, layout.transition)
         if prototype is None or transition is None:
             return _UNREADABLE
         if prototype:
-            protection = protection_text(bits(entry, layout.prototype_protection))
+            protection = protection_text(_bits(entry, layout.prototype_protection))
             return Pte(Page.SHARED, protection=protection or None)
-        value = bits(entry, layout.protection)
+        value = _bits(entry, layout.protection)
         protection = protection_text(value)
         if transition:
             return Pte(Page.TRANSITION, entry & self._frame_mask, protection)
         if value == _DECOMMITTED:
             return Pte(Page.UNTOUCHED, protection="")
-        return Pte(Page.PAGED_OUT if bits(entry, layout.page_file) else Page.UNTOUCHED, protection=protection)
+        return Pte(Page.PAGED_OUT if _bits(entry, layout.page_file) else Page.UNTOUCHED, protection=protection)
 
     def _valid(self, entry: int, physical: int, *, no_execute: bool) -> Pte:
         forbidden = (no_execute or bool(entry & _NO_EXECUTE)) if self._has_no_execute else None
         # A page that was not written to yet is read-only for the processor; Windows notes that it may be.
-        written = entry & _WRITABLE or bits(entry, self._layout.write)
-        letters = "c" if bits(entry, self._layout.copy_on_write) else "w" if written else ""
+        written = entry & _WRITABLE or _bits(entry, self._layout.write)
+        letters = "c" if _bits(entry, self._layout.copy_on_write) else "w" if written else ""
         return Pte(Page.VALID, physical, f"r{letters}" + ("" if forbidden else "x"), forbidden)

@@ -8,13 +8,11 @@ from collections.abc import Iterable
 from ..image.memory import Memory
 from ..image.structures import read_member
 from ..kernel import Kernel
-from ..targets.routines import HIGHEST_USER_ADDRESS_X64
-from ..targets.target import Lies, Place
+from ..targets import HIGHEST_USER_ADDRESS_X64, Lies, Place
 from ..windows import PAGE_SIZE
 from .images import IMAGES_KEPT, Section, Sections, UserImage, label_of
-from .layout import Layout, PteLayout, read_layout, read_pte_layout
-from .pages import Page, PageTables, Pte
-from .vads import TOTAL_BOUND, Vad, VadTree
+from .pages import Page, PageTables, Pte, PteLayout, read_pte_layout
+from .vads import TOTAL_BOUND, Layout, Vad, VadTree, read_layout
 
 SPACES_KEPT = 256
 """How many processes' user spaces are kept."""

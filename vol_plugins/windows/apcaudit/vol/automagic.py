@@ -119,7 +119,7 @@ class CutLimeStacker(interfaces.automagic.StackerLayerInterface):
         """Return the layer of a cut or damaged LiME image, None for a complete one and for any other file."""
         if not _is_file_with(context.layers[layer_name], _MAGIC):
             return None
-        from ..dumps.lime import CutLimeLayer, lime_file
+        from ..dumps.cut import CutLimeLayer, lime_file
 
         found = lime_file(context, layer_name)
         if found is None or found.cut is None or not found.ranges:
@@ -149,6 +149,6 @@ class PageTableStacker(interfaces.automagic.StackerLayerInterface):
         base = context.layers[layer_name]
         if isinstance(base, intel.Intel) or base.metadata.get("os", None) not in (None, "Unknown"):
             return None
-        from .page_table_search import stack_page_tables
+        from ..image.page_tables import stack_page_tables
 
         return stack_page_tables(context, layer_name, progress_callback)

@@ -9,9 +9,8 @@ from volatility3.framework import constants, exceptions, interfaces
 from volatility3.framework.layers import intel
 from volatility3.framework.symbols.windows import pdbutil
 
+from ..dumps.cut import describe_truncation, parse_lime
 from ..dumps.header_facts import read_header_facts
-from ..dumps.lime import parse_lime
-from ..dumps.missing import describe_truncation
 from ..formats.crash_header import (
     DUMP_HEADER64_SIZE,
     DUMP_SIGNATURE,
