@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,11 @@ class Subject:
         """Tell whether a mutation touched only what belongs to single threads, and no link between threads."""
         if EVERYBODY in made.owners or made.end is not None:
             return False
-        return not any(
-            start < address + len(data) and address < stop
-            for address, data in made.patches
-            for start, stop in self._links
-        )
+        return not any(self._hits_link(address, address + len(data)) for address, data in made.patches)
+
+    def _hits_link(self, start: int, stop: int) -> bool:
+        at = bisect_left(self._links, (stop, 0)) - 1
+        return at >= 0 and self._links[at][1] > start
 
     def _audit(self, *, scan: bool, everything: bool = True) -> Result:
         for remembered in (intel.Intel._get_valid_table, intel.Intel._translate_entry):
@@ -108,4 +109,4 @@ def _thread_links(image: Any, chosen: list[Target]) -> list[tuple[int, int]]:
             physical = target.physical(offset)
             if physical is not None:
                 ranges.append((physical, physical + memory.layout.field("_ETHREAD", path).size))
-    return ranges
+    return sorted(ranges)

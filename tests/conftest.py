@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import hypothesis
+import hypothesis.strategies
 import pytest
 import volatility3.plugins
 import volatility3.symbols
@@ -48,8 +49,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.stem not in LONGEST, not item.path.stem.startswith("test_bulk_")))
 
 
+@hypothesis.given(hypothesis.strategies.none())
+def _first_example(_: None) -> None:
+    """Hypothesis goes through all objects at its first example: here there are few, later millions."""
+
+
 def pytest_collection_finish() -> None:
     """Leave what has been imported and collected out of Python's garbage collection."""
+    _first_example()
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Look once for what nobody closed: pytest does it five times at its end, through all that the tests still hold."""
     gc.collect()
     gc.freeze()
 

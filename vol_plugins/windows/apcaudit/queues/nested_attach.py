@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from struct import Struct
+from struct import unpack_from
 
 from .. import windows
 from ..kernel import Kernel
@@ -108,11 +108,14 @@ class NestedAttach:
         unread = sum(end - begin for begin, end in holes)
         if unread == len(data):
             return StackSearch((), None)
-        words = Struct("<" + ("I" if self._pointer == 4 else "Q") * (len(data) // self._pointer)).unpack_from(data)
+        # A stack is used from its end, so that most of it may never have been written.
+        unused = (len(data) - len(data.lstrip(b"\0"))) // self._pointer
+        count = len(data) // self._pointer - unused
+        words = unpack_from(f"<{count}{'I' if self._pointer == 4 else 'Q'}", data, unused * self._pointer)
         ahead = self._process // self._pointer
         states = [
             state
-            for index, word in enumerate(words)
+            for index, word in enumerate(words, unused)
             if word in processes and (state := self._state(start + (index - ahead) * self._pointer, word)) is not None
         ]
         used = top if top is not None and start <= top < base else start

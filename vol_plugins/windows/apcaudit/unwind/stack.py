@@ -223,9 +223,13 @@ class StackView:
         size = self.pointer_size
         first = -(-max(start, self.limit) // size) * size
         count = max(min(end, self.base) - first, 0) // size
-        # All of them at once, since most words are zero and cost nothing then.
-        values = unpack_from(f"<{count}{'Q' if size == 8 else 'I'}", self._data, first - self.limit) if count else ()
-        for address, value in zip(range(first, first + count * size, size), values, strict=True):
+        piece = self._data[first - self.limit : first - self.limit + count * size]
+        # A stack is used from its end, so that most of it may never have been written.
+        used = piece.lstrip(b"\0")
+        skipped = (len(piece) - len(used)) // size
+        # All of the rest at once, since words that are zero cost nothing then.
+        values = unpack_from(f"<{count - skipped}{'Q' if size == 8 else 'I'}", piece, skipped * size)
+        for address, value in zip(range(first + skipped * size, first + count * size, size), values, strict=True):
             if value and self.word(address) is not None:
                 yield address, value
 
