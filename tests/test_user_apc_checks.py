@@ -9,9 +9,9 @@ import pytest
 from volatility3.plugins.windows.apcaudit.checks.registry import RULES, check
 from volatility3.plugins.windows.apcaudit.model import Apc, Process, Thread
 from volatility3.plugins.windows.apcaudit.targets import (
+    ContextRecord,
     Lies,
     Place,
-    Registers,
     Target,
     decode_wow64,
     gadget,
@@ -204,7 +204,7 @@ def explanation(subject: Thread) -> str:
 
 def test_a_context_is_told() -> None:
     """NtContinue's CONTEXT is told: instruction pointer, with what it is, and the first argument."""
-    registers = Registers(0x20F00020000, image("kernel32", "VirtualProtect"), 0x20F00010000)
+    registers = ContextRecord(0x20F00020000, image("kernel32", "VirtualProtect"), 0x20F00010000)
     text = explanation(subject(CONTINUE, argument=0x20F00020000, registers=registers))
     assert "0x7ff810001200 (kernel32!VirtualProtect)" in text
     assert "the CONTEXT at 0x20f00020000" in text

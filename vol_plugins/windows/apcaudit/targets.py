@@ -54,7 +54,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Registers:
+class ContextRecord:
     """The CONTEXT that a function would continue with: its address, its instruction pointer and its first argument."""
 
     address: int
@@ -83,7 +83,7 @@ class Target:
     narrow: bool = False
     argument: int | None = None
     string: str | None = None
-    registers: Registers | None = None
+    registers: ContextRecord | None = None
     others: int | None = None
     alike: int | None = None
     elsewhere: bool | None = None

@@ -35,7 +35,7 @@ from ..windows import PAGE_SIZE
 _KERNEL_NAMES = frozenset({"ntoskrnl", "ntkrnlmp", "ntkrnlpa", "ntkrpamp"})
 
 
-class Source(Enum):
+class DriverSource(Enum):
     """Where a driver was found."""
 
     MODULE = "PsLoadedModuleList"
@@ -56,7 +56,7 @@ class Driver:
     size: int
     name: str
     path: str = ""
-    source: Source = Source.MODULE
+    source: DriverSource = DriverSource.MODULE
     hidden: bool | None = False
     claimed: int | None = None
 

@@ -10,7 +10,7 @@ from ..image.memory import Memory
 from ..image.structures import object_name, read_member, read_unicode_string
 from ..image.symbols import KernelSymbols
 from ..windows import PAGE_SIZE
-from .driver import Driver, Source
+from .driver import Driver, DriverSource
 
 FOLDERS = ("Driver", "FileSystem")
 """The object directories that contain driver objects (WDK, "Object Directories")."""
@@ -56,7 +56,7 @@ def _driver(memory: Memory, symbols: KernelSymbols, body: int) -> Driver | None:
     if member("Type") != _DRIVER_TYPE or not start or not size or size > IMAGE_BOUND:
         return None
     path = read_unicode_string(memory, symbols, "_DRIVER_OBJECT", "DriverName", body) or ""
-    return Driver(start, size, path.rpartition("\\")[2], path, Source.OBJECT)
+    return Driver(start, size, path.rpartition("\\")[2], path, DriverSource.OBJECT)
 
 
 WALK_BOUND = 16 << 20
@@ -173,7 +173,7 @@ class HiddenImages:
         if header is None or not self._believable(header, address - base):
             return None
         name = name_of(read, header)
-        driver = Driver(base, header.size_of_image, name or "", source=Source.HEADER, hidden=self._hidden)
+        driver = Driver(base, header.size_of_image, name or "", source=DriverSource.HEADER, hidden=self._hidden)
         known = self._by_object(address)
         if known is None:
             return driver

@@ -18,7 +18,7 @@ from ..unwind.registers import (
     registers_from_context,
     registers_from_switch_frame,
 )
-from ..unwind.scan import FRAMES_BOUND, FROM_USER, Found, Leaving, Scanner, Walked
+from ..unwind.scan import FRAMES_BOUND, FROM_USER, FoundFrame, Leaving, Scanner, Walked
 from ..unwind.stack import Frame, How, Stack, StackKind, StackView
 from ..unwind.x64 import walk_x64
 from ..unwind.x86 import walk_x86
@@ -27,7 +27,7 @@ from .frame_names import FrameNames, ModuleCode
 from .thread_stacks import ThreadStacks, is_running
 
 # A frame and the stack that it is on.
-_Placed = tuple[Found, StackKind]
+_Placed = tuple[FoundFrame, StackKind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +206,14 @@ class Stacks:
                     break
                 left.remove(other)
                 stack, registers = other, exception.registers
-                first = Found(registers.ip, How.INTERRUPTED, found_at=exception.found_at)
+                first = FoundFrame(registers.ip, How.INTERRUPTED, found_at=exception.found_at)
                 walked = self._walk(registers, stack, exact=True)
             elif walked.ending == FROM_USER or (stack.entry is not None and walked.ending == stack.searched):
                 callouts = self._entries.callouts(thread, stacks) if callouts is None else callouts
                 if not callouts:
                     break
                 callout, stack = callouts.pop(0)
-                first = Found(callout.registers.ip, How.CALLOUT, found_at=callout.found_at, follows_call=True)
+                first = FoundFrame(callout.registers.ip, How.CALLOUT, found_at=callout.found_at, follows_call=True)
                 walked = self._walk(callout.registers, stack, exact=False)
             else:
                 break
@@ -224,11 +224,11 @@ class Stacks:
         ending = walked.ending if stack.present else f"the {stack.kind.value} stack is not in the image"
         return tuple(placed[:FRAMES_BOUND]), ending
 
-    def _first_on(self, leaving: Leaving) -> Found:
+    def _first_on(self, leaving: Leaving) -> FoundFrame:
         """Return the frame with which a walk goes on on another stack."""
         ip = leaving.registers.ip
         follows = None if leaving.exact else self._code.call_before(ip).follows
-        return Found(ip, leaving.how, found_at=leaving.found_at, follows_call=follows, certain=leaving.certain)
+        return FoundFrame(ip, leaving.how, found_at=leaving.found_at, follows_call=follows, certain=leaving.certain)
 
     def _walk(
         self,
@@ -295,7 +295,7 @@ class Stacks:
         return Stack(frames, source, ending)
 
 
-def _is_exact(found: Found) -> bool:
+def _is_exact(found: FoundFrame) -> bool:
     return found.how is How.INTERRUPTED or (found.how is How.SWITCHED and not found.follows_call)
 
 

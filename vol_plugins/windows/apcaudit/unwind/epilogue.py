@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from .registers import FRAME_POINTER
 
-BYTES = 64
+EPILOGUE_BYTES = 64
 """How many bytes of code are read for an epilogue: stack adjustment, pops of all registers, return."""
 
 _POP, _POP_EXTENDED = range(0x58, 0x60), 0x41
@@ -37,7 +37,7 @@ def find_epilogue(code: bytes, frame_register: int, *, direct_jumps: bool = Fals
     """Decode the code at an instruction pointer if it is the rest of an epilogue, else return None.
 
     Args:
-        code: up to BYTES bytes from the instruction pointer.
+        code: up to EPILOGUE_BYTES bytes from the instruction pointer.
         frame_register: the number of the function's frame register by its unwind data; 0 is none.
         direct_jumps: whether a direct jump behind the rest may end the function; it may as well stay in it.
     """
@@ -120,7 +120,7 @@ def find_function_end(code: bytes) -> FunctionEnd | None:
             rest, adjustment = at + len(_FROM_R11), _loaded(code[max(at - _BETWEEN, 0) : at])
         elif not code.startswith(_BEGINNINGS, at):
             continue
-        piece = code[rest : rest + BYTES]
+        piece = code[rest : rest + EPILOGUE_BYTES]
         decoded, length = decode_pops(piece, FRAME_POINTER)
         whole = find_epilogue(piece, FRAME_POINTER, direct_jumps=True) is not None
         found = replace(decoded, adjustment=decoded.adjustment + adjustment)

@@ -102,7 +102,7 @@ FROM_USER = "entered from user mode"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFrame:
     """A frame before its code address is named; see `frame.Frame`."""
 
     ip: int
@@ -134,7 +134,7 @@ class Leaving:
 class Walked:
     """The frames of a walk on one stack, innermost first, how it ended, and where it goes on on another stack."""
 
-    frames: tuple[Found, ...]
+    frames: tuple[FoundFrame, ...]
     ending: str
     leaving: Leaving | None = None
 
@@ -191,12 +191,12 @@ class _Possible:
     """The possible frames of a search, which may be found by a call's target."""
 
     def __init__(self, code: CodeView) -> None:
-        self.frames: list[Found] = []
+        self.frames: list[FoundFrame] = []
         self._code = code
         self._by_function: dict[int, int] = {}
         self._unknown: list[int] = []  # sorted
 
-    def add(self, frame: Found) -> None:
+    def add(self, frame: FoundFrame) -> None:
         if len(self.frames) == FRAMES_BOUND:
             return
         self.frames.append(frame)
@@ -235,7 +235,7 @@ class Scanner:
         self._dispatchers: set[int] = set()  # call targets that were found to jump to other functions
         self._candidates: list[tuple[int, int, CallBefore]] | None = None
 
-    def next_frames(self, ip: int, start: int, end: int | None = None) -> list[Found]:
+    def next_frames(self, ip: int, start: int, end: int | None = None) -> list[FoundFrame]:
         """Find the caller of the function at a code address (0: unknown), in a range of the stack.
 
         Args:
@@ -253,7 +253,7 @@ class Scanner:
         for slot, value, call in self._range(start, end):
             if calls and slot >= (possible.frames[calls - 1].found_at or 0) + _AHEAD:
                 break
-            found = Found(value, How.SCANNED, self._address(slot), slot, follows_call=call.follows, certain=False)
+            found = FoundFrame(value, How.SCANNED, self._address(slot), slot, follows_call=call.follows, certain=False)
             link = Link.ALLOWS if call.follows is None else self._best_link(ip, possible, value, call)
             if link is Link.CONTRADICTS:
                 continue

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..formats.pe import ReadRva
 from ..formats.unwind_info import FunctionTable, NoEntry, Operation, RuntimeFunction, UnwindInfo, read_unwind_info
-from .epilogue import BYTES, CODE_BYTES, Epilogue, find_epilogue, find_function_end
+from .epilogue import CODE_BYTES, EPILOGUE_BYTES, Epilogue, find_epilogue, find_function_end
 from .registers import (
     FRAME_POINTER,
     STACK_POINTER,
@@ -18,7 +18,7 @@ from .registers import (
     came_from_kernel,
     partial_registers,
 )
-from .scan import FRAMES_BOUND, FROM_USER, CallBefore, CodeView, Found, Leaving, Link, Scanner, Walked
+from .scan import FRAMES_BOUND, FROM_USER, CallBefore, CodeView, FoundFrame, Leaving, Link, Scanner, Walked
 from .stack import How, StackView
 
 CHAIN_BOUND = 32
@@ -94,7 +94,7 @@ def unwind(
 
 
 def _code(read: ReadRva, rva: int) -> bytes:
-    for length in (BYTES, 16):
+    for length in (EPILOGUE_BYTES, 16):
         code = read(rva, length)
         if code is not None:
             return code
@@ -211,7 +211,7 @@ def walk_x64(
 class _Step:
     """The next frames and the registers in the last of them."""
 
-    frames: list[Found]
+    frames: list[FoundFrame]
     registers: Registers
     exact: bool = False
 
@@ -233,7 +233,7 @@ class _Walk:
         self._scanner = Scanner(stack, code, lambda sp: self._trap_at(sp) is not None)
 
     def run(self, start: Registers, *, exact: bool, called: bool) -> Walked:
-        frames = [Found(start.ip, How.SAVED, start.sp)]
+        frames = [FoundFrame(start.ip, How.SAVED, start.sp)]
         registers = start
         while len(frames) < FRAMES_BOUND:
             function = (registers.ip - (not exact)) if called or len(frames) > 1 else 0
@@ -276,7 +276,7 @@ class _Walk:
             return following
         self._exception = None
         registers = exception.registers
-        frame = Found(registers.ip, How.INTERRUPTED, registers.sp, exception.found_at)
+        frame = FoundFrame(registers.ip, How.INTERRUPTED, registers.sp, exception.found_at)
         return _Step([frame], registers, exact=True)
 
     def _by_unwind_data(self, registers: Registers, *, exact: bool) -> _Step | Leaving | str | None:
@@ -294,11 +294,11 @@ class _Walk:
             # Code outside of all modules can be interrupted too.
             if not self._code.is_code(after.ip) and not came_from_kernel(self._stack, step.found_at):
                 return None
-            return _Step([Found(after.ip, How.INTERRUPTED, after.sp, step.found_at)], after, exact=True)
+            return _Step([FoundFrame(after.ip, How.INTERRUPTED, after.sp, step.found_at)], after, exact=True)
         follows = self._code.call_before(after.ip).follows
         if follows is False or not self._code.is_code(after.ip):
             return None
-        return _Step([Found(after.ip, How.UNWOUND, after.sp, step.found_at, follows_call=follows)], after)
+        return _Step([FoundFrame(after.ip, How.UNWOUND, after.sp, step.found_at, follows_call=follows)], after)
 
     def _by_trap_frame(self, registers: Registers, *, certain: bool) -> _Step | Leaving | str | None:
         """Step to what was interrupted: where the frame is that of entry code, its stack pointer is the trap frame."""
@@ -310,7 +310,7 @@ class _Walk:
         after = partial_registers(trap.ip, trap.sp, trap.bp, 8)
         if not self._stack.holds(trap.sp):
             return Leaving(after, How.INTERRUPTED, trap.found_at, certain=certain)
-        return _Step([Found(trap.ip, How.INTERRUPTED, trap.sp, trap.found_at, certain=certain)], after, exact=True)
+        return _Step([FoundFrame(trap.ip, How.INTERRUPTED, trap.sp, trap.found_at, certain=certain)], after, exact=True)
 
     def _trap_at(self, sp: int) -> TrapFrame | None:
         trap = None if self._traps is None else self._traps.read(self._stack, sp)
@@ -338,7 +338,7 @@ class _Walk:
         if exact and not (call.follows and link in (Link.CONFIRMS, Link.SUGGESTS)):
             return None
         bp = step.registers.bp if FRAME_POINTER in epilogue.pops else None
-        frame = Found(ip, How.SCANNED, sp, step.found_at, follows_call=call.follows)
+        frame = FoundFrame(ip, How.SCANNED, sp, step.found_at, follows_call=call.follows)
         return _Step([frame], partial_registers(ip, sp, bp, 8))
 
     def _by_switch(self) -> Leaving | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..formats.layout import MemberLookup
 from .registers import ExceptionRegisters, Registers, TrapFrame, partial_registers
-from .scan import FRAMES_BOUND, FROM_USER, CodeView, Found, Leaving, Link, Scanner, Walked
+from .scan import FRAMES_BOUND, FROM_USER, CodeView, FoundFrame, Leaving, Link, Scanner, Walked
 from .stack import How, StackView
 
 # The value of DbgArgMark, by which debuggers recognize a trap frame; DbgEbp and DbgEip in front of it continue the EBP
@@ -120,7 +120,7 @@ class _Walk:
         self._scanner = Scanner(stack, code)
 
     def run(self, place: _Place) -> Walked:
-        frames = [Found(place.ip, How.SAVED, place.bp, arguments=self._arguments(place.bp))]
+        frames = [FoundFrame(place.ip, How.SAVED, place.bp, arguments=self._arguments(place.bp))]
         while len(frames) < FRAMES_BOUND:
             entered = self._unframed_return_slot(place) if place.exact else None
             if entered is not None:
@@ -153,14 +153,14 @@ class _Walk:
         from_user = place.bp == self._stack.entry is not None or (trap is not None and trap.user)
         return FROM_USER if from_user else None
 
-    def _by_trap(self, place: _Place, trap: TrapFrame | None) -> tuple[list[Found], _Place] | None:
+    def _by_trap(self, place: _Place, trap: TrapFrame | None) -> tuple[list[FoundFrame], _Place] | None:
         """Follow EBP to a trap frame; the kernel's interrupt entry code sets EBP to it."""
         if trap is None:
             return None
         between = None if trap.called else self._find_caller(place, trap.address)
         return self._to_caller(between, place) if between is not None else self._to_interrupted(trap)
 
-    def _by_chain(self, place: _Place) -> tuple[list[Found], _Place] | None:
+    def _by_chain(self, place: _Place) -> tuple[list[FoundFrame], _Place] | None:
         """Follow EBP to the caller's frame; None where there is none."""
         stack, bp = self._stack, place.bp
         saved, value = (None, None) if bp is None or bp < place.sp else (stack.word(bp), stack.word(bp + 4))
@@ -183,11 +183,11 @@ class _Walk:
             possible = [each for each in found if each.follows_call is None]
         else:
             possible = []
-        caller = Found(value, How.FRAME_POINTER, saved, bp + 4, self._arguments(saved), call.follows)
+        caller = FoundFrame(value, How.FRAME_POINTER, saved, bp + 4, self._arguments(saved), call.follows)
         callers, following = self._to_caller(caller, place)
         return [*possible, *callers], following
 
-    def _by_search(self, place: _Place) -> tuple[list[Found], _Place]:
+    def _by_search(self, place: _Place) -> tuple[list[FoundFrame], _Place]:
         """Find the next frames by return addresses, or a trap frame below them; no frames where there are none."""
         found = self._scanner.next_frames(place.inside, max(place.sp, self._stack.limit))
         below = self._stack.top if not found else found[0].found_at or 0
@@ -199,7 +199,7 @@ class _Walk:
         frames = [replace(each, arguments=self._arguments(each.address)) for each in found]
         return frames, self._to_caller(frames[-1], place)[1]
 
-    def _through_exception(self, found: list[Found], following: _Place) -> tuple[list[Found], _Place]:
+    def _through_exception(self, found: list[FoundFrame], following: _Place) -> tuple[list[FoundFrame], _Place]:
         """Return the next frames, those of the exception instead of any that are its frame or beyond it."""
         exception = self._exception
         if exception is None:
@@ -210,7 +210,7 @@ class _Walk:
         self._exception = None
         registers = exception.registers
         arguments = self._arguments(registers.bp)
-        interrupted = Found(registers.ip, How.INTERRUPTED, registers.bp, exception.found_at, arguments)
+        interrupted = FoundFrame(registers.ip, How.INTERRUPTED, registers.bp, exception.found_at, arguments)
         return [*before, interrupted], _Place(registers.ip, registers.sp, registers.bp, exact=True)
 
     def _by_switch(self, place: _Place) -> Leaving | None:
@@ -223,18 +223,18 @@ class _Walk:
         registers = partial_registers(place.ip, sp, bp, 4)
         return Leaving(registers, How.SWITCHED, switch.sp_at, exact=place.exact, same_frame=True)
 
-    def _to_caller(self, found: Found, place: _Place) -> tuple[list[Found], _Place]:
+    def _to_caller(self, found: FoundFrame, place: _Place) -> tuple[list[FoundFrame], _Place]:
         """Return a caller's frame, and its registers."""
         sp = (found.found_at or 0) + 4
         # A function without a frame pointer does not change its caller's EBP.
         kept = found.address is None and not (place.bp is not None and place.bp < sp)
         return [found], _Place(found.ip, sp, place.bp if kept else found.address)
 
-    def _to_interrupted(self, trap: TrapFrame) -> tuple[list[Found], _Place]:
+    def _to_interrupted(self, trap: TrapFrame) -> tuple[list[FoundFrame], _Place]:
         """Return the frame that was interrupted (or called a system service), and its registers."""
         how = How.FRAME_POINTER if trap.called else How.INTERRUPTED
         follows = True if trap.called else None
-        frame = Found(trap.ip, how, trap.bp, trap.found_at, self._arguments(trap.bp), follows)
+        frame = FoundFrame(trap.ip, how, trap.bp, trap.found_at, self._arguments(trap.bp), follows)
         return [frame], _Place(trap.ip, trap.sp, trap.bp, exact=not trap.called)
 
     def _trap_at(self, place: _Place) -> TrapFrame | None:
@@ -258,12 +258,12 @@ class _Walk:
         service = None if self._traps is None else self._traps.service
         return replace(trap, called=target is not None and target == service)
 
-    def _find_caller(self, place: _Place, end: int) -> Found | None:
+    def _find_caller(self, place: _Place, end: int) -> FoundFrame | None:
         """Find a return address below `end` whose direct call entered the function of a place."""
         for slot, value in self._stack.words(place.sp, end):
             link = self._entered(place, value) if self._code.is_code(value) else None
             if link is not None:
-                return Found(value, How.SCANNED, None, slot, follows_call=True, certain=link is Link.CONFIRMS)
+                return FoundFrame(value, How.SCANNED, None, slot, follows_call=True, certain=link is Link.CONFIRMS)
         return None
 
     def _entered(self, place: _Place, return_address: int) -> Link | None:
@@ -272,7 +272,7 @@ class _Walk:
         link = Link.CONTRADICTS if call.target is None else self._scanner.link(place.inside, return_address, call)
         return link if link in (Link.CONFIRMS, Link.SUGGESTS) else None
 
-    def _caller_of_unframed(self, place: _Place, slot: int) -> Found | None:
+    def _caller_of_unframed(self, place: _Place, slot: int) -> FoundFrame | None:
         """Return the caller of a function that has not yet set EBP; its return address is at `slot`."""
         value = self._stack.word(slot)
         if value is None or not self._code.is_code(value):
@@ -280,7 +280,7 @@ class _Walk:
         follows = self._code.call_before(value).follows
         if follows is False:
             return None
-        return Found(value, How.FRAME_POINTER, place.bp, slot, self._arguments(place.bp), follows)
+        return FoundFrame(value, How.FRAME_POINTER, place.bp, slot, self._arguments(place.bp), follows)
 
     def _unframed_return_slot(self, place: _Place) -> int | None:
         """Return the address of the return address of a function that has not yet set EBP; None once it has."""

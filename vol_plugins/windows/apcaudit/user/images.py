@@ -13,7 +13,7 @@ from ..image.memory import Memory
 from ..image.structures import read_unicode_string
 from ..image.symbols import KernelSymbols
 from ..modules.driver import PdbSymbols, find_symbols
-from .vads import Layout, Vad
+from .vads import Vad, VadLayout
 
 IMAGES_KEPT = 512
 """How many images are kept; a system-wide DLL is one, however many processes map it."""
@@ -35,7 +35,7 @@ Read = Callable[[int, int], "bytes | None"]
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class MappedSection:
     """What the VAD of a section leads to: addresses of the control area and of its prototype PTEs, and the file."""
 
     control_area: int | None = None
@@ -47,20 +47,20 @@ class Section:
 class Sections:
     """Reads the sections of VADs in kernel memory; the name of a file once."""
 
-    def __init__(self, memory: Memory, symbols: KernelSymbols, layout: Layout) -> None:
+    def __init__(self, memory: Memory, symbols: KernelSymbols, layout: VadLayout) -> None:
         self._memory, self._symbols, self._layout = memory, symbols, layout
         self._paths: dict[int, str | None] = {}
 
-    def read(self, vad: Vad) -> Section:
+    def read(self, vad: Vad) -> MappedSection:
         """Read what a VAD leads to; a private one leads nowhere."""
         decoder = self._layout.section
         data = self._memory.read(vad.node, decoder.size) if decoder is not None and not vad.private else None
         if decoder is None or data is None:
-            return Section()
+            return MappedSection()
         subsection, area, first, last = decoder(data)
         if area is None and subsection:
             area = self._pointer(subsection, self._layout.subsection_area)
-        return Section(area, first or 0, last or 0, self._path(area) if area else None)
+        return MappedSection(area, first or 0, last or 0, self._path(area) if area else None)
 
     def _path(self, area: int) -> str | None:
         if area not in self._paths:

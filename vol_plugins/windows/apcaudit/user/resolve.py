@@ -15,11 +15,11 @@ from ..targets import (
     DISPATCHERS,
     LOWEST_USER_ADDRESS,
     WRAPPING_MODULES,
+    ContextRecord,
     Dispatcher,
     HandsOn,
     Lies,
     Place,
-    Registers,
     Target,
     decode_wow64,
     gadget,
@@ -41,7 +41,7 @@ _NATIVE = "an encoded routine in a process that runs no 32-bit code"
 _UNDECIDED = "it is not known whether the process runs 32-bit code"
 
 
-class Call:
+class UserCall:
     """A function and its arguments on the way from NormalRoutine to the target.
 
     `arguments` are three, None for those that are not known. `narrow` is whether 32-bit code runs, `queued` whether
@@ -94,7 +94,7 @@ class Resolver:
         arguments = (apc.normal_context, apc.system_argument1, apc.system_argument2)
         narrow = decoded is not None or self._bits == 32
         place = space.place(routine if decoded is None else decoded)
-        call = Call(place, arguments, narrow=narrow, queued=self._is_queued(apc))
+        call = UserCall(place, arguments, narrow=narrow, queued=self._is_queued(apc))
         for _ in range(HOPS_BOUND):
             if not self._follow(call, space):
                 break
@@ -104,7 +104,7 @@ class Resolver:
         routine = apc.kernel_routine
         return routine is not None and routine.address not in self._completions
 
-    def _follow(self, call: Call, space: UserSpace) -> bool:
+    def _follow(self, call: UserCall, space: UserSpace) -> bool:
         """Go on to what a dispatcher calls; False where the function is none, or what it calls is not known."""
         module = (call.place.module or "").lower()
         if call.place.lies is not Lies.IMAGE:
@@ -128,7 +128,7 @@ class Resolver:
             return True
         return self._follow_context(call, space, context, known=row is not None)
 
-    def _follow_context(self, call: Call, space: UserSpace, context: int, *, known: bool) -> bool:
+    def _follow_context(self, call: UserCall, space: UserSpace, context: int, *, known: bool) -> bool:
         """Go on to the function that a wrapper's context is, or that lies in the block which the context is."""
         place = space.place(context & _WORD if call.narrow else context)
         if place.lies is Lies.UNKNOWN or (place.executable is None and place.lies is not Lies.NOWHERE):
@@ -157,7 +157,7 @@ class Resolver:
 
     def _go(
         self,
-        call: Call,
+        call: UserCall,
         space: UserSpace,
         address: int,
         arguments: tuple[int | None, int | None, int | None],
@@ -171,7 +171,7 @@ class Resolver:
         call.place = space.place(address & _WORD if narrow else address)
         call.arguments = arguments
 
-    def _describe(self, call: Call, space: UserSpace, *, encoded: bool) -> Target:
+    def _describe(self, call: UserCall, space: UserSpace, *, encoded: bool) -> Target:
         first, _, third = call.arguments
         place = call.place if call.why is None else replace(call.place, why=call.place.why or call.why)
         argument = first & _WORD if first is not None and call.narrow else first
@@ -222,7 +222,7 @@ class Resolver:
         end = words.index(b"\0\0") if b"\0\0" in words else len(words)
         return from_utf16(b"".join(words[:end])) or None
 
-    def _registers(self, space: UserSpace, address: int, *, narrow: bool) -> Registers | None:
+    def _registers(self, space: UserSpace, address: int, *, narrow: bool) -> ContextRecord | None:
         """Read the CONTEXT at an address; that of 32-bit code on x64 has no type in the kernel's symbols."""
         if narrow and self._bits == 64:
             return None
@@ -234,7 +234,7 @@ class Resolver:
             if data is None:
                 return None
             values.append(int.from_bytes(data, "little"))
-        return Registers(address, space.place(values[0]), values[1])
+        return ContextRecord(address, space.place(values[0]), values[1])
 
 
 TARGETS_BOUND = 1 << 15

@@ -10,9 +10,9 @@ from ..image.structures import read_member
 from ..kernel import Kernel
 from ..targets import HIGHEST_USER_ADDRESS_X64, Lies, Place
 from ..windows import PAGE_SIZE
-from .images import IMAGES_KEPT, Section, Sections, UserImage, label_of
+from .images import IMAGES_KEPT, MappedSection, Sections, UserImage, label_of
 from .pages import Page, PageTables, Pte, PteLayout, read_pte_layout
-from .vads import TOTAL_BOUND, Layout, Vad, VadTree, read_layout
+from .vads import TOTAL_BOUND, Vad, VadLayout, VadTree, read_vad_layout
 
 SPACES_KEPT = 256
 """How many processes' user spaces are kept."""
@@ -49,7 +49,7 @@ class UserSpaces:
         memory, symbols = kernel.memory, kernel.symbols
         self.kernel = kernel
         self.memory = memory
-        self.layout = read_layout(symbols, memory.pointer_size)
+        self.layout = read_vad_layout(symbols, memory.pointer_size)
         self.pte_layout = read_pte_layout(symbols)
         self.sections = Sections(memory, symbols, self.layout)
         self.budget = [TOTAL_BOUND]
@@ -69,7 +69,7 @@ class UserSpaces:
                 self._spaces.popitem(last=False)
         return space
 
-    def image(self, space: UserSpace, vad: Vad, section: Section) -> UserImage:
+    def image(self, space: UserSpace, vad: Vad, section: MappedSection) -> UserImage:
         """Return the image that a VAD maps; what is read of it is shared by processes that have the file's own pages.
 
         A process that has written to its header or its exports has them read as it maps them.
@@ -124,7 +124,7 @@ class UserSpace:
         self.process = process
         self._spaces = spaces
         memory: Memory = spaces.memory
-        layout: Layout = spaces.layout
+        layout: VadLayout = spaces.layout
         entries: PteLayout = spaces.pte_layout
         self._memory = memory
         self.unknown = layout.lacks
@@ -188,7 +188,7 @@ class UserSpace:
             return None if shared is None else shared.physical
         return pte.physical
 
-    def _prototype(self, vad: Vad, address: int, section: Section) -> Pte | None:
+    def _prototype(self, vad: Vad, address: int, section: MappedSection) -> Pte | None:
         """Return what the prototype PTE of an address says, None where it is not known."""
         size = self._memory.paging.entry_size
         at = section.first_pte + (address - vad.start) // PAGE_SIZE * size
@@ -197,13 +197,13 @@ class UserSpace:
         data = self._memory.read(at, size)
         return None if data is None else self._tables.decode(int.from_bytes(data, "little"))
 
-    def _image(self, vad: Vad, section: Section) -> UserImage:
+    def _image(self, vad: Vad, section: MappedSection) -> UserImage:
         image = self._images.get(vad.start)
         if image is None:
             image = self._images[vad.start] = self._spaces.image(self, vad, section)
         return image
 
-    def has_files_pages(self, vad: Vad, section: Section, ranges: Iterable[tuple[int, int]]) -> bool:
+    def has_files_pages(self, vad: Vad, section: MappedSection, ranges: Iterable[tuple[int, int]]) -> bool:
         """Tell whether the pages of ranges of an image, by relative addresses, are the file's own and no copies."""
         for start, size in ranges:
             first = vad.start + start - start % PAGE_SIZE
@@ -278,7 +278,7 @@ class UserSpace:
             return protection, True
         return protection, False if self._data_is_data else None
 
-    def _own_page(self, address: int, vad: Vad, pte: Pte, section: Section) -> bool | None:
+    def _own_page(self, address: int, vad: Vad, pte: Pte, section: MappedSection) -> bool | None:
         """Tell whether an image's page is the process's own copy, by its prototype PTE; None if not known."""
         if pte.page in (Page.SHARED, Page.UNTOUCHED):
             return False
@@ -337,7 +337,7 @@ class UserSpace:
         return None if data is None else any(data)
 
 
-def _gap(pte: Pte, section: Section, image: UserImage | None, own: bool | None, rva: int) -> str | None:
+def _gap(pte: Pte, section: MappedSection, image: UserImage | None, own: bool | None, rva: int) -> str | None:
     """Say what of a place could not be read, the most important first."""
     if pte.page is Page.UNREADABLE:
         return _NO_TABLES

@@ -40,7 +40,7 @@ _SECTION = {
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class VadLayout:
     """Where the members lie; `lacks` says what this symbol file lacks without which nothing is known of user space.
 
     `root` is the pointer to the tree's root in _EPROCESS. `node` decodes the members of _NODE in their order, `section`
@@ -58,7 +58,7 @@ class Layout:
     reference: int = 0
 
 
-def read_layout(symbols: KernelSymbols, pointer_size: int) -> Layout:
+def read_vad_layout(symbols: KernelSymbols, pointer_size: int) -> VadLayout:
     """Find the members in the kernel's symbols."""
     find = symbols.member
     root = _first(find, "_EPROCESS", _ROOTS)
@@ -68,10 +68,10 @@ def read_layout(symbols: KernelSymbols, pointer_size: int) -> Layout:
     nodes = {name: _first(find, structure, paths) for name, paths in _NODE.items()}
     missing = [name for name in _NEEDED if nodes[name] is None]
     if root is None or top is None or missing:
-        return Layout(f"the symbols do not describe {'VADs' if missing or root is None else 'address spaces'}")
+        return VadLayout(f"the symbols do not describe {'VADs' if missing or root is None else 'address spaces'}")
     file = _first(find, "_CONTROL_AREA", ("FilePointer.Object", "FilePointer.Value", "FilePointer"))
     counted = find("_CONTROL_AREA", "FilePointer.Object") is not None
-    return Layout(
+    return VadLayout(
         None,
         root,
         top,
@@ -125,14 +125,14 @@ class Vad:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class VadSearch:
     """What a search found: the VAD, None for none; `why` says why it is not known whether there is one."""
 
     vad: Vad | None = None
     why: str | None = None
 
 
-_NOWHERE = Found()
+_NOWHERE = VadSearch()
 
 
 class VadTree:
@@ -142,7 +142,7 @@ class VadTree:
     programs write what they like: no node lies there.
     """
 
-    def __init__(self, memory: Memory, layout: Layout, process: int, budget: list[int], lowest: int) -> None:
+    def __init__(self, memory: Memory, layout: VadLayout, process: int, budget: list[int], lowest: int) -> None:
         self._memory = memory
         self._lowest = lowest
         self._layout = layout
@@ -154,30 +154,30 @@ class VadTree:
         self._private_code: frozenset[tuple[int, int, str]] | None = None
         self._counted = False
 
-    def find(self, address: int) -> Found:
+    def find(self, address: int) -> VadSearch:
         """Find the VAD that holds a user address."""
         page = address >> 12
         low, high, node = 0, _PAGES, self._root
         if not node:
-            return Found(why=_UNALLOCATED[node is None])
+            return VadSearch(why=_UNALLOCATED[node is None])
         for _ in range(DEPTH_BOUND):
             if node < self._lowest:
-                return Found(why=f"the VAD tree leads to user space at {node:#x}")
+                return VadSearch(why=f"the VAD tree leads to user space at {node:#x}")
             read = self._read(node)
             if read is None:
-                return Found(why=f"the VAD at {node:#x} cannot be read")
+                return VadSearch(why=f"the VAD at {node:#x} cannot be read")
             start, end = _range(read)
             if not low <= start <= end < high:
-                return Found(why=f"the VAD tree contradicts itself at {node:#x}")
+                return VadSearch(why=f"the VAD tree contradicts itself at {node:#x}")
             if page < start:
                 high, node = start, read[2] or 0
             elif page > end:
                 low, node = end + 1, read[3] or 0
             else:
-                return Found(_vad(node, read))
+                return VadSearch(_vad(node, read))
             if not node:
                 return _NOWHERE
-        return Found(why=f"the VAD tree is more than {DEPTH_BOUND} levels deep")
+        return VadSearch(why=f"the VAD tree is more than {DEPTH_BOUND} levels deep")
 
     def count_private_code(self, vad: Vad) -> tuple[int, int] | None:
         """Count the VADs of private executable memory beside one, and those that are of its size and protection.
