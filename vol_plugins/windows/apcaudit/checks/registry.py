@@ -266,6 +266,20 @@ RULES = (
         apc=apcs.apc_outside_pool,
     ),
     Rule(
+        "user-apc-early",
+        Subject.APC,
+        "a user APC would run before its program does",
+        (_HIGH, _LOW),
+        apc=user_apcs.early,
+    ),
+    Rule(
+        "special-user-apc",
+        Subject.APC,
+        "a user APC that needs no alertable wait",
+        (_HIGH, _MEDIUM, _LOW),
+        apc=user_apcs.special_user,
+    ),
+    Rule(
         "user-apc-private-code",
         Subject.APC,
         "a user APC would run private memory, which no file backs",
@@ -286,20 +300,6 @@ RULES = (
         "a user APC would run where nothing executable is mapped",
         (_MEDIUM,),
         target=user_apcs.nowhere,
-    ),
-    Rule(
-        "user-apc-early",
-        Subject.APC,
-        "a user APC would run before its program does",
-        (_HIGH, _LOW),
-        apc=user_apcs.early,
-    ),
-    Rule(
-        "special-user-apc",
-        Subject.APC,
-        "a user APC that needs no alertable wait",
-        (_HIGH, _MEDIUM, _LOW),
-        apc=user_apcs.special_user,
     ),
     Rule(
         "user-apc-wow64",
@@ -324,26 +324,11 @@ RULES = (
     Rule("flt-send-loop", Subject.CODE, "its start routine sends to a process in a loop", (_LOW,)),
     Rule("apc-disabled-across-wait", Subject.CODE, "its start routine waits with APCs disabled", (_LOW,)),
 )
-"""In the order in which a thread's findings are listed."""
+"""In the order in which a thread's findings are listed, and an APC's; those of its target come last."""
 
 _OF_THREADS = tuple(rule.thread for rule in RULES if rule.thread is not None)
+_OF_APCS = tuple(rule.apc for rule in RULES if rule.apc is not None)
 _OF_TARGETS = tuple(rule.target for rule in RULES if rule.target is not None)
-
-
-def _of_apc(rule: Rule) -> ApcCheck | None:
-    """Return the check of an APC, which for a finding about targets is that of the APC's own target."""
-    check = rule.target
-    if check is None:
-        return rule.apc
-
-    def check_its_target(apc: Apc, thread: Thread, facts: Facts) -> Finding | None:
-        target = thread.target(apc)
-        return None if target is None else check(target, apc, thread, facts)
-
-    return check_its_target
-
-
-_OF_APCS = tuple(of_apc for rule in RULES if (of_apc := _of_apc(rule)) is not None)
 
 
 def check_thread(thread: Thread, facts: Facts) -> tuple[Finding, ...]:
@@ -353,11 +338,12 @@ def check_thread(thread: Thread, facts: Facts) -> tuple[Finding, ...]:
 
 def check_apc(apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
     """Return every finding about one APC of a thread."""
-    return tuple(finding for check in _OF_APCS if (finding := check(apc, thread, facts)) is not None)
+    found = [finding for check in _OF_APCS if (finding := check(apc, thread, facts)) is not None]
+    return (*found, *check_target(thread.target(apc), apc, thread, facts))
 
 
 def check_target(target: Target | None, apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
-    """Return the findings about what a user APC would run, for one that is not queued yet."""
+    """Return the findings about what a user APC would run, queued already or not; none where that is not known."""
     if target is None:
         return ()
     return tuple(each for check in _OF_TARGETS if (each := check(target, apc, thread, facts)) is not None)
