@@ -196,20 +196,22 @@ def environment(cache: Path, before: Path | None = None) -> dict[str, str]:
 
 def descendants(pid: int) -> dict[int, int]:
     """Return the processes below one as (process, its parent), by /proc."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+    below: dict[int, list[int]] = {}
+    # Tests ask again and again until they see something: a Path for each process took longer than to read it.
+    for name in os.listdir("/proc"):
+        if name.isdigit():
             try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                    parent = int(file.read(1024).rpartition(b")")[2].split()[1])
             except (OSError, ValueError, IndexError):
                 continue
+            below.setdefault(parent, []).append(int(name))
     found: dict[int, int] = {}
     pending = [pid]
     while pending:
         above = pending.pop()
-        below = [each for each, parent in parents.items() if parent == above]
-        found |= dict.fromkeys(below, above)
-        pending += below
+        found |= dict.fromkeys(below.get(above, ()), above)
+        pending += below.get(above, ())
     return found
 
 
@@ -278,7 +280,10 @@ LISTEN = "0A"
 def listening(pid: int) -> list[str]:
     """Name the listening TCP sockets that a process has open, empty when it is gone."""
     try:
-        opened = {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+        folder = f"/proc/{pid}/fd"
+        opened = {os.readlink(f"{folder}/{each}") for each in os.listdir(folder)}
+        if not any(each.startswith("socket:") for each in opened):
+            return []
         tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
     except OSError:
         return []
@@ -295,5 +300,5 @@ def watched(process: subprocess.Popen[str]) -> tuple[set[str], set[int]]:
         seen |= every
         for each in every:
             sockets.update(listening(each))
-        time.sleep(0.002)
+        time.sleep(0.005)
     return sockets, seen

@@ -163,7 +163,7 @@ def watched(cluster: Cluster, cache: Path, tmp_path_factory: pytest.TempPathFact
         seen |= set(readers)
         every = {running.pid, *bulk_images.descendants(running.pid), *readers}
         below.update(socket for each in every for socket in bulk_images.listening(each))
-        time.sleep(0.002)
+        time.sleep(0.005)
     _, stderr = running.communicate()
     assert running.returncode == 0, stderr
     return Watched(folder / "results", both, seen, below)
