@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import io
 import json
 import lzma
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,19 +67,33 @@ def _cache(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def indexed(folder: Path) -> Path:
-    """Make a cache folder in which vol has indexed the symbol files: that takes longer than to read an image."""
+def indexed(folder: Path, *symbols: Path) -> Path:
+    """Make a cache folder in which vol has indexed the symbol files: that takes longer than to read an image.
+
+    It is that of processes with these folders of symbol files beside ours, which are not in the index.
+    """
+    with _cache(folder):
+        put_index(cache_folder(symbols))
+    return folder
+
+
+def put_index(folder: Path) -> Path:
+    """Put the index of our symbol files and vol's own into a folder that processes will share."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).write_bytes(_index())
+    return folder
+
+
+@functools.cache
+def _index() -> bytes:
     with shared_cache() as shared:
         index = cache_folder(()) / INDEX
         if not index.exists():
             # The process makes it before it answers anything.
-            ask = {"do": "hash", "path": __file__, "member": None, "memory": 1 << 32, "scratch": str(folder)}
-            with worker.readers.acquire(Settings(folder, offline=True)) as reader:
+            ask = {"do": "hash", "path": __file__, "member": None, "memory": 1 << 32, "scratch": str(shared)}
+            with worker.readers.acquire(Settings(shared, offline=True)) as reader:
                 reader.ask(ask, time.monotonic() + 240, lambda _: None)
-        copy = folder / index.relative_to(shared)
-    copy.parent.mkdir(parents=True)
-    shutil.copy(index, copy)
-    return folder
+        return index.read_bytes()
 
 
 def write(path: Path, scene: str, kernel: str | None = None, **arguments: Any) -> Path:

@@ -7,6 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pytest
 from apcaudit.bulk.isolation import ImageError, Isolation, StoppedError
 from apcaudit.bulk.outcome import Settings
 from apcaudit.bulk.readers import Readers
-from tests.bulk_images import write
+from tests.bulk_images import put_index, write
 from tests.conftest import ROOT
 
 #: Answers each request with the lines that belong to it, as a process that an image has taken over might.
@@ -93,23 +96,28 @@ def test_who_does_not_end_has_not_answered(isolation: Isolation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"),
-    [("open", "volatility3 did not open it in 1 s"), ("audit", "it took longer than --timeout allows")],
+    ("stage", "opening", "timeout", "said"),
+    [
+        ("open", 1, 20, "volatility3 did not open it in 1 s"),
+        ("audit", 0.5, 1, "it took longer than --timeout allows"),
+    ],
 )
-def test_opening_has_a_limit_of_its_own(stage: str, said: str, isolation: Isolation) -> None:
+def test_opening_has_a_limit_of_its_own(
+    stage: str, opening: float, timeout: float, said: str, isolation: Isolation
+) -> None:
     """An image that vol opens without end is given up long before --timeout; an audit has all of that time."""
     says = ['{"stage": "open"}\n', f'{{"stage": "{stage}"}}\n']
     with pytest.raises(ImageError, match=said):
-        isolation.ask({"says": says}, time.monotonic() + 2, lambda _: None, opening=1)
+        isolation.ask({"says": says}, time.monotonic() + timeout, lambda _: None, opening=opening)
 
 
 def test_without_fork(tmp_path: Path) -> None:
     """Where there is no fork, each request has a process of its own, and gets the same answer as with it."""
-    image = write(tmp_path / "seed.dmp", "seed")
+    image, cache = write(tmp_path / "seed.dmp", "seed"), put_index(tmp_path / "cache")
     asked = {"do": "audit", "file": str(image), "image": "", "scan": False, "rules": None, "skip_broken_rules": False}
     answers = []
     for forks in (False, True):
-        isolation = Isolation((), tmp_path / "cache", offline=True, forks=forks)
+        isolation = Isolation((), cache, offline=True, forks=forks)
         answers.append(isolation.ask({"memory": 4 << 30, **asked}, time.monotonic() + 60, lambda _: None))
         isolation.close()
     assert answers[0]["findings"]
@@ -153,25 +161,58 @@ def processes_in(folder: Path) -> set[int]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process that leaves its group is not found")
-@pytest.mark.parametrize("way", WAYS)
-def test_the_time_ends_whatever_is_done(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the time is over the process has ended and all that it has started, and the image has failed for that."""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    isolation = Isolation((), tmp_path / "cache", offline=True)
+@dataclass(frozen=True)
+class Ended:
+    """How a request ended whose time was over: what was raised, the stages, the seconds, and who was left then."""
+
+    error: ImageError | None
+    stages: list[str]
+    seconds: float
+    left: set[int]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Ended]]:
+    """Let the time of all ways be over at once, each in a process and a folder of its own: most only wait for it."""
+    folders = {way: tmp_path_factory.mktemp("way") for way in WAYS}
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(WAYS)) as executor:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        made = {way: stuck(way, folder) for way, folder in folders.items()}
+        while not all((folder / "ready").exists() for folder in folders.values()):
+            time.sleep(0.01)
+        asked = {way: executor.submit(ask_stuck, made[way], folders[way]) for way in WAYS}
+        yield lambda way: asked[way].result()
+
+
+def stuck(way: str, folder: Path) -> Isolation:
+    """Start a process that will do what does not end, in a folder that nobody else works in."""
+    isolation = Isolation((), folder / "cache", offline=True)
     isolation._command = [sys.executable, "-c", f"import os; os.chdir({str(folder)!r})\n{STUCK}{WAYS[way]}"]
     isolation.start()
-    while not (folder / "ready").exists():
-        time.sleep(0.01)
+    return isolation
+
+
+def ask_stuck(isolation: Isolation, folder: Path) -> Ended:
+    """Ask it until its time is over."""
     stages: list[str] = []
+    error = None
     started = time.monotonic()
-    with pytest.raises(ImageError, match="took longer than --timeout"):
-        isolation.ask({}, started + 1, stages.append)
-    assert stages[:1] == ["audit"]
-    assert time.monotonic() - started < 15
-    assert processes_in(folder) == set()
+    try:
+        isolation.ask({}, started + 1.5, stages.append)
+    except ImageError as raised:
+        error = raised
+    return Ended(error, stages, time.monotonic() - started, processes_in(folder))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process that leaves its group is not found")
+@pytest.mark.parametrize("way", WAYS)
+def test_the_time_ends_whatever_is_done(way: str, ended: Callable[[str], Ended]) -> None:
+    """When the time is over the process has ended and all that it has started, and the image has failed for that."""
+    done = ended(way)
+    assert "took longer than --timeout" in str(done.error)
+    assert done.stages[:1] == ["audit"]
+    assert done.seconds < 15
+    assert done.left == set()
 
 
 def test_an_answer_without_end(isolation: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +228,7 @@ def test_the_next_image_has_its_own_time(isolation: Isolation) -> None:
     """When the time of an image that has ended is over, nothing happens to the process, which reads the next one."""
     assert ask(isolation, DONE, ENDED) == 1
     process, request = isolation._process, {"says": (DONE, ENDED)}
-    over = time.monotonic() + 3
+    over = time.monotonic() + 1.5
     assert isolation.ask(request, over, lambda _: None) == 1
     time.sleep(over - time.monotonic() + 0.2)
     assert isolation.ask(request, time.monotonic() + 20, lambda _: None) == 1
