@@ -35,7 +35,7 @@ TIME = (FILETIME_2021 - 116444736000000000) / 10_000_000
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the tests' own."""
-    with bulk_images.own_cache(tmp_path_factory.mktemp("cache")) as folder:
+    with bulk_images.own_cache(bulk_images.indexed(tmp_path_factory.mktemp("cache"))) as folder:
         yield folder
 
 

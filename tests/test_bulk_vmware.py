@@ -7,6 +7,7 @@ import lzma
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def state(regions: list[tuple[int, int, int]]) -> bytes:
         tags += tag("regionPPN", page, index) + tag("regionPageNum", place, index) + tag("regionSize", pages, index)
     header = struct.pack("<4sII64sQQ", b"\xd0\xbe\xd2\xbe", 8, 1, b"memory", 92, len(tags) + 2)
     return header + tags + bytes(2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache() -> Iterator[None]:
+    """The cache that tests share."""
+    with bulk_images.shared_cache():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +96,9 @@ def oddly_named(folder: Path, memory: bytes, machine: bytes) -> Path:
 
 
 @pytest.mark.parametrize("write", [plain, zipped, squeezed, half_squeezed, oddly_named])
-def test_memory_with_its_state(
-    write: object, pair: tuple[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_with_its_state(write: object, pair: tuple[bytes, bytes], tmp_path: Path) -> None:
     """A folder with a pair has one image, which is read as its state says: without that nothing would be found."""
     assert callable(write)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     evidence = tmp_path / "evidence"
     evidence.mkdir()
     path = write(evidence, *pair)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from apcaudit.bulk import store
 from docs import notebook
-from tests.bulk_images import need_extra, own_cache
+from tests.bulk_images import indexed, need_extra, own_cache
 
 need_extra()
 
@@ -14,6 +14,6 @@ need_extra()
 def test_the_notebook_prints_this(tmp_path: Path) -> None:
     """Every cell runs, and what it prints stands in the page; `python -m docs.notebook` writes it anew."""
     text = notebook.PAGE.read_text(encoding="utf-8")
-    with own_cache(tmp_path / "cache"):
+    with own_cache(indexed(tmp_path / "cache")):
         assert notebook.run(text, tmp_path, notebook.copies) == text
     assert len(store.images(tmp_path / "results")) == 300

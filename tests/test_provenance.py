@@ -16,7 +16,7 @@ from apcaudit.bulk import fingerprint, provenance, store, worker
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.outcome import Failed, Scanned, Settings
 from tests import bulk_images, command
-from tests.bulk_images import need_extra, own_cache
+from tests.bulk_images import need_extra, shared_cache
 from tests.conftest import ROOT
 
 need_extra()
@@ -26,10 +26,10 @@ RULE = "rule {name} {{ condition: false }}\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own."""
-    with own_cache(tmp_path_factory.mktemp("cache")) as folder:
-        yield folder
+def cache() -> Iterator[None]:
+    """The cache that tests share."""
+    with shared_cache():
+        yield
 
 
 def sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ from apcaudit.synthetic.intermediate import Pdb
 from apcaudit.synthetic.isf import write_derived
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
-from tests.bulk_images import apcaudit, environment, need_extra, own_cache
+from tests.bulk_images import apcaudit, environment, indexed, need_extra, own_cache, put_index
 
 need_extra()
 
@@ -65,8 +65,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def wrong_index(path: Path, machine: Machine) -> None:
     """Make an index that has the file as another kernel's, so that vol neither reads it again nor finds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    symbol_cache.SqliteCache(str(path))  # type: ignore[abstract]
+    put_index(path.parent)
     with sqlite3.connect(path) as database:
         database.execute(
             "INSERT INTO cache (location, identifier, operating_system, hash, local, cached)"
@@ -76,8 +75,9 @@ def wrong_index(path: Path, machine: Machine) -> None:
     database.close()
 
 
-def of_another_age(_: Path, machine: Machine) -> None:
+def of_another_age(path: Path, machine: Machine) -> None:
     """Make the file say another age than its name, as vol writes it of a PDB whose own age is not its image's."""
+    put_index(path.parent)
     document = json.loads(lzma.decompress(machine.file.read_bytes()))
     document["metadata"]["windows"]["pdb"]["age"] += 1
     machine.file.write_bytes(lzma.compress(json.dumps(document).encode(), preset=0))
@@ -129,7 +129,7 @@ def test_our_process_leaves_it(machine: Machine, tmp_path: Path, cache: Path) ->
     own.mkdir()
     arguments = [
         own,
-        tmp_path / "shared",
+        put_index(tmp_path / "shared"),
         machine.symbols,
         machine.pdb.name,
         machine.pdb.guid,
@@ -143,8 +143,9 @@ def test_our_process_leaves_it(machine: Machine, tmp_path: Path, cache: Path) ->
     assert [each.name for each in (own / "symbols" / "windows").iterdir()] == [machine.pdb.name]
 
 
-def as_it_is(_: Path, machine: Machine) -> None:
-    """Leave it to vol to index the file."""
+def as_it_is(path: Path, machine: Machine) -> None:
+    """Leave it to vol to index the file, which the index of all the others does not have."""
+    put_index(path.parent)
 
 
 @pytest.mark.parametrize("prepare", [as_it_is, wrong_index, of_another_age])
@@ -160,6 +161,7 @@ def test_a_scan_uses_and_leaves_it(prepare: Callable[[Path, Machine], None], mac
 
 def test_no_process_leaves_its_own(machine: Machine, tmp_path: Path, cache: Path) -> None:
     """When the command has ended, the folders of its processes are gone, and the index is there for the next ones."""
+    indexed(cache, machine.symbols)
     arguments = ("scan", machine.image, "-o", tmp_path / "results", "-s", machine.symbols, "--workers", 1)
     done = apcaudit(*arguments, "--offline", cache=cache)
     assert done.returncode == 0, done.stderr
