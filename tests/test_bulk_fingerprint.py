@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ import pytest
 from apcaudit.bulk import fingerprint, store, worker
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.outcome import Failed, Outcome, Scanned, Settings
+from apcaudit.bulk.readers import cache_folder
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.intermediate import Pdb
 from apcaudit.synthetic.isf import write_derived
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
 from tests import bulk_images
-from tests.bulk_images import in_turn, need_extra, shared_cache
+from tests.bulk_images import in_turn, need_extra, put_index, shared_cache
 from tests.command import run
 from tests.conftest import ROOT
 
@@ -105,30 +107,63 @@ def changed_code(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("change", "lacks"),
-    [
-        (another_version, None),
-        (without_capstone, "start addresses is not checked: capstone is not installed (pip install capstone)"),
-        (without_engine, "YARA rules: no engine is installed (pip install yara-python)"),
-        (changed_code, None),
-    ],
-)
+#: What is changed for a scan, and what that says it lacks.
+CHANGES: dict[Callable[[Path], Path], str | None] = {
+    another_version: None,
+    without_capstone: "start addresses is not checked: capstone is not installed (pip install capstone)",
+    without_engine: "YARA rules: no engine is installed (pip install yara-python)",
+    changed_code: None,
+}
+
+
+@dataclass(frozen=True)
+class Weaker:
+    """What was said by a scan of an image with a change, by the same again, and by one without it, of all images."""
+
+    image: Path
+    weaker: tuple[int, str]
+    again: tuple[int, str]
+    whole: str
+
+    @property
+    def reused(self) -> list[bool]:
+        """Whether each of them took what was there for the image."""
+        every = (self.weaker[1], self.again[1], self.whole)
+        lines = [[line for line in each.splitlines() if line.startswith(f"{self.image}: ")] for each in every]
+        return ["scanned earlier" in line for (line,) in lines]
+
+
+@pytest.fixture(scope="module")
+def weaker(image: Path, tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[Callable[[Path], Path], Weaker]:
+    """Scan an image with each change, of which there are results of a whole scan; then scan all without any."""
+    pytest.importorskip("capstone")
+    folder = tmp_path_factory.mktemp("weaker")
+    results = folder / "results"
+    images, said = {}, {}
+    for number, change in enumerate(CHANGES):
+        images[change] = folder / f"{number}.dmp"
+        images[change].write_bytes(bulk_images.distinct(image.read_bytes(), number))
+        assert not scan(images[change], Settings(results, offline=True)).reused
+    for change, path in images.items():
+        before = folder / change.__name__
+        before.mkdir()
+        change(before)
+        arguments = ("scan", path, "-o", results, "--offline", "--workers", 1)
+        said[change] = in_turn(arguments, arguments, cache=cache, before=before, cwd=folder)
+    whole = run("scan", *images.values(), "-o", results, "--offline", "--workers", 1).stderr
+    return {change: Weaker(images[change], *said[change], whole) for change in CHANGES}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_weaker_scan_does_not_count(
-    change: Callable[[Path], Path], lacks: str | None, image: Path, earlier: Path, tmp_path: Path, cache: Path
+    change: Callable[[Path], Path], weaker: dict[Callable[[Path], Path], Weaker]
 ) -> None:
     """What was done with another version, or without a program, is done again, and what is missing is said once."""
-    pytest.importorskip("capstone")
-    before = tmp_path / "before"
-    before.mkdir()
-    change(before)
-    results = shutil.copytree(earlier, tmp_path / "results")
-    arguments = ("scan", image, "-o", results, "--offline", "--workers", 1)
-    (code, weaker), (_, again) = in_turn(arguments, arguments, cache=cache, before=before, cwd=tmp_path)
-    whole = run(*arguments).stderr
-    assert code == 0, weaker
-    assert ["scanned earlier" in each for each in (weaker, again, whole)] == [False, True, False]
-    said = [[line for line in each.splitlines() if line.startswith("not in this scan: ")] for each in (weaker, whole)]
+    done, lacks = weaker[change], CHANGES[change]
+    assert done.weaker[0] == 0, done.weaker[1]
+    assert done.reused == [False, True, False]
+    every = (done.weaker[1], done.whole)
+    said = [[line for line in each.splitlines() if line.startswith("not in this scan: ")] for each in every]
     if lacks is None:
         assert said[0] == said[1]
     else:
@@ -171,6 +206,7 @@ def test_symbol_files(tmp_path: Path) -> None:
     other, _ = kernel_of("A9C0DEEF")
     build(SCENES["healthy"](kernel="10-19041-x64"), kernel).write_dump(packed)  # type: ignore[arg-type]
     settings = Settings(tmp_path / "results", (symbols,), offline=True)
+    put_index(cache_folder(settings.symbols))
     assert isinstance(scan(packed, settings), Failed)
     assert scan(packed, settings).reused
     # It was missing: nobody has to ask for another try.

@@ -11,6 +11,7 @@ from volatility3.plugins.windows.apcaudit.modules.loaded import HIDDEN_MARK, UNL
 from apcaudit.bulk import store, worker
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.outcome import Scanned, Settings
+from apcaudit.bulk.readers import cache_folder
 from apcaudit.bulk.records import HIDDEN, UNLISTED
 from apcaudit.bulk.stack import stack
 from apcaudit.reports import chain, dataset
@@ -19,7 +20,7 @@ from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Apc, Driver, Process, Scene, Thread
 from apcaudit.synthetic.scenes.common import DISK, FLTMGR, HAL
-from tests.bulk_images import need_extra, shared_cache
+from tests.bulk_images import need_extra, put_index, shared_cache
 from tests.driver_objects import unlisted_driver
 
 need_extra()
@@ -73,6 +74,8 @@ def _cut(image: Image) -> None:
 def scan(results: Path, *images: Path, symbols: tuple[Path, ...] = ()) -> Settings:
     """Scan images."""
     settings = Settings(results, symbols, offline=True)
+    if symbols:
+        put_index(cache_folder(symbols))
     outcomes = [worker.scan(Evidence(image), settings) for image in images]
     assert [type(each) for each in outcomes] == [Scanned] * len(images)
     return settings

@@ -16,13 +16,14 @@ import pytest
 from apcaudit.bulk import export, store, worker
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.outcome import Failed, Scanned, Settings
+from apcaudit.bulk.readers import cache_folder
 from apcaudit.synthetic import situations
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Apc, Process, Scene, Thread
 from apcaudit.synthetic.scenes import seed
 from tests import bulk_images
-from tests.bulk_images import gone, need_extra, wait_for_reader
+from tests.bulk_images import gone, need_extra, put_index, wait_for_reader
 from tests.command import run
 from tests.volatility import alone
 
@@ -96,6 +97,7 @@ def test_genuine_images(tmp_path: Path, shared: Path) -> None:
     """A genuine minidump and a genuine packed image are scanned; the stop code is that of the dump's header."""
     (symbols,) = shared.glob("symbols/windows/*/5278AFF8*.json.xz")
     settings = Settings(tmp_path / "results", (alone(symbols, tmp_path),), offline=True)
+    put_index(cache_folder(settings.symbols))
     dump = shared / "samples" / "triage_x64.dmp"
     outcomes = [worker.scan(Evidence(path), settings) for path in (dump, shared / "samples" / "threads-19041.raw.xz")]
     assert all(isinstance(outcome, Scanned) for outcome in outcomes)
