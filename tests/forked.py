@@ -48,13 +48,27 @@ def run(
         return subprocess.CompletedProcess((), code, *written)
 
 
-def apcaudit(*arguments: object, cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the project's command with a cache of the test's; options are those of run."""
+def apcaudit(
+    *arguments: object, cache: Path, first: Callable[[], object] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the project's command with a cache of the test's; options are those of run.
+
+    What is to be done `first` is done in the command's process.
+    """
+    from apcaudit.bulk import worker
+    from apcaudit.bulk.readers import Readers
     from apcaudit.cli import main
     from tests.bulk_images import environment
 
+    def command() -> None:
+        # Those that read images for the test's process are not the command's to end.
+        worker.readers = Readers()
+        if first is not None:
+            first()
+        sys.exit(main([*map(str, arguments)]))
+
     options["variables"] = environment(cache) | options.get("variables", {})
-    return run(lambda: sys.exit(main([*map(str, arguments)])), **options)
+    return run(command, **options)
 
 
 def _streams(stdin: Path, out: int, err: int, closed: Collection[int], encoding: str) -> None:

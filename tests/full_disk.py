@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import shlex
 import shutil
+import signal
 import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests import bulk_images
+from tests import forked
 
 
 class Place(ABC):
@@ -44,15 +45,12 @@ class Place(ABC):
         """Make room again."""
 
     @abstractmethod
-    def command(self, line: str) -> list[str]:
-        """Return how a shell's line is run where the folder is."""
+    def enter(self) -> None:
+        """Put this process, which is a command's, where the folder is and has no more room than it should."""
 
-    def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""
-        line = shlex.join([sys.executable, "-m", "apcaudit", *map(str, arguments)])
-        environment = bulk_images.environment(self.cache)
-        options = {"capture_output": True, "text": True, "check": False, "timeout": 240, "env": environment} | options
-        return subprocess.run(self.command(line), **options)
+        return forked.apcaudit(*arguments, cache=self.cache, first=self.enter, seconds=240)
 
     def names(self, below: str = "") -> set[str]:
         """Name what is in the folder, but for what fills it."""
@@ -72,19 +70,23 @@ class LimitedFiles(Place):
 
     def __init__(self, path: Path, cache: Path, kilobytes: int = 4) -> None:
         super().__init__(path, cache)
-        self._kilobytes, self._limit = kilobytes, ""
+        self._kilobytes, self._limited = kilobytes, False
 
     def fill(self) -> None:
         """Limit the commands that are run from now on."""
-        self._limit = f"trap '' XFSZ; ulimit -f {self._kilobytes}; "
+        self._limited = True
 
     def clear(self) -> None:
         """Limit them no more."""
-        self._limit = ""
+        self._limited = False
 
-    def command(self, line: str) -> list[str]:
-        """Put the limit before a shell's line."""
-        return ["bash", "-c", self._limit + line]
+    def enter(self) -> None:
+        """Set the limit, for this process and those that it starts."""
+        if self._limited:
+            import resource
+
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self._kilobytes << 10, self._kilobytes << 10))
 
 
 class SmallDisk(Place):
@@ -94,15 +96,14 @@ class SmallDisk(Place):
         path: where it is mounted.
         cache: of the commands.
         holder: the process.
-        enter: what goes before a command that runs there.
         free: bytes that are left when it is full.
     """
 
     reason = "No space left on device"
 
-    def __init__(self, path: Path, cache: Path, holder: int, enter: list[str], free: int) -> None:
+    def __init__(self, path: Path, cache: Path, holder: int, free: int) -> None:
         super().__init__(path, cache)
-        self._holder, self._enter, self._free = holder, enter, free
+        self._holder, self._free = holder, free
 
     @property
     def seen(self) -> Path:
@@ -126,12 +127,17 @@ class SmallDisk(Place):
 
     def grow(self, size: str) -> None:
         """Make it larger."""
-        line = f"mount -o remount,size={size} {shlex.quote(str(self.path))}"
-        subprocess.run(self.command(line), check=True)
+        enter = ["nsenter", "--user", "--mount", "--preserve-credentials", "-t", str(self._holder)]
+        subprocess.run([*enter, "mount", "-o", f"remount,size={size}", str(self.path)], check=True)
 
-    def command(self, line: str) -> list[str]:
-        """Enter the namespace first."""
-        return [*self._enter, "bash", "-c", line]
+    def enter(self) -> None:
+        """Enter the namespaces: that of users first, in which this process may enter the other."""
+        here = os.getcwd()
+        for name in ("user", "mnt"):
+            with open(f"/proc/{self._holder}/ns/{name}", "rb") as file:
+                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), f"the namespace {name} cannot be entered")
+        os.chdir(here)
 
 
 @contextlib.contextmanager
@@ -158,8 +164,7 @@ def small_disk(path: Path, cache: Path, *, free: int = 0, size: str = "512k") ->
         if holder.stdout.readline() != b"mounted\n":
             said = holder.communicate()[1].decode(errors="replace").strip()
             pytest.skip(f"no small disk: this user may not mount one ({said})")
-        enter = ["nsenter", "--user", "--mount", "--preserve-credentials", "-t", str(holder.pid)]
-        yield SmallDisk(path, cache, holder.pid, enter, free)
+        yield SmallDisk(path, cache, holder.pid, free)
     finally:
         # Whoever waits for a line gets the end of its input; the namespace ends with it.
         holder.communicate()
