@@ -11,10 +11,41 @@ import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
-def run(
+def run(main: Callable[[], object], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program's main function as its process would, to its end; options are those of begun."""
+    with begun(main, **options) as running:
+        return running.end()
+
+
+class Running:
+    """A program in a fork that goes on beside this process, with the files that its output goes to."""
+
+    def __init__(self, process: int, out: IO[bytes], err: IO[bytes]) -> None:
+        self._process, self._written = process, (out, err)
+        self._code: int | None = None
+
+    def end(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end; give its exit code and what it wrote, which is UTF-8."""
+        if self._code is None:
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
+        texts = []
+        for stream in self._written:
+            stream.seek(0)
+            texts.append(stream.read().decode())
+        return subprocess.CompletedProcess((), self._code, *texts)
+
+    def kill(self) -> None:
+        """End it, if it runs."""
+        if self._code is None:
+            os.kill(self._process, signal.SIGKILL)
+            self.end()
+
+
+@contextlib.contextmanager
+def begun(
     main: Callable[[], object],
     *,
     cwd: Path | None = None,
@@ -24,10 +55,10 @@ def run(
     encoding: str = "utf-8",
     variables: Mapping[str, str] | None = None,
     seconds: int = 120,
-) -> subprocess.CompletedProcess[str]:
-    """Run a program's main function as its process would; give its exit code and what it wrote, which is UTF-8.
+) -> Iterator[Running]:
+    """Begin a program's main function as its process would; it is ended with the block.
 
-    It is ended, as by SIGALRM, where it takes longer than so many seconds. `stdout` is a descriptor of the test's,
+    It is also ended, as by SIGALRM, where it takes longer than so many seconds. `stdout` is a descriptor of the test's,
     `closed` are the standard descriptors that the program does not have, `encoding` is that of its streams.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -40,21 +71,29 @@ def run(
                 os.chdir(cwd or os.curdir)
                 _streams(stdin, out.fileno() if stdout is None else stdout, err.fileno(), closed, encoding)
                 main()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        written = []
-        for stream in (out, err):
-            stream.seek(0)
-            written.append(stream.read().decode())
-        return subprocess.CompletedProcess((), code, *written)
+        running = Running(child, out, err)
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def apcaudit(
     *arguments: object, cache: Path, first: Callable[[], object] | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run the project's command with a cache of the test's; options are those of run.
+    """Run the project's command with a cache of the test's; options are those of begun.
 
     What is to be done `first` is done in the command's process.
     """
+    with start(*arguments, cache=cache, first=first, **options) as running:
+        return running.end()
+
+
+@contextlib.contextmanager
+def start(
+    *arguments: object, cache: Path, first: Callable[[], object] | None = None, **options: Any
+) -> Iterator[Running]:
+    """Start the project's command, which is ended with the block; arguments as of apcaudit."""
     from apcaudit.bulk import worker
     from apcaudit.bulk.readers import Readers
     from apcaudit.cli import main
@@ -68,7 +107,8 @@ def apcaudit(
         sys.exit(main([*map(str, arguments)]))
 
     options["variables"] = environment(cache) | options.get("variables", {})
-    return run(command, **options)
+    with begun(command, **options) as running:
+        yield running
 
 
 def _streams(stdin: Path, out: int, err: int, closed: Collection[int], encoding: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from apcaudit.bulk import store
 from apcaudit.synthetic.scenes import seed
-from tests import bulk_images
+from tests import bulk_images, forked
 from tests.bulk_images import apcaudit, need_extra, own_cache, wait_for_reader
 from tests.command import run
 
@@ -31,6 +31,16 @@ pytest.importorskip("distributed", reason="an extra is missing: pip install '.[c
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the tests' own."""
     return bulk_images.indexed(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unanswered(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[forked.Running]:
+    """Let a command wait five seconds for a scheduler that is none, while the other tests run."""
+    folder = tmp_path_factory.mktemp("unanswered")
+    (folder / "a.raw").write_bytes(b"a")
+    arguments = ("scan", folder / "a.raw", "-o", folder / "r", "--scheduler", "tcp://127.0.0.1:1")
+    with forked.start(*arguments, cache=cache) as running:
+        yield running
 
 
 @contextlib.contextmanager
@@ -112,7 +122,7 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path, cluster: Cluster)
     """A worker killed in the middle of an image loses nothing and doubles nothing: the other one does that image."""
     # An image of 1,500 threads takes long enough for the worker to die in the middle of it.
     planted = {"desktop": ("desktop", None), "seed": ("seed", None)}
-    evidence = bulk_images.folder_of(tmp_path, planted, 3)
+    evidence = bulk_images.folder_of(tmp_path, planted, 2)
     results = tmp_path / "results"
     with worker(cluster.address, cache, tmp_path) as victim, ThreadPoolExecutor(1) as executor:
 
@@ -128,7 +138,7 @@ def test_a_cluster_loses_a_worker(tmp_path: Path, cache: Path, cluster: Cluster)
     assert cluster.worker.poll() is None
     assert not Path(f"/proc/{reader}").exists()
     rows = store.images(results)
-    assert [Path(row.source).name for row in rows] == [f"{name}{number}.dmp" for name in planted for number in range(3)]
+    assert [Path(row.source).name for row in rows] == [f"{name}{number}.dmp" for name in planted for number in range(2)]
     assert {row.status for row in rows} == {"scanned"}
     assert workers_of(results) <= {str(victim.pid), str(cluster.worker.pid)}
     seeds = [row.image for row in rows if Path(row.source).name.startswith("seed")]
@@ -266,9 +276,8 @@ def test_the_scheduler_goes_away(tmp_path: Path, cache: Path) -> None:
     assert store.images(results) == []
 
 
-def test_no_scheduler(tmp_path: Path) -> None:
+def test_no_scheduler(unanswered: forked.Running) -> None:
     """A scheduler that does not answer is an error in use."""
-    (tmp_path / "a.raw").write_bytes(b"a")
-    done = run("scan", tmp_path / "a.raw", "-o", tmp_path / "r", "--scheduler", "tcp://127.0.0.1:1")
+    done = unanswered.end()
     assert done.returncode == 1
     assert "no Dask scheduler answers at tcp://127.0.0.1:1" in done.stderr

@@ -7,8 +7,8 @@ import gzip
 import os
 import re
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +196,26 @@ def test_other_commands_end_in_order(command: str, tmp_path: Path, cache: Path) 
     assert not (tmp_path / "page.html").exists()
 
 
+def starts(process: int, _: Path) -> bool:
+    """Tell whether the scan has begun to start the processes that read images."""
+    return bool(bulk_images.descendants(process))
+
+
+def reads(process: int, _: Path) -> bool:
+    """Tell whether an image has begun to be read."""
+    return bool(bulk_images.reading(process))
+
+
+def reads_two(process: int, _: Path) -> bool:
+    """Tell whether two images are read at once: one of them for some time."""
+    return len(bulk_images.reading(process)) == 2
+
+
+def writes(_: int, results: Path) -> bool:
+    """Tell whether the results of an image are being written, or are there."""
+    return any(each.name != ".known" for each in results.glob("*"))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks on Windows")
 def test_killed_at_any_moment(packed: Path, tmp_path: Path, cache: Path) -> None:
     """Whenever a scan is killed, its results can be read and its processes end; a later run clears up."""
@@ -203,10 +223,10 @@ def test_killed_at_any_moment(packed: Path, tmp_path: Path, cache: Path) -> None
     temporary.mkdir()
     results = tmp_path / "results"
     arguments = ("scan", packed, "-o", results, "--offline", "--workers", 2)
-    for moment in (0.7, 1.3, 1.9, 2.5):
+    for moment in (starts, reads, reads_two, writes):
         running = bulk_images.start(*arguments, cache=cache, TMPDIR=str(temporary))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(timeout=moment)
+        while running.poll() is None and not moment(running.pid, results):
+            time.sleep(0.01)
         below = bulk_images.descendants(running.pid)
         running.kill()
         running.communicate()
