@@ -17,7 +17,8 @@ from volatility3.plugins.windows.apcaudit.signatures.rules import compile_rules
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import healthy, seed
-from tests.bulk_images import apcaudit, indexed, need_extra
+from tests.bulk_images import need_extra, shared_cache
+from tests.command import run
 from tests.signed_drivers import only, write
 from tests.volatility import construct
 from tests.volatility import rows as rows_of
@@ -224,17 +225,17 @@ def test_the_command(tmp_path: Path) -> None:
     need_extra()
     from apcaudit.bulk import store
 
-    folder, results, cache = tmp_path / "rules", tmp_path / "results", indexed(tmp_path / "cache")
+    folder, results = tmp_path / "rules", tmp_path / "results"
     broken = collection(folder, 4)
     image = tmp_path / "seed.dmp"
     build(seed.scene(), load_kernel("xp-sp3-x86")).write_dump(image)
     command = ["scan", image, "-o", results, "--workers", "1", "--offline", "--yara-file", folder]
-    refused = apcaudit(*command, cache=cache)
+    with shared_cache():
+        refused, done = run(*command), run(*command, "--skip-broken-rules")
     assert refused.returncode == 1
     assert refused.stderr.startswith("apcaudit: YARA rules: 4 of 6 rule files cannot be used: ")
     assert refused.stderr.count("\n") == 1
     assert all(str(path) in refused.stderr for path in broken)
-    done = apcaudit(*command, "--skip-broken-rules", cache=cache)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("4 of 6 rule files cannot be used and are skipped: ") == 1
     (row,) = (store.find(results, path.name) for path in results.iterdir() if path.name[0] != ".")

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,30 +206,35 @@ def test_a_report_of_it(name: str, tmp_path: Path) -> None:
     assert reason in page.read_text(encoding="utf-8")
 
 
-def scan(settings: Settings, *images: Path) -> list[Outcome]:
-    """Scan images, one at a time."""
-    evidence = find([str(each) for each in images])
-    with pool.opened(settings, 1) as executor:
-        return sorted(pool.run(executor, evidence, settings, lambda *_: None), key=lambda outcome: outcome.source)
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadPoolExecutor]:
+    """One image at a time, as a scan with one worker has them."""
+    with pool.opened(Settings(tmp_path_factory.mktemp("results"), offline=True), 1) as made:
+        yield made
 
 
-def test_a_folder_to_unpack_in_that_is_gone(tmp_path: Path) -> None:
+def scan(executor: ThreadPoolExecutor, settings: Settings, *evidence: Evidence) -> list[Outcome]:
+    """Scan images."""
+    return sorted(pool.run(executor, evidence, settings, lambda *_: None), key=lambda outcome: outcome.source)
+
+
+def test_a_folder_to_unpack_in_that_is_gone(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     """Where the scratch folder has gone each image is a row."""
     images = [bulk_images.write(tmp_path / f"{scene}.dmp", scene) for scene in ("healthy", "seed")]
     settings = Settings(tmp_path / "results", offline=True, scratch=tmp_path / "gone")
-    outcomes = scan(settings, *images)
+    outcomes = scan(executor, settings, *find([str(each) for each in images]))
     assert [type(each) for each in outcomes] == [Failed, Failed]
     assert all("No such file or directory" in (row.reason or "") for row in store.images(settings.results))
     assert [Path(row.source).name for row in store.images(settings.results)] == ["healthy.dmp", "seed.dmp"]
 
 
-def test_results_that_cannot_be_written(tmp_path: Path) -> None:
+def test_results_that_cannot_be_written(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     """Where an image's results cannot take their place it is a row, and the next one is scanned."""
     images = [bulk_images.write(tmp_path / f"{scene}.dmp", scene) for scene in ("healthy", "seed")]
     settings = Settings(tmp_path / "results", offline=True)
     settings.results.mkdir()
     (settings.results / hashlib.sha256(images[0].read_bytes()).hexdigest()).write_text("a file of somebody else's")
-    first, second = scan(settings, *images)
+    first, second = scan(executor, settings, *find([str(each) for each in images]))
     assert isinstance(first, Failed)
     assert isinstance(second, Scanned)
     assert {Path(row.source).name: row.status for row in store.images(settings.results)} == {
@@ -237,12 +243,11 @@ def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_in_the_place_of_an_image(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_an_image(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     """A folder where a file was found is a row."""
     (tmp_path / "a.raw").mkdir()
     settings = Settings(tmp_path / "results", offline=True)
-    with pool.opened(settings, 1) as executor:
-        (outcome,) = pool.run(executor, [Evidence(tmp_path / "a.raw")], settings, lambda *_: None)
+    (outcome,) = scan(executor, settings, Evidence(tmp_path / "a.raw"))
     assert isinstance(outcome, Failed)
     assert "is a folder" in outcome.reason
 
