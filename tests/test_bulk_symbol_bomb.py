@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 need_extra()
 
-LIMIT = 512 << 20
+LIMIT = 384 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the process that reads images")
