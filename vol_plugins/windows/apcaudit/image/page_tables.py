@@ -166,9 +166,25 @@ def _pages(layer: Any, tests: list[Any], start: int, end: int) -> Iterator[int]:
     end = min(end, layer.maximum_address + 1)
     for at in range(start, end, CHUNK):
         data = layer.read(at, min(CHUNK, end - at), pad=True)
-        for offset in range(0, len(data) - PAGE_SIZE + 1, PAGE_SIZE):
-            if any(_refers_to_itself(data, offset, at + offset, test) for test in tests):
-                yield at + offset
+        found = {
+            offset
+            for test in tests
+            for offset in _candidates(data, at, test)
+            if _refers_to_itself(data, offset, at + offset, test)
+        }
+        yield from (at + offset for offset in sorted(found))
+
+
+def _candidates(data: bytes, start: int, test: Any) -> Iterable[int]:
+    """Return the offsets of pages that a test with one place for the entry may want: one byte of it is right.
+
+    That byte of all pages is one slice, so that few pages are left to look at one by one.
+    """
+    offsets = range(0, len(data) - PAGE_SIZE + 1, PAGE_SIZE)
+    if len(test.valid_range) > 1:
+        return offsets
+    bytes_there = data[test.valid_range[0] * test.ptr_size + 2 :: PAGE_SIZE]
+    return [offset for offset, byte in zip(offsets, bytes_there, strict=False) if byte == (start + offset) >> 16 & 0xFF]
 
 
 def _refers_to_itself(data: bytes, offset: int, page: int, test: Any) -> bool:
