@@ -196,24 +196,29 @@ def test_other_commands_end_in_order(command: str, tmp_path: Path, cache: Path) 
     assert not (tmp_path / "page.html").exists()
 
 
-def starts(process: int, _: Path) -> bool:
+def starts(process: int, _: set[str]) -> bool:
     """Tell whether the scan has begun to start the processes that read images."""
     return bool(bulk_images.descendants(process))
 
 
-def reads(process: int, _: Path) -> bool:
+def reads(process: int, _: set[str]) -> bool:
     """Tell whether an image has begun to be read."""
     return bool(bulk_images.reading(process))
 
 
-def reads_two(process: int, _: Path) -> bool:
-    """Tell whether two images are read at once: one of them for some time."""
+def reads_two(process: int, _: set[str]) -> bool:
+    """Tell whether two images are read at once."""
     return len(bulk_images.reading(process)) == 2
 
 
-def writes(_: int, results: Path) -> bool:
-    """Tell whether the results of an image are being written, or are there."""
-    return any(each.name != ".known" for each in results.glob("*"))
+def writes(_: int, new: set[str]) -> bool:
+    """Tell whether results of an image are being written, or have been."""
+    return bool(new - {".known"})
+
+
+def names(folder: Path) -> set[str]:
+    """Name what is in a folder that may not be there."""
+    return {each.name for each in folder.glob("*")}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks on Windows")
@@ -224,8 +229,9 @@ def test_killed_at_any_moment(packed: Path, tmp_path: Path, cache: Path) -> None
     results = tmp_path / "results"
     arguments = ("scan", packed, "-o", results, "--offline", "--workers", 2)
     for moment in (starts, reads, reads_two, writes):
+        before = names(results)
         running = bulk_images.start(*arguments, cache=cache, TMPDIR=str(temporary))
-        while running.poll() is None and not moment(running.pid, results):
+        while running.poll() is None and not moment(running.pid, names(results) - before):
             time.sleep(0.01)
         below = bulk_images.descendants(running.pid)
         running.kill()
