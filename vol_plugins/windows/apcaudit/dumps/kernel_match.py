@@ -203,7 +203,8 @@ class SymbolCache:
             os.makedirs(self._folder, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".unfinished-")
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(entry, stream)
+                # Not dump: that encodes each value by itself, in Python.
+                stream.write(json.dumps(entry))
             os.replace(temporary, path)
         except OSError:
             if temporary is not None:

@@ -314,7 +314,8 @@ def _write(document: Mapping[str, Any], url: str, donor_url: str) -> str:
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".json")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(document, file)
+            # Not dump: that encodes each value by itself, in Python.
+            file.write(json.dumps(document))
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
