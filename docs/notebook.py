@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ from apcaudit.bulk import worker
 from apcaudit.bulk.evidence import Evidence
 from apcaudit.bulk.outcome import Scanned, Settings
 from apcaudit.bulk.records import TABLES
+from tests import forked
 from tests.bulk_images import own_cache
 
 DOCS = Path(__file__).resolve().parent
@@ -87,6 +89,27 @@ def _python(code: str, names: dict[str, Any]) -> str:
 
 
 def _shell(code: str, folder: Path) -> str:
+    """Run the lines of a cell, each a command of its own; give what they print."""
+    printed = ""
+    for of_ours, lines in itertools.groupby(code.splitlines(), lambda line: _OURS.fullmatch(line) is not None):
+        for part in lines if of_ours else ["\n".join(lines)]:
+            done = _forked(part, folder) if of_ours else _by_shell(part, folder)
+            if done.returncode:
+                raise SystemExit(f"{part}\n{done.stdout}{done.stderr}")
+            printed += done.stdout
+    return printed
+
+
+#: A line that is a command of ours and nothing that only a shell knows.
+_OURS = re.compile(r"apcaudit [\w./ -]+")
+
+
+def _forked(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours in a fork of this process, which has imported what it needs."""
+    return forked.apcaudit(*line.split()[1:], cache=folder / ".cache", cwd=folder)
+
+
+def _by_shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     commands = folder / ".commands"
     commands.mkdir(exist_ok=True)
     own = commands / "apcaudit"
@@ -98,10 +121,7 @@ def _shell(code: str, folder: Path) -> str:
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(folder / ".cache"),
     }
-    done = subprocess.run(["sh", "-e"], input=code, capture_output=True, text=True, check=False, env=variables)  # noqa: S607
-    if done.returncode:
-        raise SystemExit(f"{code}{done.stdout}{done.stderr}")
-    return done.stdout
+    return subprocess.run(["sh", "-e"], input=code, capture_output=True, text=True, check=False, env=variables)  # noqa: S607
 
 
 @contextlib.contextmanager
@@ -124,7 +144,7 @@ def _working(folder: Path) -> Iterator[None]:
 
 def copies(folder: Path) -> None:
     """Write the results of 300 hosts: each machine is scanned once, and those of its copies are the same rows."""
-    from pyarrow import array, parquet
+    from pyarrow import parquet, repeat, scalar
 
     settings = Settings(folder / "scanned", offline=True)
     for kind, hosts in HOSTS.items():
@@ -139,7 +159,7 @@ def copies(folder: Path) -> None:
                 for column, value in (("image", name), ("source", f"/evidence/WKS{host:03}/memory.dmp.gz")):
                     if column in rows.column_names:
                         field = rows.schema.field(column)
-                        values = array([value] * rows.num_rows, field.type)
+                        values = repeat(scalar(value, field.type), rows.num_rows)
                         of_host = of_host.set_column(rows.column_names.index(column), field, values)
                 (folder / "results" / name).mkdir(parents=True, exist_ok=True)
                 parquet.write_table(of_host, folder / "results" / name / f"{table}.parquet")

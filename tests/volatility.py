@@ -81,7 +81,7 @@ def alone(symbols: Path, folder: Path) -> Path:
     return folder / "symbols"
 
 
-def _put_index(cache: Path) -> None:
+def put_index(cache: Path) -> None:
     """Put an index of vol's own symbol files and the repository's into a cache that has none."""
     path = cache / constants.IDENTIFIERS_FILENAME
     if not path.exists():
@@ -136,7 +136,7 @@ def construct(
     """
     cache.mkdir(exist_ok=True, parents=True)
     if kernel is None:
-        _put_index(cache)
+        put_index(cache)
     constants.CACHE_PATH = str(cache)
     with searching(symbols):
         context = contexts.Context() if beside is None else beside.context
@@ -232,6 +232,6 @@ def vol(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
         cli.console.setStream(sys.stderr)
         cli.main()
 
-    _put_index(CACHE)
+    put_index(CACHE)
     with searching(()):
         return forked.run(main, cwd=cwd)
