@@ -23,7 +23,7 @@ from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
 from tests import bulk_images, forked
-from tests.bulk_images import need_extra
+from tests.bulk_images import indexed, need_extra
 from tests.report_results import image, suspect, write
 
 need_extra()
@@ -345,6 +345,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image whose symbol file is missing."""
     folder = tmp_path_factory.mktemp("broken")
     bulk_images.write_broken(folder)
+    indexed(folder / "cache")
     return folder / "stranger.dmp"
 
 

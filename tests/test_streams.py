@@ -13,7 +13,7 @@ import pytest
 
 from apcaudit.bulk import store
 from tests import bulk_images, forked
-from tests.bulk_images import need_extra
+from tests.bulk_images import indexed, need_extra
 from tests.report_results import suspect, write
 
 need_extra()
@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
     (made / "evidence").mkdir()
     (made / "evidence" / f"{NAME}.raw").touch()
+    indexed(made / "cache")
     return made
 
 
@@ -108,7 +109,7 @@ def test_a_scan_without_any_stream(tmp_path: Path) -> None:
     bulk_images.write(tmp_path / "image.dmp", "healthy")
     line = "exec apcaudit scan image.dmp -o results --offline <&- >&- 2>&-"
     line = line.replace("apcaudit", shlex.join([sys.executable, "-m", "apcaudit"]))
-    environment = bulk_images.environment(tmp_path / "cache")
+    environment = bulk_images.environment(indexed(tmp_path / "cache"))
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, check=False, timeout=120)
     assert done.returncode == 0
     assert [row.status for row in store.images(tmp_path / "results")] == ["scanned"]
