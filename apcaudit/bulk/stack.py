@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from apcaudit.bulk.records import HIDDEN, TABLES, UNLISTED, UNLOADED
 from apcaudit.bulk.store import Results
@@ -78,18 +79,21 @@ def tables_for(kinds: Iterable[str]) -> set[str]:
     return {table for table in TABLES if any(f"{{prefix}}{table}" in KINDS[kind] for kind in kinds)}
 
 
-def stack(results: Results, kinds: Sequence[str] = tuple(KINDS), baseline: Results | None = None) -> list[Stacked]:
+def stack(
+    results: Results, kinds: Sequence[str] = tuple(KINDS), baseline: Results | None = None, database: Any = None
+) -> list[Stacked]:
     """Count in how many images each thing is, the rarest first.
 
     Args:
         results: the tables that the kinds need.
         kinds: names from KINDS.
         baseline: results of machines known to be good; things in any of them are left out.
+        database: a connection that has the results' tables; a new one when None.
 
     Raises:
         ApcAuditError: there are no results.
     """
-    database = results.connect()
+    database = database if database is not None else results.connect()
     if baseline is not None:
         baseline.connect(prefix="baseline_", database=database)
     found = database.execute("SELECT count(*) FROM images WHERE status = 'scanned'").fetchone()

@@ -71,7 +71,7 @@ def make(results: Results) -> Dataset:
             threads=_rows(database, "threads", "findings <> '' ORDER BY image, pid, tid, thread"),
             apcs=_rows(database, "apcs", "findings <> '' ORDER BY image, thread, queue, position, apc"),
             findings=_rows(database, "findings", "true ORDER BY image, pid, tid, thread, apc NULLS FIRST, code"),
-            stacked=tuple(stack(results)),
+            stacked=tuple(stack(results, database=database)),
             names=results.names,
             damages=results.damages,
         )
