@@ -23,7 +23,8 @@ from apcaudit.synthetic.build import build
 from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scenes import SCENES
 from tests import bulk_images, forked
-from tests.bulk_images import indexed, need_extra
+from tests.bulk_images import need_extra, shared_cache
+from tests.command import run as run_here
 from tests.report_results import image, suspect, write
 
 need_extra()
@@ -345,7 +346,6 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image whose symbol file is missing."""
     folder = tmp_path_factory.mktemp("broken")
     bulk_images.write_broken(folder)
-    indexed(folder / "cache")
     return folder / "stranger.dmp"
 
 
@@ -355,7 +355,8 @@ def test_a_script_for_symbols(name: str, stranger: Path, tmp_path: Path) -> None
     make, refused = PLACES[name]
     place = make(tmp_path)
     before = inventory(tmp_path)
-    done = forked.apcaudit("symbols", stranger, "--script", place.named, cache=stranger.parent / "cache")
+    with shared_cache():
+        done = run_here("symbols", stranger, "--script", place.named)
     if refused is None:
         assert (done.returncode, "pdbconv" in done.stdout) == (2, False), done.stderr
         assert b"pdbconv" in place.content()
