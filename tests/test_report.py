@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import re
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from apcaudit.cli import main
 from apcaudit.reports import chain, dataset, diagram, guide, made, matrix, page, prevalence, summary
 from tests.bulk_images import shared_cache
 from tests.conftest import ROOT
-from tests.report_results import EVIL, STOPPED, failed, image, suspect, write
+from tests.report_results import EVIL, STOPPED, failed, image, suspect, together, write
 
 TABLES_OF_ROWS = tuple(TABLES)[1:]
 
@@ -55,6 +56,20 @@ class Tags(HTMLParser):
 def report(folder: Path, *records: Records) -> str:
     results = write(folder / "results", *records)
     return page.render(dataset.read(results), "evidence")
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of an image with findings and one that failed."""
+    return report(tmp_path_factory.mktemp("usual"), suspect(1, codes=CRITICAL), failed(2, "why"))
+
+
+def test_rows_together() -> None:
+    """What is put together without a folder is what is read of a folder, but for how many images have what."""
+    records = [suspect(1, codes=CRITICAL), suspect(2)]
+    with tempfile.TemporaryDirectory() as folder:
+        found = dataset.read(write(Path(folder), *records))
+    assert dataclasses.replace(found, stacked=()) == together(records)
 
 
 def test_the_command_writes_the_file(tmp_path: Path) -> None:
@@ -108,7 +123,7 @@ def image_of(number: int) -> Records:
 
 
 @pytest.mark.parametrize("evil", [EVIL, "</style><script>alert(1)</script>", "\"' onload=alert(1) x='", "{{ 7 * 7 }}"])
-def test_nothing_of_an_image_is_markup(tmp_path: Path, evil: str) -> None:
+def test_nothing_of_an_image_is_markup(tmp_path: Path, usual: str, evil: str) -> None:
     """In every text column of every table, what looks like markup is text: the page has the same tags as without it."""
     calm = suspect(1, codes=CRITICAL)
 
@@ -123,10 +138,10 @@ def test_nothing_of_an_image_is_markup(tmp_path: Path, evil: str) -> None:
         *(tuple(map(spoil, calm.rows(table))) for table in ("threads", "apcs", "findings", "drivers")),  # type: ignore[arg-type]
     )
     html = report(tmp_path / "spoiled", spoiled, failed(2, evil))
-    found, usual = Tags(html), Tags(report(tmp_path / "calm", calm, failed(2, "why")))
-    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in usual.tags}
+    found, calm_page = Tags(html), Tags(usual)
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in calm_page.tags}
     assert {name for _, attributes in found.tags for name in attributes} <= {
-        name for _, attributes in usual.tags for name in attributes
+        name for _, attributes in calm_page.tags for name in attributes
     }
     assert sum(tag == "script" for tag, _ in found.tags) == 1
     assert any(evil in text for text in found.text)
@@ -147,13 +162,12 @@ def test_the_policy_allows_nothing_but_our_style_and_script(tmp_path: Path) -> N
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
 
 
-def test_the_page_asks_nobody(tmp_path: Path) -> None:
+def test_the_page_asks_nobody(usual: str) -> None:
     """No attribute leads out of the page, and style and script have no address and no request in them."""
-    html = report(tmp_path, suspect(1, codes=CRITICAL), failed(2, "why"))
-    for _, attributes in Tags(html).tags:
+    for _, attributes in Tags(usual).tags:
         assert not {"src", "srcset", "action", "formaction", "data", "poster", "style", "onclick"} & attributes.keys()
         assert (attributes.get("href") or "#").startswith("#")
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|fetch\(|XMLHttpRequest|innerHTML|eval\(", html)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|fetch\(|XMLHttpRequest|innerHTML|eval\(", usual)
 
 
 def test_links_and_labels_lead_somewhere(tmp_path: Path) -> None:
@@ -214,11 +228,10 @@ def test_few_images_have_a_row_each(tmp_path: Path) -> None:
     assert (found.clean, found.shared) == (1, False)
 
 
-def test_many_images_share_rows(tmp_path: Path) -> None:
+def test_many_images_share_rows() -> None:
     """In the matrix of many images those with the same findings share a row, and the rarest of a severity is first."""
     pair = (("undelivered", "medium"), ("state-mismatch", "low"))
-    made = write(tmp_path, *map(suspect, range(40)), suspect(50, codes=CRITICAL), suspect(51, codes=pair))
-    found = matrix.lay_out(dataset.read(made))
+    found = matrix.lay_out(together([*map(suspect, range(40)), suspect(50, codes=CRITICAL), suspect(51, codes=pair)]))
     assert [(len(row.images), row.severity) for row in found.rows] == [(1, "critical"), (1, "medium"), (40, "medium")]
     assert found.shared
 
@@ -261,14 +274,12 @@ def test_the_same_story_is_told_once(tmp_path: Path) -> None:
         ("ntoskrnl.exe", "nt!IopCompleteRequest (hidden)", "hidden: in no list"),
     ],
 )
-def test_code_of_no_loaded_module_stands_out(
-    tmp_path: Path, module: str | None, routine: str, said: str | None
-) -> None:
+def test_code_of_no_loaded_module_stands_out(module: str | None, routine: str, said: str | None) -> None:
     """A driver's box is marked when the list lacks it, when it is unloaded, or when the routine is in none."""
     records = suspect(1)
     apc = dataclasses.replace(records.apcs[0], kernel_module=module, kernel_routine=routine)
     records = Records(records.image, records.threads, (apc,), records.findings, records.drivers)
-    boxes = diagram.draw(chain.make_chains(dataset.read(write(tmp_path, records)))[0]).boxes
+    boxes = diagram.draw(chain.make_chains(together([records]))[0]).boxes
     marked, unmarked = [(box.suspect, box.whole.split("\n")) for box in boxes if box.heading == "Driver"]
     assert marked == (said is not None, [*filter(None, (module, said))])
     assert unmarked == (False, ["Bfilter.sys"])
@@ -355,7 +366,7 @@ def test_what_it_was_made_with(tmp_path: Path) -> None:
     assert [(each.images, len(each.rules), len(each.not_done)) for each in found] == [(3, 2, 2), (1, 0, 0)]
 
 
-def test_boxes_do_not_overlap(tmp_path: Path) -> None:
+def test_boxes_do_not_overlap() -> None:
     """However many APCs a thread has and however long their texts are, no two boxes of a drawing overlap."""
     records = suspect(1, process="p" * 15)
     apcs = tuple(
@@ -365,7 +376,7 @@ def test_boxes_do_not_overlap(tmp_path: Path) -> None:
         for number in range(9)
     )
     made = Records(records.image, records.threads, apcs, records.findings, records.drivers)
-    found = chain.make_chains(dataset.read(write(tmp_path, made)))[0]
+    found = chain.make_chains(together([made]))[0]
     drawing = diagram.draw(found)
     assert found.left_out == 3
     for one in drawing.boxes:
