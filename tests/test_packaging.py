@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import bulk_images
-from tests.volatility import CACHE, OURS, VOL
+from tests.volatility import CACHE, OURS, VOL, put_index
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = "windows.apcaudit.ApcAudit"
@@ -60,9 +60,11 @@ def python_of(machine: Path) -> Path:
 
 
 def pip(machine: Path, *arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", str(python_of(machine)), "--quiet", *arguments], check=True
-    )
+    """Run this environment's pip in the machine's Python, as `pip --python` does once it has loaded itself here."""
+    spec = importlib.util.find_spec("pip")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    subprocess.run([python_of(machine), spec.submodule_search_locations[0], "--quiet", *arguments], check=True)
 
 
 def vol(machine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -143,6 +145,7 @@ def plugins(help_text: str) -> set[str]:
 def test_checkout_runs_uninstalled(tmp_path: Path) -> None:
     """`vol -p vol_plugins -s symbols` works with nothing of ours installed."""
     image = bulk_images.write(tmp_path / "seed.dmp", "seed")
+    put_index(CACHE)
     arguments = ["-q", "--offline", "--cache-path", str(CACHE), "-p", "vol_plugins", "-s", "symbols", "-f", str(image)]
     run = subprocess.run(
         [sys.executable, "-c", VOL, *arguments, "windows.apcaudit"],
