@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,23 +14,20 @@ from pathlib import Path
 
 import pytest
 
-#: Opening a FIFO for writing without waiting fails until somebody has it open for reading. Whoever does gets a rule, so
-#: that the test goes on where an engine waits in open().
-_WATCH = """
-import os, sys, time
-fifo, seen = sys.argv[1:]
-open(seen + ".ready", "w").close()
-while True:
-    try:
-        file = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        time.sleep(0.002)
-        continue
-    open(seen, "w").close()
-    os.write(file, b"rule canary { condition: true }")
-    os.close(file)
-    time.sleep(0.05)
-"""
+
+def _watch(fifo: Path, seen: Path) -> None:
+    """Note whoever has a FIFO open for reading, and give it a rule, so that an engine that waits in open() goes on."""
+    while True:
+        try:
+            # Without waiting it fails until somebody has it open for reading.
+            file = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.002)
+            continue
+        seen.touch()
+        os.write(file, b"rule canary { condition: true }")
+        os.close(file)
+        time.sleep(0.05)
 
 
 class Canary:
@@ -53,14 +50,25 @@ def canary(path: Path, watched: Path) -> Iterator[Canary]:
         pytest.skip("this system has no FIFOs")
     os.mkfifo(path)
     seen = watched / f"{path.name}.seen"
-    with subprocess.Popen([sys.executable, "-c", _WATCH, str(path), str(seen)]) as process:
+    watching, ready = os.pipe()
+    # A fork, since another Python takes longer to start than most of what is watched.
+    child = os.fork()
+    if not child:
         try:
-            limit = time.monotonic() + 30
-            while not Path(f"{seen}.ready").exists() and time.monotonic() < limit:
-                time.sleep(0.005)
-            yield Canary(path, seen)
+            os.write(ready, b".")
+            # Who waits for the end of a pipe of this process must not wait for the fork's.
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            _watch(path, seen)
         finally:
-            process.kill()
+            os._exit(1)
+    try:
+        os.close(ready)
+        os.read(watching, 1)
+        os.close(watching)
+        yield Canary(path, seen)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 class _Opens:
