@@ -49,7 +49,8 @@ def searching(folders: tuple[Path, ...]) -> Iterator[None]:
     The copy has the symbol files of all our kernels, whose addresses are alike: a minidump could be of any of them.
     Vol looks for files to import before each layer that it makes, which takes longer than making it: here it has them.
     Nor does it make the openers of URLs anew for each file, or the hash by which it knows symbol files that it has held
-    against its schema: without jsonschema, which is no dependency of ours, it holds none against it.
+    against its schema: without jsonschema, which is no dependency of ours, it holds none against it. And it looks
+    through all folders for each of its own tables once.
     """
     if not _classes:
         framework.import_files(volatility3.plugins, True)
@@ -67,6 +68,7 @@ def searching(folders: tuple[Path, ...]) -> Iterator[None]:
             mock.patch.multiple(automagic, **imported),
             mock.patch.object(urllib.request, "build_opener", _build_opener),
             mock.patch.object(schemas, "valid", return_value=True),
+            mock.patch.object(IntermediateSymbolTable, "file_symbol_url", _find_some),
         ):
             yield
     finally:
@@ -108,9 +110,17 @@ def _nothing_sought() -> Iterator[None]:
 
 _find_tables = IntermediateSymbolTable.file_symbol_url
 
+OF_VOL = ("crash", "crash64", "crash_common", "pe")
+"""Tables that come with vol, in its folder `windows`: those of crash dumps' headers and of PE images."""
+
+
+def _find_some(folder: str, name: str | None = None) -> Iterable[str]:
+    """Find tables: those that come with vol where they were the last time."""
+    return _tables_of_vol(folder, name) if folder == "windows" and name in OF_VOL else _find_tables(folder, name)
+
 
 @functools.cache
-def _tables_of_vol(folder: str, name: str) -> tuple[str, ...]:
+def _tables_of_vol(folder: str, name: str | None) -> tuple[str, ...]:
     """Find one of the tables that come with vol, as those of crash dumps' headers do."""
     return tuple(_find_tables(folder, name))
 
