@@ -26,8 +26,10 @@ Rows = dict[str, list[dict[str, Any]]]
 def codes_of_the_checks() -> set[str]:
     """Take the codes from the source: what the checks hand to a call together with a severity."""
     found = set()
-    for path in PACKAGE.rglob("*.py"):
-        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    for text in map(text_of, PACKAGE.rglob("*.py")):
+        if not re.search("[sS]everity", text):
+            continue
+        calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
         for call in calls:
             if any(re.search("'severity'|'Severity'", ast.dump(argument)) for argument in call.args):
                 values = (argument.value for argument in call.args if isinstance(argument, ast.Constant))

@@ -93,6 +93,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     path = folder / "hostile.dmp"
     build(scene, load_kernel(KERNEL)).write_dump(path)
     (folder / "cache").mkdir()
+    volatility.put_index(folder / "cache")
     path.chmod(0o444)
     return Machine(path, hashlib.sha256(path.read_bytes()).hexdigest(), folder / "cache")
 
