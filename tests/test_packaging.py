@@ -60,11 +60,10 @@ def python_of(machine: Path) -> Path:
 
 
 def pip(machine: Path, *arguments: str) -> None:
-    """Run this environment's pip in the machine's Python, as `pip --python` does once it has loaded itself here."""
-    spec = importlib.util.find_spec("pip")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    subprocess.run([python_of(machine), spec.submodule_search_locations[0], "--quiet", *arguments], check=True)
+    # Not this environment's pip run by the machine's Python: that would find a copy of ours installed here.
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(python_of(machine)), "--quiet", *arguments], check=True
+    )
 
 
 def vol(machine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
