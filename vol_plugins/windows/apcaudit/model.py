@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 from . import windows
@@ -340,7 +341,7 @@ class QueuedThread(FoundThread):
     @classmethod
     def from_found(cls, found: FoundThread, **walked: Any) -> QueuedThread:
         """Make one of a thread that was found; `walked` are the members that this stage adds."""
-        return cls(*_values(found, FoundThread), **walked)
+        return cls(*_as_found(found), **walked)
 
     def queue(self, name: QueueName) -> Queue | None:
         """Return the named list where it is damaged or holds something, else None."""
@@ -371,16 +372,15 @@ class Thread(QueuedThread):
     @classmethod
     def from_queued(cls, queued: QueuedThread, **added: Any) -> Thread:
         """Make one of a thread whose lists were walked; `added` are the members that this stage adds."""
-        return cls(*_values(queued, QueuedThread), **added)
+        return cls(*_as_queued(queued), **added)
 
     def target(self, apc: Apc) -> Target | None:
         """Return what one of its user APCs would run, None where that is not known and for other APCs."""
         return self.targets.get(apc.key)
 
 
-def _values(thread: FoundThread, stage: type[FoundThread]) -> tuple[Any, ...]:
-    """Return the members that a thread has at a stage, in the order of its constructor."""
-    return tuple(getattr(thread, name) for name in stage.__match_args__)
+# The members that a thread has at a stage, in the order of its constructor.
+_as_found, _as_queued = (attrgetter(*stage.__match_args__) for stage in (FoundThread, QueuedThread))
 
 
 @dataclass(frozen=True, slots=True)
