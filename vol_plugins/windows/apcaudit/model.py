@@ -1,4 +1,4 @@
-"""The values that pass between the stages of the audit: threads, queues, APCs, findings."""
+"""The values that pass between the stages of the audit: threads, queues, APCs, code, facts about the image."""
 
 from __future__ import annotations
 
@@ -203,13 +203,13 @@ ApcKey = tuple[QueueName, int]
 
 @dataclass(frozen=True, slots=True)
 class Apc:
-    """A KAPC as read from memory; `address` is its virtual address, None is a member that could not be read.
+    """A KAPC as read from memory; `address` is its virtual address, None means that a member could not be read.
 
-    `member` names the member of the list's own thread that the KAPC is, such as SchedulerApc. `misplaced` names the
-    memory that it lies in where no queued KAPC belongs there, `on_stack` is whether that is a kernel stack. `nested` is
-    whether it is on a list of a third APC state, which KeStackAttachProcess keeps on the kernel stack. `of_bugcheck` is
-    whether a parameter of the bugcheck names it and no list holds it any more. `special_user` is whether its
-    KernelRoutine is that of special user APCs.
+    `member` names the member of the list's own thread that the KAPC is, such as SchedulerApc, `also_on` another list
+    that holds it. `misplaced` names the memory that it lies in if no queued KAPC belongs there, `on_stack` is whether
+    that is a kernel stack. `nested` is whether it is on a list of a third APC state, which KeStackAttachProcess keeps
+    on the kernel stack. `of_bugcheck` is whether a parameter of the bugcheck names it though no list holds it.
+    `special_user` is whether its KernelRoutine is that of special user APCs.
     """
 
     address: int
@@ -237,7 +237,7 @@ class Apc:
 
     @property
     def key(self) -> ApcKey:
-        """What results about this APC are found by."""
+        """The key of results about this APC."""
         return self.queue, self.address
 
     @property
@@ -340,7 +340,7 @@ class QueuedThread(FoundThread):
 
     @classmethod
     def from_found(cls, found: FoundThread, **walked: Any) -> QueuedThread:
-        """Make one of a thread that was found; `walked` are the members that this stage adds."""
+        """Make a QueuedThread from a found thread; `walked` are the members that this stage adds."""
         return cls(*_as_found(found), **walked)
 
     def queue(self, name: QueueName) -> Queue | None:
@@ -362,7 +362,7 @@ class Thread(QueuedThread):
 
     `targets` are what its user APCs would run, as far as that is known. `only_stuck` is whether this is the only thread
     of a live image with an APC that should have ended its wait. `first` is whether this is the only thread of a process
-    in which nothing has run in user mode yet, None if unknown, or where no user APC asks for it.
+    in which nothing has run in user mode yet, None if unknown, or where no user APC needs it.
     """
 
     targets: Mapping[ApcKey, Target] = field(default_factory=dict)
@@ -371,7 +371,7 @@ class Thread(QueuedThread):
 
     @classmethod
     def from_queued(cls, queued: QueuedThread, **added: Any) -> Thread:
-        """Make one of a thread whose lists were walked; `added` are the members that this stage adds."""
+        """Make a Thread from one whose lists were walked; `added` are the members that this stage adds."""
         return cls(*_as_queued(queued), **added)
 
     def target(self, apc: Apc) -> Target | None:
@@ -398,8 +398,8 @@ class Facts:
 
     `apc_size` is sizeof(_KAPC) in bytes, `lacks` the names of ThreadMembers that this Windows lacks.
     `partial` is whether the image was made to hold only parts of memory, like a minidump: then unreadable memory is no
-    evidence. `crashing_thread` is the _ETHREAD that stopped the machine, None if unknown, `crash` the line on the
-    bugcheck, None without one.
+    evidence. `crashing_thread` is the _ETHREAD that stopped the machine, None if unknown, `crash` the line about
+    the bugcheck, None without one.
     `create_time_shift` is how many bits _ETHREAD.CreateTime is shifted to the left of a FILETIME. `routines` are the
     addresses of windows.ROUTINES that this kernel has, `wait_reasons` the names of its KWAIT_REASON, `embedded` the
     members of its _ETHREAD that are KAPCs.
@@ -422,5 +422,5 @@ class Facts:
         return self.bugcheck is not None
 
     def is_routine(self, code: Code | None, *names: str) -> bool:
-        """Tell whether an address is that of one of the kernel's routines, whatever other names it has."""
+        """Tell whether an address is that of one of the named kernel routines, whatever other names it has."""
         return code is not None and any(self.routines.get(name) == code.address for name in names)

@@ -1,4 +1,4 @@
-"""Checks of pending APCs: those that are not delivered, and those that lead to a bugcheck at a detach."""
+"""Checks of pending APCs: undelivered or lost ones, KernelApcPending that contradicts the list, fatal detaches."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def lost_apc(thread: Thread, facts: Facts) -> Finding | None:
 
 
 def detach_bugcheck(thread: Thread, facts: Facts) -> Finding | None:
-    """Detaching would stop the machine with 0x6: attached, and an APC in progress or queued."""
+    """An attached thread has an APC in progress or queued: detaching in that state stops the machine with 0x6."""
     members = thread.members
     if members.apc_state_index != 1:
         return None
@@ -166,7 +166,7 @@ def _attached_to(thread: Thread) -> str:
 
 
 def _before_what(thread: Thread, facts: Facts) -> str:
-    """Say until which event a detach would stop the machine, and why nothing is delivered before it."""
+    """Say before which event, or in which state, a detach would stop the machine."""
     members = thread.members
     why = reason(thread, facts)
     if why is Reason.IRQL:
@@ -184,7 +184,7 @@ def _before_what(thread: Thread, facts: Facts) -> str:
 
 
 def _seems_to_hold(thread: Thread, facts: Facts) -> str:
-    """Say that WaitIrql of a running thread's last wait suggests a lock, where its IRQL is not known."""
+    """Say that WaitIrql, of a running thread's last wait, suggests a lock, where the thread's own IRQL is not known."""
     members = thread.members
     level = members.wait_irql
     if members.state != windows.RUNNING or irql(thread, facts) is not None or not level:

@@ -12,7 +12,7 @@ from ..modules.driver import Driver
 from ..windows import PAGE_SIZE
 from .program import LONGEST, MUTEX, TRY_ACQUIRES, Call, DriverCode, Instruction, InstructionDecoder, Program, Reader
 
-# Regular expressions of routines' names (WDK). Not documented there: for hal's ExX the kernel exports ExiX; since Vista
+# Regular expressions of routines' names (WDK). Not documented there: the kernel exports ExiX for hal's ExX; since Vista
 # it exports routines that combine a region with a fast mutex, and routines for priority regions, which are critical
 # regions.
 _CRITICAL, _GUARDED = "critical region", "guarded region"
@@ -33,9 +33,9 @@ PLACES_BOUND = 64
 """How many calls are checked for being in a loop."""
 
 _SHOWN = 3  # how many places an explanation gives
-_NESTED_BOUND = 16  # how deep regions are counted
+_NESTED_BOUND = 16  # how many nested regions are counted
 
-_NOTHING = (0, 0)  # how often something is held at least, and the address of the call that first acquired it
+_NOTHING = (0, 0)  # the minimum number of times something is held, and the address of the call that first acquired it
 
 
 def check(program: Program) -> tuple[Finding, ...]:
@@ -116,7 +116,7 @@ def _in_loops(program: Program, places: Mapping[int, str]) -> list[str]:
 
 
 def _places_held(program: Program, what: int | str, places: Mapping[int, str]) -> list[str]:
-    """Return those places where a mutex or region is held on every path; a function starts with nothing held."""
+    """Describe the places where a mutex or region is held on every path; each function starts with nothing held."""
     calls = program.calls
     changes = {at: _change(call, what) for at, call in calls.items()}
     # Code that was not followed may release anything and jump back.
@@ -152,7 +152,7 @@ def _places_held(program: Program, what: int | str, places: Mapping[int, str]) -
 
 
 def _change(call: Call, what: int | str) -> int | None:
-    """Return by how much a call changes how often something is held: 1, -1, 0; None if unknown."""
+    """Return how a call changes the number of times something is held: 1, -1, 0; None if unknown."""
     kind = what if isinstance(what, str) else MUTEX
     # A mutex whose address is unknown may be this one.
     if call.name_matching(_RELEASES[kind]) and (what == kind or call.mutex in (what, MUTEX)):
@@ -197,7 +197,7 @@ class StartRoutines:
         return tuple(self._notes)
 
     def check(self, thread: Thread) -> tuple[Finding, ...]:
-        """Return the findings about a system thread's start routine; none for other threads and the kernel itself."""
+        """Return the findings about a system thread's start routine; none for other threads or starts in the kernel."""
         start = thread.members.start_address
         if thread.start_backing is None or not start or start < self._drivers.kernel_start:
             return ()

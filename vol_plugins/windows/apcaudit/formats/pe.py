@@ -231,7 +231,7 @@ def _text(read: ReadRva, rva: int) -> str | None:
 
 
 NAMES_BOUND = 20_000
-"""How many exported names are read; ntoskrnl has half as many."""
+"""How many exported names are read; ntoskrnl has a few thousand."""
 
 NAME_BOUND = 128
 """How many bytes of a name are read; longer (decorated C++) names are cut."""
@@ -245,8 +245,8 @@ class Exports:
 
     `names` has one name for each address; `aliases` has all names of those addresses that have more than one.
     `forwarders` maps the name of a forwarded export to its target, `module.name`. `cut` is whether the table claims
-    more entries than were read, `unread` whether a name could not be read, or all of them, `disordered` whether they
-    are not in the order in which the loader looks them up.
+    more entries than were read, `unread` whether some or all names could not be read, `disordered` whether they
+    are not in the order that the loader's search relies on.
     """
 
     addresses: tuple[int, ...] = ()
@@ -343,7 +343,7 @@ def _name(read: ReadRva, rva: int) -> str | None:
 
 
 SLOTS_BOUND = 4096
-"""How many imported functions are read; the largest drivers import some two thousand."""
+"""How many imported functions are read; the largest drivers import about two thousand."""
 
 _DESCRIPTORS_BOUND = 256
 _DESCRIPTOR = Struct("<IIIII")  # IMAGE_IMPORT_DESCRIPTOR
@@ -375,7 +375,7 @@ def read_import_addresses(read: ReadRva, header: Header, pointer_size: int) -> d
 
 
 def _read_slots(read: ReadRva, rva: int, count: int, pointer_size: int, slots: dict[int, int], *, stop: bool) -> None:
-    """Read pointers into `slots`, at once or, where that fails, one by one; with `stop`, end at the first null."""
+    """Read pointers into `slots`, at once or, if that fails, one by one; with `stop`, one by one to the first null."""
     form = "<I" if pointer_size == 4 else "<Q"
     whole = None if stop else read(rva, count * pointer_size)
     for index in range(count):

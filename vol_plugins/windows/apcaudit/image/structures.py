@@ -1,4 +1,4 @@
-"""Reads kernel structures by member name: strings, object names, the Windows version and the system time."""
+"""Reads kernel structures: members by name, lists both ways, strings, object names, the Windows version and time."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def walk_both_ways(memory: Memory, head: int, bound: int, *, skipped: bool = Fal
     return forward.entries + tuple(entry for entry in reversed(backward.entries) if entry not in known), closed
 
 
-# _OBJECT_HEADER.InfoMask since 7: the optional headers in front of it, that of the lowest bit closest to it
+# _OBJECT_HEADER.InfoMask since 7: the optional headers that precede the header, the lowest bit's being closest
 # (nt!ObpInfoMaskToOffset; codemachine.com, "Windows Object Headers").
 _CREATOR_INFO, _NAME_INFO = 1, 2
 
@@ -147,7 +147,7 @@ def read_version(memory: Memory, symbols: KernelSymbols) -> tuple[int, int, int]
 
 
 def read_up_time(memory: Memory, symbols: KernelSymbols) -> int | None:
-    """Return for how long the machine had run in ticks of 100 ns, _KUSER_SHARED_DATA.InterruptTime; None if unknown."""
+    """Return how long the machine had run, in 100 ns units (_KUSER_SHARED_DATA.InterruptTime); None if unknown."""
     address = SHARED_USER_DATA[memory.pointer_size]
     low, high = (
         read_member(memory, symbols, "_KUSER_SHARED_DATA", f"InterruptTime.{part}", address)
@@ -159,11 +159,11 @@ def read_up_time(memory: Memory, symbols: KernelSymbols) -> int | None:
 _XP_FLAG_BITS = 3  # XP keeps NestedFaultCount and ApcNeeded in the low bits of _ETHREAD.CreateTime (public PDB)
 
 _MARGIN = 10_000_000
-"""One second in units of 100 ns: longer than a thread's creation takes from its CID to its entry in the list."""
+"""One second in units of 100 ns: longer than a thread's creation takes from its CID entry to its list entry."""
 
 
 def create_time_shift(symbols: KernelSymbols) -> int:
-    """Return by how many bits _ETHREAD.CreateTime is a FILETIME shifted left: 3 on XP, else 0."""
+    """Return by how many bits _ETHREAD.CreateTime is shifted left from a FILETIME: 3 on XP, else 0."""
     return _XP_FLAG_BITS if symbols.member("_ETHREAD", "NestedFaultCount") is not None else 0
 
 

@@ -1,4 +1,4 @@
-"""The APC state of a thread that attached twice: KeStackAttachProcess keeps it on the caller's kernel stack."""
+"""The APC states of threads that attached twice: KeStackAttachProcess saves them on the caller's kernel stack."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STACK_BOUND = 96 << 10
 
 @dataclass(frozen=True, slots=True)
 class NestedState:
-    """A _KAPC_STATE on a kernel stack: its virtual address, its two list heads, and the process it is for."""
+    """A _KAPC_STATE on a kernel stack: its virtual address, list heads, process, and whether both lists are empty."""
 
     address: int
     kernel_head: int
@@ -49,13 +49,13 @@ class Nested:
 
 
 class NestedAttach:
-    """Searches kernel stacks for third APC states.
+    """Searches kernel stacks for third APC states, besides ApcState and SavedApcState.
 
     `stack_pointers` has the stack pointers that a crash saved, by _ETHREAD of the running thread.
 
     KiMoveApcState moves the lists with the state, so the heads of a genuine state point to themselves or to entries
-    that point back. SavedApcState then holds the state of the owner, ApcState that of the process attached to last, and
-    the states of the attaches between them are on the stack.
+    that point back. After several attaches, SavedApcState holds the state of the owner, ApcState that of the process
+    attached to last, and the states of the attaches between them are on the stack.
     """
 
     def __init__(self, kernel: Kernel, lists: ApcLists, stack_pointers: Mapping[int, int]) -> None:
@@ -95,7 +95,7 @@ class NestedAttach:
             processes: virtual addresses of the known _EPROCESSes.
             stack_pointer: the running thread's, where a crash saved it.
         """
-        # KernelStack of a running thread is its stack pointer of the last wait.
+        # A running thread's KernelStack is its stack pointer at its last wait.
         top = stack_pointer if members.state == windows.RUNNING else members.kernel_stack
         searches = [self._segment(each.limit, each.base, top, processes) for each in self._segments.read(members)]
         states = tuple(state for search in searches for state in search.states)
@@ -108,7 +108,7 @@ class NestedAttach:
         unread = sum(end - begin for begin, end in holes)
         if unread == len(data):
             return StackSearch((), None)
-        # A stack is used from its end, so that most of it may never have been written.
+        # A stack grows down from its base, so most of it may never have been written.
         unused = (len(data) - len(data.lstrip(b"\0"))) // self._pointer
         count = len(data) // self._pointer - unused
         words = unpack_from(f"<{count}{'I' if self._pointer == 4 else 'Q'}", data, unused * self._pointer)

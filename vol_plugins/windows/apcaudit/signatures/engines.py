@@ -38,7 +38,7 @@ class YaraPython:
         self._yara = module
 
     def compile(self, sources: Sequence[Source]) -> CompiledByYaraPython:
-        """Compile rules together."""
+        """Compile sources together, each in a namespace of its own."""
         named = {f"s{number}": source for number, source in enumerate(sources)}
         includes = Includes(named)
         try:
@@ -94,7 +94,7 @@ class YaraPython:
                 each for each in _IMPORT.findall(source.text) if each not in getattr(self._yara, "modules", [each])
             ]
             if lacking and "unknown module" not in reason:
-                # YARA reports only the last error, a consequence of the missing module.
+                # YARA reports only the last error, which is a consequence of the missing module.
                 reason += f' (this YARA has no module "{lacking[0]}")'
             return make_broken(reason, name, line, source)
         return None
@@ -110,11 +110,11 @@ class CompiledByYaraPython:
         self._rules = rules
 
     def scan(self, data: bytes | bytearray, externals: Mapping[str, External]) -> list[common.RuleHit]:
-        """Scan a unit; externals that the rules do not declare are ignored."""
+        """Scan bytes; externals that the rules do not declare are ignored."""
         flooded = 0
 
         def warned(*_: Any) -> Any:
-            # Called when a string has a million matches; without it YARA writes to stderr and keeps all matches.
+            # YARA calls this when a string has a million matches; without a callback it writes to stderr and keeps all.
             nonlocal flooded
             flooded += 1
             return self._yara.CALLBACK_ABORT if flooded > common.FLOODS_BOUND else self._yara.CALLBACK_CONTINUE
@@ -158,7 +158,7 @@ class YaraX:
         self._yara_x = module
 
     def compile(self, sources: Sequence[Source]) -> CompiledByYaraX:
-        """Compile rules together."""
+        """Compile sources together, each in a namespace of its own."""
         includes = Includes({f"s{number}": source for number, source in enumerate(sources)})
         compiler = self._compiler()
         broken: dict[int, Broken] = {}
@@ -176,8 +176,8 @@ class YaraX:
         return CompiledByYaraX(self._yara_x, compiler.build(), wants_start, includes.texts)
 
     def _compiler(self) -> Any:
-        """Make a compiler that opens no file: it is given included texts between the pieces of a source."""
-        # Rules that were written for YARA have needless escapes in regular expressions, which yara-x else refuses.
+        """Make a compiler that opens no files: the caller adds included texts between the pieces of a source."""
+        # Rules written for YARA have needless escapes in regular expressions, which yara-x refuses by default.
         compiler = self._yara_x.Compiler(relaxed_re_syntax=True)
         compiler.enable_includes(False)
         for name, value in AT_COMPILATION.items():
@@ -220,7 +220,7 @@ class CompiledByYaraX:
         self._of_thread = threading.local()
 
     def scan(self, data: bytes | bytearray, externals: Mapping[str, External]) -> list[common.RuleHit]:
-        """Scan a unit; externals that the rules do not declare are ignored."""
+        """Scan bytes; externals that the rules do not declare are ignored."""
         scanner = self._scanner()
         for name, value in externals.items():
             try:

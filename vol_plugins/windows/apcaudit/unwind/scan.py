@@ -103,7 +103,7 @@ FROM_USER = "entered from user mode"
 
 @dataclass(frozen=True, slots=True)
 class FoundFrame:
-    """A frame before its code address is named; see `frame.Frame`."""
+    """A frame before its code address is named; see `stack.Frame`."""
 
     ip: int
     how: How
@@ -118,7 +118,7 @@ class FoundFrame:
 class Leaving:
     """Where a walk goes on on another stack: the registers there, and how and at which address they were found.
 
-    `exact` is whether the instruction pointer is the next instruction, `certain` as in `frame.Frame`. `same_frame` is
+    `exact` is whether the instruction pointer is the next instruction, `certain` as in `stack.Frame`. `same_frame` is
     whether it is still the last frame of the walk, whose function itself changed stacks.
     """
 

@@ -1,4 +1,4 @@
-"""A kernel stack: its memory, read once, and the frames on it: which stack each is on, and how each was found."""
+"""A kernel stack: its memory, which is read once, and its frames, with how each was found and on which stack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class How(str, Enum):
 
     INTERRUPTED: by the trap frame or CONTEXT of an interrupt or exception; the frame's code address is the next
     instruction and not a return address. CALLOUT: by the frame of a call from kernel to user mode (KeUserModeCallback).
-    SWITCHED: by what the kernel saved when it changed to the stack of the frame below.
+    SWITCHED: by what the kernel saved when it switched to the stack of the next inner frame.
     """
 
     SAVED = "saved"
@@ -33,7 +33,7 @@ class StackKind(str, Enum):
     """A kernel stack: the thread's own, one that it grew into, or one of its processor's; OTHER is of unknown use.
 
     EXPANDED: a stack of KeExpandKernelStackAndCallout or of a call to user mode (win32k). EXCEPTION: where Windows 10
-    and later handle exceptions of a nearly full stack.
+    and later handle exceptions on a nearly full stack.
     """
 
     THREAD = "thread"
@@ -67,11 +67,12 @@ class Frame:
     """A stack frame; None means unknown.
 
     `code` is the saved instruction pointer of the innermost frame and of interrupted ones, else the return address,
-    which was read at the virtual address `found_at`. `address` is the frame's EBP on x86 (a debugger's ChildEBP) and
-    its stack pointer on x64 (Child-SP). `arguments` are the first three words above the return address, on x86 only.
+    which was read at the virtual address `found_at`. `return_address` is the `code` of the next outer frame.
+    `address` is the frame's EBP on x86 (a debugger's ChildEBP) and its stack pointer on x64 (Child-SP). `arguments` are
+    the first three words above the return address, on x86 only.
     `follows_call` is whether a call instruction precedes `code`, None where that cannot be read or does not apply.
     `stack` is the stack that the frame is on. `certain` is False for a return address that may be left over from a call
-    that has returned: nothing shows that the call before it led to the frame below.
+    that has returned: nothing shows that the call before it led to the next inner frame.
     """
 
     code: Code
@@ -102,7 +103,7 @@ class Stack:
     def __str__(self) -> str:
         """Return the frames in one line; of consecutive frames found in the same way, the last one says how.
 
-        The stack is named where it is not the thread's, and where it changes.
+        A stack is named where the walk switches to it, and at the first frame if it is not the thread's own.
         """
         if not self.frames:
             return self.ending
@@ -119,9 +120,9 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """Where the kernel saves what it comes from when it changes to a stack: addresses of the saved ip and sp.
+    """The addresses at which the kernel saves the old ip and sp when it switches to a stack.
 
-    `ip_at` is None where no instruction pointer is saved: the function that changed stacks is still the innermost one.
+    `ip_at` is None where no instruction pointer is saved: the function that switched stacks is still the innermost one.
     """
 
     ip_at: int | None
@@ -141,11 +142,11 @@ class StackView:
         data: its bytes; those in the holes are ignored.
         holes: the unreadable ranges [start, end) in bytes from the limit.
         pointer_size: 4 or 8.
-        entry: address of the trap frame of the entry from user mode, None where there is none. Above it are no frames,
-            only floating-point state and leftovers of earlier calls.
+        entry: address of the trap frame of the entry from user mode, None where there is none. Above it there are no
+            frames, only floating-point state and leftovers of earlier calls.
         kind: which stack it is.
-        switch: where the change to this stack saved what it came from, None where the kernel never changes to it.
-        others: the known stacks that a walk may go on on.
+        switch: where the switch to this stack saved the old ip and sp, None where the kernel never switches to it.
+        others: the known stacks on which a walk may continue.
     """
 
     def __init__(
@@ -206,11 +207,11 @@ class StackView:
         )
 
     def is_on_other(self, address: int) -> bool:
-        """Return whether an address is on another known stack that a walk may go on on."""
+        """Return whether an address is on another known stack on which a walk may continue."""
         return any(other.holds(address) for other in self.others)
 
     def word(self, address: int) -> int | None:
-        """Return the word at an address; None outside of the stack, at an unaligned address, or in a hole."""
+        """Return the word at an address; None outside the stack, at an unaligned address, or in a hole."""
         start, end = address - self.limit, address - self.limit + self.pointer_size
         if start < 0 or end > len(self._data) or address % self.pointer_size:
             return None
@@ -219,15 +220,15 @@ class StackView:
         return int.from_bytes(self._data[start:end], "little")
 
     def words(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield (address, value) of the words in [start, end), without zeros and those in holes."""
+        """Yield (address, value) of the words in [start, end), except zeros and words in holes."""
         size = self.pointer_size
         first = -(-max(start, self.limit) // size) * size
         count = max(min(end, self.base) - first, 0) // size
         piece = self._data[first - self.limit : first - self.limit + count * size]
-        # A stack is used from its end, so that most of it may never have been written.
+        # A stack grows down from its base, so most of it may never have been written.
         used = piece.lstrip(b"\0")
         skipped = (len(piece) - len(used)) // size
-        # All of the rest at once, since words that are zero cost nothing then.
+        # The rest is unpacked at once, so that words that are zero cost almost nothing.
         values = unpack_from(f"<{count - skipped}{'Q' if size == 8 else 'I'}", piece, skipped * size)
         for address, value in zip(range(first + skipped * size, first + count * size, size), values, strict=True):
             if value and self.word(address) is not None:

@@ -37,7 +37,7 @@ class TrapFrames:
     def read(self, stack: StackView, address: int, *, marked: bool = True) -> TrapFrame | None:
         """Read the trap frame at an address; None where DbgArgMark is wrong or a member cannot be read.
 
-        `marked` is whether DbgArgMark is looked at; it need not be where something else names the trap frame.
+        `marked` is whether DbgArgMark is checked, which is needless where something else identifies the trap frame.
         """
         if marked and self._word(stack, address, "DbgArgMark") != _MARK:
             return None
@@ -46,7 +46,7 @@ class TrapFrames:
         if ip is None or bp is None or selector is None or flags is None:
             return None
         user = bool(selector & _MODE_MASK or flags & _V86)
-        # Without a change of ring the processor pushes no ESP: the interrupted ESP is the address behind EFlags.
+        # Without a change of ring the processor pushes no ESP: the interrupted ESP is the address just above EFlags.
         sp: int | None = address + self._offsets["HardwareEsp"]
         if not selector & _FRAME_EDITED and not user:
             sp = self._word(stack, address, "TempEsp")
@@ -105,7 +105,7 @@ class _Place:
 
     @property
     def inside(self) -> int:
-        """An address inside the frame's function; the return address of a final call may be outside."""
+        """An address inside the frame's function; the return address of a call at its end may be outside."""
         return self.ip if self.exact else self.ip - 1
 
 
@@ -171,14 +171,14 @@ class _Walk:
         if call.follows is False or (saved and (saved % 4 or not farther)):
             return None
         if call.follows and self._scanner.link(place.inside, value, call) is Link.CONTRADICTS:
-            # Functions without a frame pointer may be between, or an interrupt whose code did not change EBP.
+            # Functions without a frame pointer may lie between, or an interrupt whose entry code left EBP unchanged.
             between = self._find_caller(place, bp)
             if between is not None:
                 return self._to_caller(between, place)
             trap = next((each for each in self._traps_below(place, bp) if each.bp == bp), None)
             if trap is not None:
                 return self._to_interrupted(trap)
-            # What was called may have no frame either, and its code may not be in the image.
+            # The called function may have no frame either, and its code may not be in the image.
             found = self._scanner.next_frames(place.inside, max(place.sp, stack.limit), bp)
             possible = [each for each in found if each.follows_call is None]
         else:
@@ -200,7 +200,7 @@ class _Walk:
         return frames, self._to_caller(frames[-1], place)[1]
 
     def _through_exception(self, found: list[FoundFrame], following: _Place) -> tuple[list[FoundFrame], _Place]:
-        """Return the next frames, those of the exception instead of any that are its frame or beyond it."""
+        """Return the next frames; the exception's registers replace whatever was found from its frame outwards."""
         exception = self._exception
         if exception is None:
             return found, following
@@ -214,7 +214,7 @@ class _Walk:
         return [*before, interrupted], _Place(registers.ip, registers.sp, registers.bp, exact=True)
 
     def _by_switch(self, place: _Place) -> Leaving | None:
-        """Step to the stack that the function at a place came from; None where that is not known."""
+        """Step to the stack that the function at a place switched from; None where that is not known."""
         switch = self._stack.switch
         sp = None if switch is None else self._stack.word(switch.sp_at)
         if switch is None or sp is None or not self._stack.is_on_other(sp):

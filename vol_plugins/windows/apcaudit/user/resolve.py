@@ -1,4 +1,4 @@
-"""What user APCs would run: NormalRoutine decoded and followed through Windows' dispatchers, and what it is told."""
+"""What user APCs would run: NormalRoutine, decoded and followed through Windows' dispatchers, and its arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..windows import PAGE_SIZE
 from .spaces import UserSpace, UserSpaces
 
 HOPS_BOUND = 3
-"""How many dispatchers are followed: wow64.dll's, then one of the 32-bit DLLs."""
+"""How many dispatchers are followed; two are expected: wow64.dll's, then one of the 32-bit DLLs."""
 
 TEXT_BOUND = 520
 """How many bytes of a DLL's name are read: MAX_PATH wide characters."""
@@ -44,8 +44,8 @@ _UNDECIDED = "it is not known whether the process runs 32-bit code"
 class UserCall:
     """A function and its arguments on the way from NormalRoutine to the target.
 
-    `arguments` are three, None for those that are not known. `narrow` is whether 32-bit code runs, `queued` whether
-    somebody queued the APC, and no request or timer of the thread's own.
+    `arguments` are the three arguments, None where unknown. `narrow` is whether 32-bit code runs, `queued` whether the
+    APC was queued explicitly and not by an I/O request or timer of the thread.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Resolver:
         self._spaces = spaces
         self._symbols: KernelSymbols = spaces.kernel.symbols
         self._bits = spaces.memory.bits
-        # The KernelRoutines of requests that have ended and of timers: ReactOS, io/iomgr/irp.c and ex/timer.c.
+        # The KernelRoutines of completed I/O requests and of timers: ReactOS, io/iomgr/irp.c and ex/timer.c.
         self._completions = {self._symbols.address(name) for name in ("IopUserCompletion", "ExpTimerApcRoutine")}
 
     def resolve(self, apc: Apc, process: Process) -> Target | None:
-        """Return what an APC would run in a process, None where its NormalRoutine is no user's or cannot be read."""
+        """Return what an APC would run in a process, None where NormalRoutine is no user address or cannot be read."""
         routine = None if apc.normal_routine is None else apc.normal_routine.address
         if not routine:
             return None
@@ -105,7 +105,7 @@ class Resolver:
         return routine is not None and routine.address not in self._completions
 
     def _follow(self, call: UserCall, space: UserSpace) -> bool:
-        """Go on to what a dispatcher calls; False where the function is none, or what it calls is not known."""
+        """Go on to what a dispatcher calls; False where the function is no dispatcher or its callee is not known."""
         module = (call.place.module or "").lower()
         if call.place.lies is not Lies.IMAGE:
             return False
@@ -129,7 +129,7 @@ class Resolver:
         return self._follow_context(call, space, context, known=row is not None)
 
     def _follow_context(self, call: UserCall, space: UserSpace, context: int, *, known: bool) -> bool:
-        """Go on to the function that a wrapper's context is, or that lies in the block which the context is."""
+        """Go on to the function that a wrapper's context is the address of, or that the block at that address names."""
         place = space.place(context & _WORD if call.narrow else context)
         if place.lies is Lies.UNKNOWN or (place.executable is None and place.lies is not Lies.NOWHERE):
             call.why = place.why
@@ -138,9 +138,9 @@ class Resolver:
             return False
         if place.executable or place.lies is Lies.NOWHERE:
             if known and place.executable:
-                # A block lies in the heap, and is no code; without an activation context there is none.
+                # A block lies in the heap and is not code. Without an activation context there is no block.
                 known = False
-            # Of those without a name only QueueUserAPC's (to 2003) is queued, and hands SystemArgument1 on.
+            # Of wrappers without a name, only QueueUserAPC's (to 2003) is queued explicitly; it passes SystemArgument1.
             argument = call.arguments[1] if call.queued and not known else None
             self._go(call, space, place.address, (argument, None, None), narrow=call.narrow, sure=known)
             return True
@@ -201,7 +201,7 @@ class Resolver:
         return target
 
     def _text(self, space: UserSpace, address: int, kind: str, *, narrow: bool) -> str | None:
-        """Read the name that a loader is told: text, wide text, or a UNICODE_STRING."""
+        """Read the name passed to a loader function: ANSI text, wide text, or a UNICODE_STRING."""
         address &= _WORD if narrow else -1
         length = TEXT_BOUND
         if kind == "LdrLoadDll":
@@ -223,7 +223,7 @@ class Resolver:
         return from_utf16(b"".join(words[:end])) or None
 
     def _registers(self, space: UserSpace, address: int, *, narrow: bool) -> ContextRecord | None:
-        """Read the CONTEXT at an address; that of 32-bit code on x64 has no type in the kernel's symbols."""
+        """Read the CONTEXT at an address; None for 32-bit code on x64, whose CONTEXT the kernel's symbols lack."""
         if narrow and self._bits == 64:
             return None
         names = ("Eip", "Ecx") if self._bits == 32 else ("Rip", "Rcx")
@@ -241,7 +241,7 @@ TARGETS_BOUND = 1 << 15
 """How many user APCs of an image are resolved."""
 
 NAMED_BOUND = 8
-"""How many processes notes name whose user space is not known."""
+"""How many processes with an unknown user space the notes name, and how many reasons for each."""
 
 _NO_PEB = "whether it has run in user mode cannot be read"
 _BEYOND = f"only {TARGETS_BOUND} user APCs are resolved: what the others would run is not known"
@@ -259,7 +259,7 @@ class UserStage:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why the user spaces of some processes are not known; complete once all threads have been given."""
+        """Why the user spaces of some processes are not known; complete after the last thread."""
         named = [
             f"of what user APCs in {name} would run not all is known: {'; '.join(why)}"
             for name, why in self._unknown.items()
@@ -279,7 +279,7 @@ class UserStage:
     def target(self, apc: Apc, thread: QueuedThread) -> Target | None:
         """Return what a user APC would run, None where that is not known."""
         process = thread.process_of(apc)
-        # Of a third state nothing says which process it belongs to.
+        # An APC on a list of a third state does not say which process that state is for.
         if process is None or apc.nested or self._kernel.memory.partial:
             return None
         self._left -= 1
@@ -293,7 +293,7 @@ class UserStage:
 
     def _tell(self, process: Process, why: str | None) -> None:
         """Remember what could not be read of a process's user space."""
-        # System and its like have none, and nothing is missing there.
+        # System and the like have no PEB, so nothing is missing there.
         if why is None or self.spaces.of(process.address).peb == 0:
             return
         known = self._unknown.setdefault(str(process), [])
