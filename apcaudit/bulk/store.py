@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
 import os
 import re
 import shutil
@@ -114,31 +113,22 @@ class Results:
 
         Args:
             prefix: put before the names of the views.
-            database: a connection to add the views to; a new one when None, which sees no other's views.
+            database: a connection to add the views to; a new one in memory when None.
 
         Raises:
             ApcAuditError: there is no image.
         """
-        load("duckdb")
+        duckdb = load("duckdb")
         if not self.tables["images"].num_rows:
             if self.damages:
                 raise ApcAuditError(f"{self.folder}: none of its results can be read")
             raise ApcAuditError(
                 f"{self.folder} holds no results: make some with `apcaudit scan PATHS -o {self.folder}`"
             )
-        database = database if database is not None else _database(os.getpid()).cursor()
+        database = database if database is not None else duckdb.connect()
         for name, table in self.tables.items():
             database.register(f"{prefix}{name}", table)
         return database
-
-
-@functools.cache
-def _database(_process: int) -> Any:
-    """Make the database in memory of this process; a fork of it would lack the threads of that.
-
-    Making one takes longer than most queries, and a command has a connection for each thing that it asks.
-    """
-    return load("duckdb").connect()
 
 
 def read(results: Path, wanted: Iterable[str] = TABLES) -> Results:
