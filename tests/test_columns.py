@@ -8,7 +8,7 @@ import pytest
 from volatility3.framework import renderers
 from volatility3.framework.renderers import format_hints
 from volatility3.plugins.windows.apcaudit.findings import Audited, AuditedApc, Finding, Severity
-from volatility3.plugins.windows.apcaudit.model import Backing, Code, Facts, Origin, Process, QueueName, Thread, View
+from volatility3.plugins.windows.apcaudit.model import Backing, Code, Facts, Origin, Process, Thread, View
 from volatility3.plugins.windows.apcaudit.output.columns import COLUMNS, rows_of
 from volatility3.plugins.windows.apcaudit.targets import Lies, Place, Target
 
@@ -127,7 +127,7 @@ def test_a_whole_row() -> None:
         findings=(Finding("undelivered", Severity.HIGH, "it waits"),),
         start=IN_DRIVER,
         apcs={
-            (QueueName.KERNEL, 0xFFFF8A0000010008): AuditedApc(
+            subject.queues[0].apcs[0].key: AuditedApc(
                 (Finding("routine-unbacked", Severity.CRITICAL, "it lies nowhere"),),
                 Origin("IRP 0xffff8a000000ff90 of disk?"),
             )

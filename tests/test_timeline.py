@@ -57,7 +57,9 @@ def test_entries() -> None:
     subject = replace(base, members=members)
     finding = Finding("exit-bugcheck", Severity.HIGH, "...")
     of_apc = Finding("bad-object", Severity.HIGH, "...")
-    entries = list(timeline(Audited(subject, (finding,), {(QueueName.KERNEL, 1): AuditedApc((of_apc,))}), WINDOWS_10))
+    entries = list(
+        timeline(Audited(subject, (finding,), {(QueueName.KERNEL, 1, False): AuditedApc((of_apc,))}), WINDOWS_10)
+    )
     text = f"APC audit: thread 260 of System (4), _ETHREAD {base.address:#x}: bad-object, exit-bugcheck"
     assert entries == [(text, "created", MOMENT), (text, "exited", MOMENT + timedelta(seconds=1))]
 

@@ -74,7 +74,7 @@ def found(subject: Thread) -> dict[str, str]:
     checked = check(subject, WINDOWS_10)
     first = subject.queues[0].apcs[0]
     assert checked.findings == ()
-    return severities(checked.apc_findings[first.queue, first.address])
+    return severities(checked.apc_findings[first.key])
 
 
 CASES = {
@@ -199,7 +199,7 @@ def test_every_finding_is_here() -> None:
 def explanation(subject: Thread) -> str:
     """The sentences about the first APC."""
     first = subject.queues[0].apcs[0]
-    return " ".join(each.explanation for each in check(subject, WINDOWS_10).apc_findings[first.queue, first.address])
+    return " ".join(each.explanation for each in check(subject, WINDOWS_10).apc_findings[first.key])
 
 
 def test_a_context_is_told() -> None:

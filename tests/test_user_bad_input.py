@@ -18,7 +18,7 @@ from apcaudit.synthetic.kernels import load_kernel
 from apcaudit.synthetic.scene import Apc, Process, Thread
 from apcaudit.synthetic.situations import owners
 from apcaudit.synthetic.situations.situation import Situation
-from apcaudit.synthetic.user import UserSpace
+from apcaudit.synthetic.user import Region, UserImage, UserSpace
 from apcaudit.synthetic.user_adversaries import FORWARDED_IN_CIRCLES
 from tests import volatility
 from tests.situation_audit import ORDER, codes_of
@@ -79,6 +79,36 @@ def test_exports_that_forward_to_each_other(tmp_path: Path) -> None:
     assert target is not None
     assert (target.place.text, target.place.why) == ("circle1+0x1200", None)
     assert audits.codes(0x1004) == {}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kapc_that_a_third_state_holds_too(name: str, tmp_path: Path) -> None:
+    """A _KAPC_STATE on the thread's own stack whose list holds a KAPC of SavedApcState hides nothing of it."""
+    kernel = load_kernel(name)
+    other = Process("other.exe", 200, (Thread(204, start=0x401000),))
+    queued = Apc("nt!IopDeallocateApc", "memory:code", mode="user", environment=0, label="queued")
+    victim = Thread(0x904, start="ntdll+0x1100", attached_to="other.exe", saved_user_apcs=(queued,))
+    space = UserSpace((UserImage("victim.exe"), *libraries.system(kernel)), (Region("code"),))
+    process = Process("victim.exe", 0x900, (victim,), space=space)
+    alone = audited(name, tmp_path, (), others=(process, other))
+    base = alone.of[0x904].thread.members.stack_base
+    assert base
+
+    def plant(image: Image) -> None:
+        memory, state = image.memory, base - 0x280
+        entry = image.address_of["apc:queued"] + memory.offset("_KAPC", "ApcListEntry")
+        for index in range(2):
+            memory.link(state + memory.offset("_KAPC_STATE", f"ApcListHead[{index}]"), [entry] if index else [])
+        memory.write(state, "_KAPC_STATE", "Process", image.address_of["process:other.exe"])
+
+    threads = (replace(victim, stack_base=base),)
+    both = audited(name, tmp_path, (), others=(replace(process, threads=threads), other), changes=(plant,))
+    address = both.image.address_of["apc:queued"]
+    held = [apc.nested for queue in both.of[0x904].thread.queues for apc in queue.apcs if apc.address == address]
+    assert sorted(held) == [False, True]
+    targets = [found.target(0x904) for found in (alone, both)]
+    assert [target and target.place.text for target in targets] == ["private rwx"] * 2
+    assert "user-apc-private-code" in both.codes(0x904)
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["no user APC", "a user APC"])

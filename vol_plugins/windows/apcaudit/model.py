@@ -197,8 +197,11 @@ class Origin:
     inferred: tuple[str, ...] = ()
 
 
-ApcKey = tuple[QueueName, int]
-"""A list of a thread and the virtual address of a KAPC on it: one KAPC may be on two lists."""
+ApcKey = tuple[QueueName, int, bool]
+"""A list of a thread, the virtual address of a KAPC on it, and whether the list is of a third APC state.
+
+One KAPC may be on two lists.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +241,7 @@ class Apc:
     @property
     def key(self) -> ApcKey:
         """The key of results about this APC."""
-        return self.queue, self.address
+        return self.queue, self.address, self.nested
 
     @property
     def absent(self) -> bool:

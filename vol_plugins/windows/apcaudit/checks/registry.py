@@ -266,20 +266,6 @@ RULES = (
         apc=apcs.apc_outside_pool,
     ),
     Rule(
-        "user-apc-early",
-        Subject.APC,
-        "a user APC would run before its program does",
-        (_HIGH, _LOW),
-        apc=user_apcs.early,
-    ),
-    Rule(
-        "special-user-apc",
-        Subject.APC,
-        "a user APC that needs no alertable wait",
-        (_HIGH, _MEDIUM, _LOW),
-        apc=user_apcs.special_user,
-    ),
-    Rule(
         "user-apc-private-code",
         Subject.APC,
         "a user APC would run private memory, which no file backs",
@@ -300,6 +286,20 @@ RULES = (
         "a user APC would run where nothing executable is mapped",
         (_MEDIUM,),
         target=user_apcs.nowhere,
+    ),
+    Rule(
+        "user-apc-early",
+        Subject.APC,
+        "a user APC would run before its program does",
+        (_HIGH, _LOW),
+        apc=user_apcs.early,
+    ),
+    Rule(
+        "special-user-apc",
+        Subject.APC,
+        "a user APC that needs no alertable wait",
+        (_HIGH, _MEDIUM, _LOW),
+        apc=user_apcs.special_user,
     ),
     Rule(
         "user-apc-wow64",
@@ -324,10 +324,10 @@ RULES = (
     Rule("flt-send-loop", Subject.CODE, "its start routine sends to a process in a loop", (_LOW,)),
     Rule("apc-disabled-across-wait", Subject.CODE, "its start routine waits with APCs disabled", (_LOW,)),
 )
-"""In the order in which a thread's findings are listed, and an APC's; those of its target come last."""
+"""In the order in which a thread's findings are listed, and an APC's."""
 
 _OF_THREADS = tuple(rule.thread for rule in RULES if rule.thread is not None)
-_OF_APCS = tuple(rule.apc for rule in RULES if rule.apc is not None)
+_OF_APCS = tuple((rule.apc, rule.target) for rule in RULES if rule.apc is not None or rule.target is not None)
 _OF_TARGETS = tuple(rule.target for rule in RULES if rule.target is not None)
 
 
@@ -338,8 +338,17 @@ def check_thread(thread: Thread, facts: Facts) -> tuple[Finding, ...]:
 
 def check_apc(apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:
     """Return every finding about one APC of a thread."""
-    found = [finding for check in _OF_APCS if (finding := check(apc, thread, facts)) is not None]
-    return (*found, *check_target(thread.target(apc), apc, thread, facts))
+    target = thread.target(apc)
+    found = []
+    for of_apc, of_target in _OF_APCS:
+        finding = None
+        if of_apc is not None:
+            finding = of_apc(apc, thread, facts)
+        elif of_target is not None and target is not None:
+            finding = of_target(target, apc, thread, facts)
+        if finding is not None:
+            found.append(finding)
+    return tuple(found)
 
 
 def check_target(target: Target | None, apc: Apc, thread: Thread, facts: Facts) -> tuple[Finding, ...]:

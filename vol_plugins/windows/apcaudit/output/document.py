@@ -151,8 +151,10 @@ def thread_json(audited: Audited, facts: Facts) -> dict[str, Any]:
     """
     thread = audited.thread
     result: dict[str, Any] = plain(thread)
-    # Each target is told beside its APC.
+    # Each target is told beside its APC; what the APCs would run that nothing delivers is not looked up.
     del result["targets"]
+    for each in result["lost"]:
+        each["target"] = None
     result["views"] = [view.value for view in View if view in thread.views]
     result["created"] = time_json(created(thread.members, facts))
     result["exited"] = time_json(exited(thread.members))

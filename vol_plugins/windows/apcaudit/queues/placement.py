@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +17,7 @@ from ..windows import PAGE_SIZE
 PAGES_KEPT = 4096
 """For how many pages the positions of their pool blocks are remembered."""
 
-# A pool tag: four printable characters; the top bit of the last marks a protected block (WDK, ExAllocatePoolWithTag).
-# Tags may lie in one another's bytes, of which only one is at the place of a header.
-_TAG = re.compile(rb"(?=[ -~]{3}[ -~\xa0-\xfe])")
+_PRINTABLE = range(0x20, 0x7F)
 
 
 class StackRanges:
@@ -32,12 +29,10 @@ class StackRanges:
         self._drivers = kernel.drivers
         self._threads = threads
         self._ranges: tuple[array[int], array[int], array[int]] | None = None
-        *members, tag = (symbols.member("_POOL_HEADER", name) for name in ("BlockSize", "PoolType", "PoolTag"))
+        members = [symbols.member("_POOL_HEADER", name) for name in ("BlockSize", "PoolType", "PoolTag")]
         self._header = symbols.size_of("_POOL_HEADER") or 2 * memory.pointer_size
-        fits = all(
-            each is not None and is_number(each) and each.offset + each.size <= self._header for each in (*members, tag)
-        )
-        self._tag = 0 if tag is None else tag.offset
+        fits = all(each is not None and is_number(each) and each.offset + each.size <= self._header for each in members)
+        self._tag = members[-1].offset if fits and members[-1] is not None else 0
         self._blocks: dict[int, tuple[tuple[int, int], ...]] = {}
         self._decode = Decoder(members, self._header) if fits and self._header <= PAGE_SIZE else None
 
@@ -80,15 +75,15 @@ class StackRanges:
         data = self._memory.read(page, PAGE_SIZE)
         if data is None or self._decode is None:
             return
-        # Headers may lie at hundreds of places of a page; few of these have a tag.
-        for match in _TAG.finditer(data):
-            at = match.start() - self._tag
-            if at % self._header or not 0 <= at <= PAGE_SIZE - self._header:
+        # Headers may lie at hundreds of places of a page; at few of these the first byte of a tag is printable.
+        for index, letter in enumerate(data[self._tag :: self._header]):
+            at = index * self._header
+            if letter not in _PRINTABLE or at > PAGE_SIZE - self._header:
                 continue
-            size, kind = self._decode(data, at)
+            size, kind, tag = self._decode(data, at)
             start, end = at + self._header, at + (size or 0) * self._header
             # Type 0 is a free block; no block leaves its page.
-            if kind and start < end <= PAGE_SIZE:
+            if kind and tag and start < end <= PAGE_SIZE and _is_tag(tag):
                 yield start, end
 
     def _read(self) -> tuple[array[int], array[int], array[int]]:
@@ -102,6 +97,11 @@ class StackRanges:
             limit, base = thread.members.stack_limit, thread.members.stack_base
             if limit and base and limit < base <= limit + windows.STACK_BOUND:
                 yield limit, base, thread.address
+
+
+def _is_tag(tag: int) -> bool:
+    """Tell whether a pool tag is four printable characters; the top bit marks a protected block and is ignored."""
+    return all(letter in _PRINTABLE for letter in (tag & 0x7FFFFFFF).to_bytes(4, "little"))
 
 
 @dataclass(frozen=True, slots=True)
