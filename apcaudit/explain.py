@@ -14,7 +14,7 @@ MEANING, NEXT = "What it means", "Check next"
 """Headings that every page has."""
 
 if TYPE_CHECKING:
-    from windows.apcaudit.checks.registry import Rule
+    from windows.apcaudit.checks import Rule
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,7 +50,7 @@ def _rules() -> tuple[Rule, ...]:
     # Imported here, since it imports vol, which takes time.
     from apcaudit.bulk import framework
 
-    rules: tuple[Rule, ...] = framework.plugin_module("checks.registry").RULES
+    rules: tuple[Rule, ...] = framework.plugin_module("checks").RULES
     return rules
 
 

@@ -77,7 +77,7 @@ def yara(image: Path, cache: Path, rules: Path) -> dict[str, float]:
     """
     find_plugins(cache)
     engines = import_module("volatility3.plugins.windows.apcaudit.signatures.rules")
-    requirement = import_module("volatility3.plugins.windows.apcaudit.vol.requirements")
+    requirement = import_module("volatility3.plugins.windows.apcaudit.vol")
     kind = type(engines.find_engine())
     compile_rules = kind.compile
     compilations: list[float] = []

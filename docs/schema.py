@@ -99,10 +99,10 @@ def make() -> Schema:
     if plugins not in volatility3.plugins.__path__:
         volatility3.plugins.__path__.insert(0, plugins)
     from volatility3.plugins.windows.apcaudit import findings, model
+    from volatility3.plugins.windows.apcaudit import unwind as stack
     from volatility3.plugins.windows.apcaudit.modules.driver import Driver
     from volatility3.plugins.windows.apcaudit.modules.module_list import UnloadedDriver
     from volatility3.plugins.windows.apcaudit.output import document
-    from volatility3.plugins.windows.apcaudit.unwind import stack
 
     # Deferred modules load when something of theirs is asked for.
     kinds = (stack.Stack, model.Thread, findings.Finding, document.plain)

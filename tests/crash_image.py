@@ -8,7 +8,7 @@ from pathlib import Path
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.dumps.minidump_layer import MinidumpLayer
-from volatility3.plugins.windows.apcaudit.unwind.stack import Frame, How, Stack, StackKind
+from volatility3.plugins.windows.apcaudit.unwind import Frame, How, Stack, StackKind
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from volatility3.plugins.windows.apcaudit.signatures import Signatures
 from volatility3.plugins.windows.apcaudit.signatures.options import RuleOptions
-from volatility3.plugins.windows.apcaudit.signatures.signatures import Signatures
 
 from apcaudit.synthetic.scene import Driver, Thread
 from apcaudit.synthetic.scenes.common import FLTMGR, HAL

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.unwind.stack import Stack
+from volatility3.plugins.windows.apcaudit.unwind import Stack
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks.registry import check_apc
+from volatility3.plugins.windows.apcaudit.checks import check_apc
 from volatility3.plugins.windows.apcaudit.model import (
     Apc,
     Backing,

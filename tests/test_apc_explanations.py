@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks.registry import check_apc
+from volatility3.plugins.windows.apcaudit.checks import check_apc
 from volatility3.plugins.windows.apcaudit.model import Apc
 
 from tests.situations_pure import (

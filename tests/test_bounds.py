@@ -24,7 +24,7 @@ def bounds_of_the_code() -> set[str]:
     """Name every bound: module and constant."""
     found = set()
     for path in sorted(PACKAGE.rglob("*.py")):
-        module = str(path.relative_to(PACKAGE).with_suffix("")).replace("\\", "/")
+        module = path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             targets = node.targets if isinstance(node, ast.Assign) else []
             names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit
-from volatility3.plugins.windows.apcaudit.dumps.bugcheck import HEADER, KERNEL, reconcile
+from volatility3.plugins.windows.apcaudit.dumps import HEADER, KERNEL, reconcile
 from volatility3.plugins.windows.apcaudit.dumps.bugcheck_parameters import BugcheckReferences, crash_sentence
 from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Code, Facts, QueueName
 from volatility3.plugins.windows.apcaudit.model import Process as ProcessModel

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.modules.loaded import HIDDEN_MARK, UNLISTED_MARK
+from volatility3.plugins.windows.apcaudit.modules import HIDDEN_MARK, UNLISTED_MARK
 
 from apcaudit.bulk import store, worker
 from apcaudit.bulk.evidence import Evidence

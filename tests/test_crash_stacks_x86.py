@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.unwind.stack import How, Stack, StackKind
+from volatility3.plugins.windows.apcaudit.unwind import How, Stack, StackKind
 
 from apcaudit.synthetic.assembly import Code, Relative
 from apcaudit.synthetic.image import Image

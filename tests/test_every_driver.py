@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from volatility3.plugins.windows.apcaudit import signatures as signatures_module
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.kernel import Kernel, read_kernel
-from volatility3.plugins.windows.apcaudit.signatures import signatures as signatures_module
-from volatility3.plugins.windows.apcaudit.signatures.signatures import Signatures
+from volatility3.plugins.windows.apcaudit.signatures import Signatures
 
 from apcaudit.synthetic.damage import unmap_page
 from apcaudit.synthetic.image import Image

@@ -8,7 +8,7 @@ import pytest
 from volatility3.plugins.windows.apcaudit.dumps.kernel_match import KernelMatch
 from volatility3.plugins.windows.apcaudit.dumps.minidump_layer import unmatched_message
 from volatility3.plugins.windows.apcaudit.formats.triage import parse_minidump
-from volatility3.plugins.windows.apcaudit.image.memory import Memory
+from volatility3.plugins.windows.apcaudit.image import Memory
 
 from apcaudit.synthetic import adversaries
 from apcaudit.synthetic.image import Image

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from volatility3.plugins.windows.apcaudit.formats.lists import ENTRY_BOUND, TOTAL_BOUND
-from volatility3.plugins.windows.apcaudit.image.memory import Memory
+from volatility3.plugins.windows.apcaudit.image import Memory
 from volatility3.plugins.windows.apcaudit.model import Ending, QueueName
 from volatility3.plugins.windows.apcaudit.queues.apc_lists import ApcLists
 from volatility3.plugins.windows.apcaudit.queues.off_list import OffList

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks.registry import check
+from volatility3.plugins.windows.apcaudit.checks import check
 from volatility3.plugins.windows.apcaudit.dumps.bugcheck_parameters import BugcheckReferences, crash_sentence
 from volatility3.plugins.windows.apcaudit.findings import Severity
 from volatility3.plugins.windows.apcaudit.model import Backing, BugCheck, Code, Ending, Facts, QueueName

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks.registry import check_apc
+from volatility3.plugins.windows.apcaudit.checks import check_apc
 from volatility3.plugins.windows.apcaudit.model import Ending, QueueName, Thread
 
 from tests.situations_pure import (

@@ -22,8 +22,8 @@ from volatility3.plugins.windows.apcaudit.formats.pe import (
     read_pdb_record,
 )
 from volatility3.plugins.windows.apcaudit.formats.unwind_info import DEFAULT_SIZE, function_size
+from volatility3.plugins.windows.apcaudit.modules import ModuleRanges
 from volatility3.plugins.windows.apcaudit.modules.driver import Driver
-from volatility3.plugins.windows.apcaudit.modules.loaded import ModuleRanges
 
 from apcaudit.synthetic import pe
 from apcaudit.synthetic.intermediate import Pdb

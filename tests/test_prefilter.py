@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from volatility3.plugins.windows.apcaudit.checks.registry import RULES, Prefilter, check_thread
+from volatility3.plugins.windows.apcaudit.checks import RULES, Prefilter, check_thread
 from volatility3.plugins.windows.apcaudit.formats.layout import Decoder, EmbeddedKapc, Layout
 from volatility3.plugins.windows.apcaudit.members import PrefilterMembers, ThreadMembers
 from volatility3.plugins.windows.apcaudit.model import Absence, Backing, BugCheck, Thread

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks.registry import RULES, Subject
+from volatility3.plugins.windows.apcaudit.checks import RULES, Subject
 from volatility3.plugins.windows.apcaudit.findings import Severity
 
 from apcaudit import cli
@@ -47,7 +47,7 @@ def test_a_page_has_the_severities_of_its_row(rule: object) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 def test_a_row_says_who_reports_it(rule: object) -> None:
-    """A finding of a thread, a list or an APC has a check; those of start routines come from code.start_routine."""
+    """A finding of a thread, a list or an APC has a check; those of start routines come from the room code."""
     checked = any(each is not None for each in (rule.thread, rule.apc, rule.target))  # type: ignore[attr-defined]
     assert checked is (rule.subject is not Subject.CODE)  # type: ignore[attr-defined]
 

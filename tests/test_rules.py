@@ -237,7 +237,7 @@ def test_the_hashes_are_those_of_the_names() -> None:
 
 def test_no_shipped_rule_is_compiled_for_a_healthy_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread is suspect no rule is compiled."""
-    from volatility3.plugins.windows.apcaudit.signatures import signatures
+    from volatility3.plugins.windows.apcaudit import signatures
 
     from apcaudit.synthetic.scene import Thread
     from tests.views_image import audited

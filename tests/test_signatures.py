@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
 from volatility3.plugins.windows.apcaudit.findings import YaraHit
+from volatility3.plugins.windows.apcaudit.signatures import RUN, Signatures
 from volatility3.plugins.windows.apcaudit.signatures import rules as engines
-from volatility3.plugins.windows.apcaudit.signatures.signatures import RUN, Signatures
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.damage import unmap_page

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Selection
+from volatility3.plugins.windows.apcaudit.unwind import Stack
 from volatility3.plugins.windows.apcaudit.unwind.epilogue import Epilogue, FunctionEnd, find_function_end
-from volatility3.plugins.windows.apcaudit.unwind.stack import Stack
 
 from apcaudit.synthetic.assembly import Code, Relative, Slot
 from apcaudit.synthetic.damage import unmap_page

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Selection
-from volatility3.plugins.windows.apcaudit.stacks.stacks import Stacks
+from volatility3.plugins.windows.apcaudit.stacks import Stacks
+from volatility3.plugins.windows.apcaudit.unwind import How
 from volatility3.plugins.windows.apcaudit.unwind.registers import (
     partial_registers,
     registers_from_context,
     registers_from_switch_frame,
 )
 from volatility3.plugins.windows.apcaudit.unwind.scan import CallBefore, call_before
-from volatility3.plugins.windows.apcaudit.unwind.stack import How
 
 from apcaudit.synthetic.image import Image
 from apcaudit.synthetic.kernels import load_kernel

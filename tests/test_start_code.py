@@ -11,6 +11,7 @@ from pathlib import Path
 import capstone.x86
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
+from volatility3.plugins.windows.apcaudit.code import PLACES_BOUND, check
 from volatility3.plugins.windows.apcaudit.code.program import (
     FUNCTIONS_BOUND,
     INSTRUCTIONS_BOUND,
@@ -21,7 +22,6 @@ from volatility3.plugins.windows.apcaudit.code.program import (
     Program,
     Reader,
 )
-from volatility3.plugins.windows.apcaudit.code.start_routine import PLACES_BOUND, check
 
 from apcaudit.synthetic.assembly import Code, Slot
 from apcaudit.synthetic.build import build

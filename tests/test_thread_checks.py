@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks.registry import check_thread
+from volatility3.plugins.windows.apcaudit.checks import check_thread
 from volatility3.plugins.windows.apcaudit.model import BugCheck, Facts, Process, Thread
 
 from tests.situations_pure import (

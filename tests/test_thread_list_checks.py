@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks.registry import check_thread
+from volatility3.plugins.windows.apcaudit.checks import check_thread
 from volatility3.plugins.windows.apcaudit.model import Backing, Ending, Facts, Process, Queue, QueueName, Thread
 
 from tests.situations_pure import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit, Selection
-from volatility3.plugins.windows.apcaudit.unwind.stack import How, Stack
+from volatility3.plugins.windows.apcaudit.unwind import How, Stack
 
 from apcaudit.synthetic.assembly import Code, Relative
 from apcaudit.synthetic.build import build

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from volatility3.framework import exceptions
-from volatility3.plugins.windows.apcaudit.image.memory import Memory
+from volatility3.plugins.windows.apcaudit.image import Memory
 
 from apcaudit.synthetic.build import build
 from apcaudit.synthetic.image import Image

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from volatility3.plugins.windows.apcaudit.checks.registry import RULES, check
+from volatility3.plugins.windows.apcaudit.checks import RULES, check
 from volatility3.plugins.windows.apcaudit.model import Apc, Process, Thread
 from volatility3.plugins.windows.apcaudit.targets import (
     ContextRecord,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from volatility3.plugins.windows.apcaudit.audit import Audit
 from volatility3.plugins.windows.apcaudit.targets import Lies, Place
-from volatility3.plugins.windows.apcaudit.user.resolve import NAMED_BOUND
+from volatility3.plugins.windows.apcaudit.user import NAMED_BOUND
 from volatility3.plugins.windows.apcaudit.user.spaces import UserSpaces
 from volatility3.plugins.windows.apcaudit.user.vads import DEPTH_BOUND
 

@@ -10,12 +10,7 @@ from volatility3.framework import constants, exceptions, interfaces, renderers
 from volatility3.framework.configuration import requirements
 
 from .findings import Severity
-from .vol.automagic import BorrowedTypes as BorrowedTypes
-from .vol.automagic import CutLimeStacker as CutLimeStacker
-from .vol.automagic import MinidumpStacker as MinidumpStacker
-from .vol.automagic import PageTableStacker as PageTableStacker
-from .vol.deferred import defer
-from .vol.requirements import (
+from .vol import (
     KernelRequirement,
     rule_options,
     rule_requirements,
@@ -23,6 +18,11 @@ from .vol.requirements import (
     unusable_image,
     unusable_rules,
 )
+from .vol.automagic import BorrowedTypes as BorrowedTypes
+from .vol.automagic import CutLimeStacker as CutLimeStacker
+from .vol.automagic import MinidumpStacker as MinidumpStacker
+from .vol.automagic import PageTableStacker as PageTableStacker
+from .vol.deferred import defer
 
 if TYPE_CHECKING:
     from datetime import datetime

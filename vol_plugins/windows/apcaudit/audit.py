@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from volatility3.framework import constants, interfaces
 
 from . import windows
+from .checks import Prefilter, check
 from .checks.delivery import is_stuck
-from .checks.registry import Prefilter, check
-from .dumps.bugcheck import find_crash_header, read_bugcheck
+from .dumps import find_crash_header, read_bugcheck
 from .dumps.cut import truncation_note
 from .findings import Audited, Checked, Severity
 from .image.structures import SystemTime, create_time_shift, read_up_time, read_version
@@ -20,14 +20,14 @@ from .image.symbols import KernelSymbols
 from .kernel import Kernel, read_kernel
 from .members import PrefilterMembers, ThreadMembers
 from .model import BugCheck, Facts, FoundThread, QueuedThread, Thread, View
-from .output.report import Reports
+from .output import Reports
+from .queues import Queues, Starts
 from .queues.apc_lists import ApcLists
 from .queues.crash import Crash
 from .queues.off_list import OffList
 from .queues.placement import PlacementFinder
-from .queues.queued import Queues, Starts
 from .signatures.options import RuleOptions
-from .threads.enumeration import Threads, Views
+from .threads import Threads, Views
 from .threads.kernel_stacks import read_processor_stacks
 from .threads.kernel_views import CidTable, missing_processors, read_cid_table, read_processors
 from .windows import version_of_build
@@ -35,8 +35,8 @@ from .windows import version_of_build
 if TYPE_CHECKING:
     from .output.document import ImageFacts
     from .threads.scan import Scanned
+    from .user import UserStage
     from .user.armed import ArmedApcs
-    from .user.resolve import UserStage
 
 THREADS_KEPT = 1 << 14
 """How many threads with possible findings are kept in memory; with more, all lists are read a second time."""
@@ -258,7 +258,7 @@ class Audit:
     def user_stage(self) -> UserStage:
         """Return what knows of user space, loaded for the first user APC: most images have none queued."""
         if self._user is None:
-            from .user.resolve import UserStage
+            from .user import UserStage
 
             self._user = UserStage(self.kernel)
         return self._user

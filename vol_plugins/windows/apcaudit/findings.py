@@ -11,7 +11,7 @@ from .model import Apc, ApcKey, Code, Origin, Thread
 from .targets import Target
 
 if TYPE_CHECKING:
-    from .unwind.stack import Stack
+    from .unwind import Stack
 
 
 class Severity(IntEnum):

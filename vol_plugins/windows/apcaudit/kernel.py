@@ -10,11 +10,11 @@ from volatility3.framework import interfaces
 from . import windows
 from .formats.layout import Layout, LayoutError, read_layout
 from .formats.text import from_ansi
-from .image.memory import Memory
+from .image import Memory
 from .image.structures import DisjointObjects, read_member, walk_both_ways
 from .image.symbols import KernelSymbols
 from .model import Process
-from .modules.loaded import Drivers, read_drivers
+from .modules import Drivers, read_drivers
 
 PROCESS_BOUND = 100_000
 """How many processes of the list are followed."""

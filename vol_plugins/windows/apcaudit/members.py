@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class PrefilterMembers(NamedTuple):
-    """The ThreadMembers that checks.registry.Prefilter needs to skip a thread; see there."""
+    """The ThreadMembers that checks.Prefilter needs to skip a thread; see there."""
 
     tid: int | None
     process: int | None

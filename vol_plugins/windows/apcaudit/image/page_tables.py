@@ -11,7 +11,7 @@ from volatility3.framework import constants, interfaces
 from volatility3.framework.automagic import windows
 
 from ..windows import PAGE_SIZE, SHARED_USER_DATA
-from .memory import Memory
+from . import Memory
 
 TABLE_BOUND = 1 << 18
 """How many page tables are read; a terabyte mapped in 4 KiB pages has twice as many."""

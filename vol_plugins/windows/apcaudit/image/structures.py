@@ -8,7 +8,7 @@ from ..formats.lists import walk
 from ..formats.text import from_utf16
 from ..model import Ending
 from ..windows import SHARED_USER_DATA
-from .memory import Memory
+from . import Memory
 from .symbols import KernelSymbols
 
 

@@ -27,7 +27,7 @@ from ..formats.pe import (
 )
 from ..formats.text import nearest
 from ..formats.unwind_info import FunctionTable, RuntimeFunction, function_size
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.symbols import preferred_name
 from ..model import NotCode
 from ..windows import PAGE_SIZE

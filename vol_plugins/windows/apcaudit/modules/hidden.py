@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ..formats.pe import IMAGE_BOUND, MACHINES, Header, name_of, read_header
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.structures import object_name, read_member, read_unicode_string
 from ..image.symbols import KernelSymbols
 from ..windows import PAGE_SIZE

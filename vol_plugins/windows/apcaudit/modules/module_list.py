@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..formats.pe import IMAGE_BOUND
 from ..formats.text import from_utf16, printable
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.structures import read_member, read_unicode_string, walk_both_ways
 from ..image.symbols import KernelSymbols
 from ..windows import PAGE_SIZE

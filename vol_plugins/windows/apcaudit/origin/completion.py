@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..formats.lists import walk
-from ..image.memory import Memory
+from ..image import Memory
 from ..kernel import Kernel
 from ..model import Apc, Code, Ending, Origin, Thread
-from ..modules.loaded import Drivers
+from ..modules import Drivers
 from ..unwind.scan import find_call
 from .holders import IRP_TAGS, read_pool_tag
 from .irp import Devices, Irp, Irps, flag_names

@@ -12,7 +12,7 @@ from ..formats.lists import walk
 from ..image.structures import read_member
 from ..kernel import Kernel
 from ..model import Apc, BugCheck, Code, Ending, Facts, FoundThread, Queue, QueuedThread, QueueName, ThreadMembers
-from ..unwind.stack import StackRange
+from ..unwind import StackRange
 from .apc_lists import ApcLists
 
 # Offsets of Esp and Rsp in CONTEXT (winnt.h), of which a dump header's ContextRecord is one.

@@ -9,6 +9,7 @@ from ..image.structures import read_member
 from ..kernel import Kernel
 from ..model import BugCheck, Thread
 from ..threads.kernel_stacks import StackSegments
+from ..unwind import StackView
 from ..unwind.registers import (
     CONTEXT_BYTES,
     CONTEXT_IP,
@@ -21,7 +22,6 @@ from ..unwind.registers import (
     registers_from_context,
 )
 from ..unwind.scan import CodeView
-from ..unwind.stack import StackView
 from ..unwind.x86 import TrapFrames
 
 

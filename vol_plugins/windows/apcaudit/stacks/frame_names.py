@@ -7,8 +7,8 @@ from dataclasses import replace
 from ..formats.unwind_info import FunctionTable, NoEntry, RuntimeFunction, read_unwind_info
 from ..kernel import Kernel
 from ..model import Code
+from ..modules import Drivers
 from ..modules.driver import Driver
-from ..modules.loaded import Drivers
 from ..unwind.scan import CallBefore, find_call
 from ..unwind.x64 import CHAIN_BOUND, UnwindTable
 from ..windows import PAGE_SIZE

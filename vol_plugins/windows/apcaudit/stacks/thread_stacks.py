@@ -8,8 +8,8 @@ from ..kernel import Kernel
 from ..model import Thread, View
 from ..threads.kernel_stacks import Segment, StackSegments, read_processor_stacks
 from ..threads.kernel_views import PROCESSOR_BOUND
+from ..unwind import StackKind, StackRange, StackView, Switch
 from ..unwind.scan import CodeView
-from ..unwind.stack import StackKind, StackRange, StackView, Switch
 
 # What the kernel saves at the beginning of another x64 stack is at the places of a machine frame (RIP, CS, EFLAGS, RSP,
 # SS) at its end, though of DPC stacks and expanded ones only RIP and RSP are filled in, and interrupt stacks have a

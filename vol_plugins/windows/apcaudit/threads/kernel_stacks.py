@@ -10,7 +10,7 @@ from ..image.structures import read_member
 from ..image.symbols import KernelSymbols
 from ..kernel import Kernel
 from ..members import ThreadMembers
-from ..unwind.stack import StackKind, StackRange
+from ..unwind import StackKind, StackRange
 
 SEGMENTS_BOUND = 8
 """How many stacks of one thread are read: each win32k callout may add one."""

@@ -9,7 +9,7 @@ from struct import Struct
 
 from ..formats.layout import Member
 from ..formats.lists import walk
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.structures import read_member
 from ..image.symbols import KernelSymbols
 from ..kernel import Kernel

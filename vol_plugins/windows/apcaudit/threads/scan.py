@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from volatility3.framework import constants, interfaces
 
 from ..formats.layout import Layout, Member, is_number
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.page_tables import kernel_addresses
 from ..image.symbols import KernelSymbols
 from ..kernel import Kernel

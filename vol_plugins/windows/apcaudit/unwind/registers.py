@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from struct import Struct, unpack_from
 
 from ..formats.layout import MemberLookup
-from .stack import StackKind, StackView
+from . import StackKind, StackView
 
 STACK_POINTER, FRAME_POINTER = 4, 5
 """Numbers of RSP and RBP (ESP and EBP) as instructions encode them (Intel SDM volume 2, table 3-1)."""

@@ -9,8 +9,8 @@ from enum import Enum
 from typing import Protocol
 
 from ..windows import FUNCTION_BOUND, PAGE_SIZE
+from . import How, StackView
 from .registers import Registers
-from .stack import How, StackView
 
 LONGEST = 7
 """Length in bytes of the longest call instruction that is recognized, without prefixes."""

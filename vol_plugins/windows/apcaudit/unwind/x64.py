@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..formats.pe import ReadRva
 from ..formats.unwind_info import FunctionTable, NoEntry, Operation, RuntimeFunction, UnwindInfo, read_unwind_info
+from . import How, StackView
 from .epilogue import CODE_BYTES, EPILOGUE_BYTES, Epilogue, find_epilogue, find_function_end
 from .registers import (
     FRAME_POINTER,
@@ -19,7 +20,6 @@ from .registers import (
     partial_registers,
 )
 from .scan import FRAMES_BOUND, FROM_USER, CallBefore, CodeView, FoundFrame, Leaving, Link, Scanner, Walked
-from .stack import How, StackView
 
 CHAIN_BOUND = 32
 """How many chained entries are followed; Windows' unwinder has the same limit (UNWIND_CHAIN_LIMIT)."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..formats.layout import MemberLookup
+from . import How, StackView
 from .registers import ExceptionRegisters, Registers, TrapFrame, partial_registers
 from .scan import FRAMES_BOUND, FROM_USER, CodeView, FoundFrame, Leaving, Link, Scanner, Walked
-from .stack import How, StackView
 
 # The value of DbgArgMark, by which debuggers recognize a trap frame; DbgEbp and DbgEip in front of it continue the EBP
 # chain: ReactOS, ntoskrnl/include/internal/i386/trap_x.h (KiFillTrapFrameDebug).

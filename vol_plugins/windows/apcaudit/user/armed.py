@@ -12,7 +12,7 @@ from ..model import Apc, Code, QueuedThread, QueueName
 from ..queues.apc_lists import ApcLists
 from ..targets import Target
 from ..threads.kernel_views import read_handle_table
-from .resolve import UserStage
+from . import UserStage
 
 ARMED_BOUND = 64
 """How many timers, requests and reserve objects of one thread are looked at."""

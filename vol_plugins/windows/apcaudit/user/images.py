@@ -9,7 +9,7 @@ from struct import unpack
 
 from ..formats.layout import Member
 from ..formats.pe import EXPORT, MACHINES, Exports, Header, read_exports, read_header, read_pdb_record
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.structures import read_unicode_string
 from ..image.symbols import KernelSymbols
 from ..modules.driver import PdbSymbols, find_symbols

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ..formats.layout import Member
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.symbols import KernelSymbols
 from ..windows import PAGE_SIZE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.structures import read_member
 from ..kernel import Kernel
 from ..targets import HIGHEST_USER_ADDRESS_X64, Lies, Place

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..formats.layout import Decoder, Member, is_number
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.symbols import KernelSymbols
 from .pages import protection_text
 

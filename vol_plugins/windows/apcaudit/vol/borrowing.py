@@ -21,7 +21,7 @@ from ..formats.files import check_url
 from ..formats.layout import Layout, LayoutError, read_layout
 from ..formats.lists import walk
 from ..formats.symbol_file import IsfTypes, merge_types, missing_types, size_conflict
-from ..image.memory import Memory
+from ..image import Memory
 from ..image.structures import read_build
 from ..image.symbols import canonical
 from ..model import ThreadMembers
