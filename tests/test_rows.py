@@ -49,7 +49,7 @@ def test_a_row_has_the_threads_findings_and_its_own_apcs() -> None:
     """An APC's findings stand on its row alone; the thread's stand on every row; the highest severity counts."""
     subject = thread(kernel=[special(address=0x1008), normal(address=0x2008)])
     findings = (Finding("undelivered", Severity.MEDIUM, "why"), Finding("detach-bugcheck", Severity.LOW, "what"))
-    own = {(QueueName.KERNEL, 0x2008): AuditedApc((Finding("bad-object", Severity.HIGH, "odd"),))}
+    own = {(QueueName.KERNEL, 0x2008, False): AuditedApc((Finding("bad-object", Severity.HIGH, "odd"),))}
     cells = [
         [column.value(row) for column in COLUMNS if column.name in ("Severity", "Findings")]
         for row in rows_of(Audited(subject, findings, own), WINDOWS_10)
@@ -63,7 +63,7 @@ def test_a_row_has_the_threads_findings_and_its_own_apcs() -> None:
 def test_one_kapc_on_two_lists_has_two_rows() -> None:
     """The findings of a KAPC that hangs on two lists of a thread are each list's own."""
     subject = thread(kernel=[special(address=0x1008)], user=[special(address=0x1008)])
-    own = {(QueueName.USER, 0x1008): AuditedApc((Finding("mode-mismatch", Severity.HIGH, "mode"),))}
+    own = {(QueueName.USER, 0x1008, False): AuditedApc((Finding("mode-mismatch", Severity.HIGH, "mode"),))}
     rows = rows_of(Audited(subject, (), own), WINDOWS_10)
     assert [[finding.code for finding in row.findings] for row in rows] == [[], ["mode-mismatch"]]
 
@@ -72,7 +72,7 @@ def test_an_explained_row_tells_evidence_from_inference() -> None:
     """Behind the findings stand what the image shows of an APC's origin, and what is inferred, each marked."""
     origin = Origin("IRP 0x1000 of disk?", ("KernelRoutine is IopCompleteRequest", "Type is 6"), ("disk issued it",))
     subject = thread(kernel=[special(address=0x1008)])
-    of_apc = {(QueueName.KERNEL, 0x1008): AuditedApc(origin=origin)}
+    of_apc = {(QueueName.KERNEL, 0x1008, False): AuditedApc(origin=origin)}
     audited = Audited(subject, (Finding("undelivered", Severity.LOW, "it waits"),), of_apc)
     (row,) = rows_of(audited, WINDOWS_10, wide=True)
     (cell,) = [column.value(row) for column in COLUMNS if column.name == "Explanation"]
