@@ -36,9 +36,9 @@ class Rule:
     """A finding: its code, its subject, its meaning in one line, and its possible severities, the highest first.
 
     `thread`, `apc` and `target` are the checks that report it; one of a target looks only at what a user APC would run,
-    and not at how the APC is queued. A finding about a start routine has neither, since
-    the folder code makes all of those in one pass over the code. `when_idle` is whether the thread check can report
-    it for a thread with nothing queued: the prefilter must not leave out such a thread.
+    and not at how the APC is queued. A finding about a start routine has none of them, since code/ makes all of those
+    in one pass over the code. `when_idle` is whether the thread check can report it for a thread with nothing queued: the
+    prefilter must not leave out such a thread.
     """
 
     code: str

@@ -150,9 +150,9 @@ def thread_json(audited: Audited, facts: Facts) -> dict[str, Any]:
     Its `severity` is the highest among the findings of the thread and its APCs.
     """
     thread = audited.thread
-    result: dict[str, Any] = plain(thread)
     # Each target is told beside its APC; what the APCs would run that nothing delivers is not looked up.
-    del result["targets"]
+    names = (field.name for field in fields(thread) if field.name != "targets")
+    result: dict[str, Any] = {name: _field(name, getattr(thread, name)) for name in names}
     for each in result["lost"]:
         each["target"] = None
     result["views"] = [view.value for view in View if view in thread.views]
