@@ -37,8 +37,8 @@ class Rule:
 
     `thread`, `apc` and `target` are the checks that report it; one of a target looks only at what a user APC would run,
     and not at how the APC is queued. A finding about a start routine has none of them, since code/ makes all of those
-    in one pass over the code. `when_idle` is whether the thread check can report it for a thread with nothing queued: the
-    prefilter must not leave out such a thread.
+    in one pass over the code. `when_idle` is whether the thread check can report it for a thread with nothing queued:
+    the prefilter must not leave out such a thread.
     """
 
     code: str
